@@ -1,0 +1,32 @@
+# The single door. `make compare` is all a newcomer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup compare regions test test-all bench clean
+
+setup: $(BIN)/.ready
+
+# A stamp, not the folder: an interrupted installation is taken up again.
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+compare: setup
+	$(BIN)/python experiments/compare_schemes.py --schemes explicit,implicit --out runs/compare --resume
+
+regions: setup
+	$(BIN)/python experiments/plot_regions.py --schemes all
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m ""
+
+bench: setup
+	$(BIN)/python experiments/benchmark.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
