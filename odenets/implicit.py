@@ -1,0 +1,87 @@
+"""Differentiable roots: the solver finds them, the implicit function theorem differentiates them."""
+import torch
+
+from odenets.solvers import gmres
+
+
+def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None):
+    """Solve residual(z) = 0 and let gradients pass through the solution, not through the iterations.
+
+    With residual(z(p), p) = 0, dz/dp = -(d residual/dz)^-1 d residual/dp: the backward pass is one linear solve with
+    the transposed Jacobian, however long the forward solve took, and memory does not grow with its iterations.
+
+    Args:
+        residual: (B, ...) -> (B, ...), each sample on its own, pure. Parameters reached by closure get gradients.
+        guess: Starting point, (B, ...). Receives no gradient.
+        solver: Its tolerance bounds the relative residual of each sample, and that of the backward solve.
+        samples: Tensors (B, ...) passed on to `residual` after z; they get gradients too. Whatever in the closure differs
+            from sample to sample belongs here, since the solver calls `residual` for those still unsolved only.
+        scale, floor: See `Solver.__call__`.
+        record: List that receives the `Solution` of the forward solve and of each backward solve.
+
+    Returns:
+        The root, (B, ...). First derivatives only, in reverse and in forward mode.
+
+    Source: Bai, Kolter, Koltun (2019), theorem 1; Hairer & Wanner II, IV.8 for the stopping rule.
+    """
+    record = [] if record is None else record
+    with torch.no_grad():
+        fixed = tuple(sample.detach() for sample in samples)
+        solution = solver(residual, guess.detach(), fixed, scale, floor)
+    record.append(solution._replace(value=None))
+    transforming = torch._C._are_functorch_transforms_active()
+    if not (torch.is_grad_enabled() or transforming):
+        return solution.value
+    z = solution.value.detach().requires_grad_(not transforming)
+    with torch.enable_grad():
+        r = residual(z, *samples)
+    return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, solver, record, transforming))
+
+
+class _Jacobian:
+    """Solves with J = d residual/dz at the root, and with its transpose."""
+
+    def __init__(self, residual, r, z, samples, solver, record, transforming):
+        self.residual, self.r, self.z, self.samples = residual, r, z, samples
+        self.solver, self.record, self.transforming = solver, record, transforming
+
+    def solve(self, b):
+        """J x = b by forward-mode products."""
+        z, samples = self.z.detach(), self.samples
+        return self._gmres(lambda v: torch.func.jvp(lambda z: self.residual(z, *samples), (z,), (v,))[1], b)
+
+    def solve_transposed(self, b):
+        """J^T x = b by reverse-mode products, on the graph that the final backward pass uses as well."""
+        if self.transforming:
+            z, samples = self.z.detach(), self.samples
+            _, pullback = torch.func.vjp(lambda z: self.residual(z, *samples), z)
+            return self._gmres(lambda v: pullback(v)[0], b)
+        return self._gmres(lambda v: torch.autograd.grad(self.r, self.z, v, retain_graph=True)[0], b)
+
+    def _gmres(self, product, b):
+        def apply(v):
+            return product(v.view(b.shape)).reshape(v.shape)
+
+        solution = gmres(apply, b.reshape(len(b), -1), self.solver.tol, self.solver.max_iterations)
+        self.record.append(solution._replace(value=None))
+        return solution.value.view(b.shape)
+
+
+class _ImplicitFunction(torch.autograd.Function):
+    """The value z; derivatives as if z were -J^-1 r, r being the residual at z as a function of everything else."""
+
+    @staticmethod
+    def forward(r, z, jacobian):
+        return z.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.jacobian = inputs[2]
+
+    @staticmethod
+    def backward(ctx, g):
+        return -ctx.jacobian.solve_transposed(g.detach()), None, None
+
+    @staticmethod
+    def jvp(ctx, r_tangent, z_tangent, _):
+        return -ctx.jacobian.solve(r_tangent)

@@ -1,0 +1,91 @@
+"""Every scheme by name: `get_scheme` reads a spec, `list_schemes` lists the real names."""
+import inspect
+import re
+
+from odenets.schemes.adaptive import Adaptive
+from odenets.schemes.ie_skip import IESkip
+from odenets.schemes.runge_kutta import FAMILIES, SOLVE_DEFAULTS, TABLEAUX, RungeKutta
+from odenets.schemes.scheme import Scheme
+
+CLASSES = {cls.name: cls for cls in (IESkip, Adaptive)}
+FIXED = {tableau.name: tableau for tableau in TABLEAUX}
+ALIASES = {"explicit": "explicit_euler", "implicit": "implicit_euler", "euler": "explicit_euler", "ssprk22": "heun"}
+
+_SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\)\s*)?")
+
+
+def list_schemes():
+    """Real names of all schemes, in the order of the catalogue; each constructs without parameters."""
+    return [*FIXED, *FAMILIES, *CLASSES]
+
+
+def get_scheme(spec):
+    """The scheme that a spec names.
+
+    Args:
+        spec: A name or alias, with parameters in parentheses where wanted: "rk4", "implicit_euler(tol=1e-10)",
+            "ie_skip(gamma=0.05,iterations=2)". A `Scheme` is returned as it is.
+
+    Raises:
+        ValueError: Malformed spec, unknown name or parameter, or a value of the wrong type or out of range.
+    """
+    if isinstance(spec, Scheme):
+        return spec
+    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
+    if not match:
+        raise ValueError(f"cannot read the scheme {spec!r}; write name or name(parameter=value,...)")
+    name = ALIASES.get(match["name"], match["name"])
+    if name not in list_schemes():
+        raise ValueError(f"unknown scheme {match['name']!r}; choose from {', '.join([*ALIASES, *list_schemes()])}")
+    declared = _declared(name)
+    given = _read_arguments(spec, match["arguments"], declared)
+    if name in CLASSES:
+        return CLASSES[name](**given)
+    solve = {key: given[key] for key in given if key in SOLVE_DEFAULTS}
+    if name in FIXED:
+        return RungeKutta(FIXED[name], **solve)
+    defaults = {key: default for key, default in declared.items() if key not in SOLVE_DEFAULTS}
+    family = {key: (given.get(key, default), default) for key, default in defaults.items()}
+    return RungeKutta(FAMILIES[name](**{key: value for key, (value, _) in family.items()}), family, **solve)
+
+
+def _declared(name):
+    """{parameter: default} of a scheme, in declared order."""
+    if name in FIXED:
+        return SOLVE_DEFAULTS if FIXED[name].implicit else {}
+    function = CLASSES.get(name) or FAMILIES[name]
+    own = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
+    return {**own, **SOLVE_DEFAULTS} if name in FAMILIES and FAMILIES[name]().implicit else own
+
+
+def _read_arguments(spec, text, declared):
+    """Parse "key=value,..." against the declared defaults, whose types the values must have."""
+    given = {}
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"cannot read {part!r} in the scheme {spec!r}; write parameter=value")
+        if key not in declared:
+            valid = f"its parameters are {', '.join(declared)}" if declared else "it takes none"
+            raise ValueError(f"unknown parameter {key!r} in the scheme {spec!r}; {valid}")
+        if key in given:
+            raise ValueError(f"parameter {key!r} stands twice in the scheme {spec!r}")
+        given[key] = _convert(spec, key, value, type(declared[key]))
+    return given
+
+
+def _convert(spec, key, value, kind):
+    if kind is str:
+        return value
+    if kind is bool:
+        if value in ("True", "False", "true", "false"):
+            return value.lower() == "true"
+        raise ValueError(f"{key} in the scheme {spec!r} must be true or false, got {value!r}")
+    try:
+        number = kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{key} in the scheme {spec!r} must be {wanted}, got {value!r}") from None
+    if number != number:
+        raise ValueError(f"{key} in the scheme {spec!r} must be a number, got {value!r}")
+    return number

@@ -1,0 +1,199 @@
+"""Runge-Kutta schemes: the catalogue of tableaux, and the one step that serves explicit, diagonal and coupled ones alike."""
+from dataclasses import dataclass, field
+from math import sqrt
+
+import numpy as np
+import torch
+
+from odenets.implicit import root
+from odenets.schemes.scheme import Scheme, with_backward_of
+from odenets.schemes.tableau import Tableau
+from odenets.solvers import SOLVERS, row_norm
+
+SQRT2, SQRT3 = sqrt(2), sqrt(3)
+
+# What the spec of any scheme that solves equations may say.
+SOLVE_DEFAULTS = {"tol": 1e-3, "max_iterations": 40, "solver": "broyden", "on_failure": "record"}
+
+EXPLICIT_EULER = Tableau("explicit_euler", A=[[0]], b=[1], order=1, source="Hairer, Norsett, Wanner I (1993), II.1.1")
+
+MIDPOINT = Tableau("midpoint", A=[[0, 0], [1/2, 0]], b=[0, 1], order=2, source="Runge (1895); HNW I, equation II.1.4")
+
+# The trapezoid with an Euler predictor; the optimal two-stage SSP method, hence its alias ssprk22.
+HEUN = Tableau("heun", A=[[0, 0], [1, 0]], b=[1/2, 1/2], order=2, source="Heun (1900); Shu & Osher (1988), equation 2.16")
+
+RK4 = Tableau("rk4", A=[[0, 0, 0, 0], [1/2, 0, 0, 0], [0, 1/2, 0, 0], [0, 0, 1, 0]], b=[1/6, 1/3, 1/3, 1/6], order=4,
+              source="Kutta (1901); HNW I, table II.1.2")
+
+# R(infinity) pins the diagonal, which the one order condition leaves free.
+IMPLICIT_EULER = Tableau("implicit_euler", A=[[1]], b=[1], order=1, structure="diagonal", r_infinity=0,
+                         source="Hairer & Wanner II (1996), equation IV.3.3")
+
+# A-stable without damping: R(infinity) = -1, so that stiff components flip their sign at each step.
+TRAPEZOID = Tableau("trapezoid", A=[[0, 0], [1/2, 1/2]], b=[1/2, 1/2], order=2, structure="diagonal", r_infinity=-1,
+                    source="Hairer & Wanner II (1996), equation IV.3.4")
+
+IMPLICIT_MIDPOINT = Tableau("implicit_midpoint", A=[[1/2]], b=[1], order=2, structure="diagonal", r_infinity=-1,
+                            source="Hairer & Wanner II (1996), equation IV.3.5")
+
+# gamma = 1 - 1/sqrt 2 makes it L-stable and stiffly accurate: the last stage is the result.
+SDIRK2 = Tableau("sdirk2", A=[[1 - 1/SQRT2, 0], [1/SQRT2, 1 - 1/SQRT2]], b=[1/SQRT2, 1 - 1/SQRT2], order=2,
+                 structure="diagonal", equal_diagonal=True, r_infinity=0, source="Alexander (1977), table 1")
+
+# Two-stage Gauss: the highest order two stages can reach, A-stable; |R(inf)| = 1, so fast modes ring instead of dying.
+GAUSS4 = Tableau("gauss4", A=[[1/4, 1/4 - SQRT3/6], [1/4 + SQRT3/6, 1/4]], b=[1/2, 1/2], order=4, structure="coupled",
+                 r_infinity=1, source="Hairer & Wanner II (1996), table IV.5.1")
+
+# Radau IIA with two stages: L-stable, stiffly accurate, algebraically stable.
+RADAU3 = Tableau("radau3", A=[[5/12, -1/12], [3/4, 1/4]], b=[3/4, 1/4], order=3, structure="coupled", r_infinity=0,
+                 source="Hairer & Wanner II (1996), table IV.5.5")
+
+# In the order of tables, plots and the command line. A family is a function of its parameters that returns a Tableau.
+TABLEAUX = (EXPLICIT_EULER, MIDPOINT, HEUN, RK4, IMPLICIT_EULER, TRAPEZOID, IMPLICIT_MIDPOINT, SDIRK2, GAUSS4, RADAU3)
+FAMILIES = {}
+
+
+@dataclass(frozen=True, eq=False)
+class RungeKutta(Scheme):
+    """A tableau and, where it is implicit, how its stage equations are solved.
+
+    Args:
+        tableau: The coefficients.
+        family: {name: (value, default)} of the parameters that the tableau was built from.
+        tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y), 2-norm, coupled stages stacked.
+        max_iterations: Cap on the evaluations of a solve, forward and backward.
+        solver: One of broyden, anderson, fixed_point, newton.
+        on_failure: "record" or "raise".
+    """
+
+    tableau: Tableau
+    family: dict = field(default_factory=dict)
+    tol: float = SOLVE_DEFAULTS["tol"]
+    max_iterations: int = SOLVE_DEFAULTS["max_iterations"]
+    solver: str = SOLVE_DEFAULTS["solver"]
+    on_failure: str = SOLVE_DEFAULTS["on_failure"]
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise ValueError(f"unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
+        object.__setattr__(self, "solve", SOLVERS[self.solver](self.tol, self.max_iterations, self.on_failure))
+
+    @property
+    def name(self):
+        """The tableau's name."""
+        return self.tableau.name
+
+    @property
+    def order(self):
+        """Classical order."""
+        return self.tableau.order
+
+    @property
+    def source(self):
+        """Book or article of the tableau."""
+        return self.tableau.source
+
+    @property
+    def implicit(self):
+        """Whether a step solves an equation."""
+        return self.tableau.implicit
+
+    @property
+    def iterates(self):
+        """A solve evaluates f at moving points."""
+        return self.tableau.implicit
+
+    @property
+    def stages(self):
+        """Number of stages."""
+        return self.tableau.stages
+
+    @property
+    def evaluations(self):
+        """Evaluations of f in a step; None where a solve decides."""
+        return None if self.implicit else self.stages
+
+    @property
+    def parameters(self):
+        """Parameters of the family and, where a step solves an equation, of the solve."""
+        solve = {key: (getattr(self, key), default) for key, default in SOLVE_DEFAULTS.items()}
+        return {**self.family, **(solve if self.implicit else {})}
+
+    def amplification(self, z):
+        """R(z) of the tableau."""
+        return self.tableau.amplification(z)
+
+    def step(self, f, t, y, h, gradient="exact", record=None):
+        """One step; see `Scheme.step`."""
+        if not self.implicit:
+            return self._step(f, t, y, h, None)
+        if gradient == "exact":
+            return self._step(f, t, y, h, lambda *problem: root(*problem, record=record))
+        if gradient == "unrolled":
+            return self._step(f, t, y, h, lambda *problem: _unrolled(*problem, record=record))
+        with torch.no_grad():
+            value = self._step(f, t, y, h, lambda *problem: root(*problem, record=record))
+        return with_backward_of(y + h * f(t, y), value) if torch.is_grad_enabled() else value
+
+    def _step(self, f, t, y, h, solve):
+        """Go through the blocks of A: an explicit stage is evaluated, the stages of an implicit block are solved together.
+
+        The unknowns are the increments Z = h A K of a block over what earlier stages contribute: smaller than the state,
+        so rounding is smaller. The slopes then come out as K = (hA)^-1 Z without another evaluation of f, consistent with
+        the equations and damped where f is stiff. Source: Hairer & Wanner II (1996), IV.8, equations 8.2 to 8.4.
+        """
+        A, b, c = self.tableau.A, self.tableau.b, self.tableau.c
+        slopes, value = [], y
+        for start, stop in self.tableau.blocks:
+            bases = [_combine(y, h, A[i, :start], slopes) for i in range(start, stop)]
+            block = A[start:stop, start:stop]
+            if not block.any():
+                value = bases[0]
+                slopes.append(f(t + c[start] * h, value))
+                continue
+            times = [t + float(node) * h for node in c[start:stop]]
+            increments = _solve_block(f, times, block, bases, y, h, self.solve, solve)
+            value = bases[-1] + increments[-1]
+            inverse = np.linalg.inv(block)
+            slopes += [_combine(None, 1 / h, row, increments) for row in inverse]
+        # Stiffly accurate: the last stage already is the result.
+        return value if self.implicit and np.array_equal(A[-1], b) else _combine(y, h, b, slopes)
+
+
+def _combine(y, h, coefficients, vectors):
+    """y + h * sum_i coefficients_i vectors_i, skipping zeros; y may be None for 0."""
+    for coefficient, vector in zip(coefficients, vectors):
+        if coefficient != 0:
+            weight = h * float(coefficient)
+            if y is None:
+                y = vector * weight
+            elif isinstance(weight, float):
+                y = torch.add(y, vector, alpha=weight)
+            else:
+                y = y + weight * vector
+    return y
+
+
+def _solve_block(f, times, block, bases, y, h, solver, solve):
+    """Solve Z_i = h sum_j block_ij f(t_j, base_j + Z_j) for the increments of the stages in a block."""
+    count, like = len(bases), bases[0]
+
+    def residual(z, *bases):
+        parts = [z] if count == 1 else z.unbind(1)
+        slopes = [f(time, base + part) for time, base, part in zip(times, bases, parts)]
+        rows = [_combine(part, -h, row, slopes) for part, row in zip(parts, block)]
+        return rows[0] if count == 1 else torch.stack(rows, 1)
+
+    guess = torch.zeros_like(like if count == 1 else torch.stack(bases, 1))
+    # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
+    floor = 4 * torch.finfo(y.dtype).eps * row_norm(y.detach().reshape(len(y), -1))
+    z = solve(residual, guess, solver, tuple(bases), None, floor)
+    return [z] if count == 1 else list(z.unbind(1))
+
+
+def _unrolled(residual, guess, solver, samples, scale, floor, record=None):
+    """The iteration itself, differentiated by autograd; a check on `root` where the iteration contracts."""
+    solution = solver(residual, guess, samples, scale, floor)
+    if record is not None:
+        record.append(solution._replace(value=None))
+    return solution.value

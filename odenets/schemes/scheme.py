@@ -1,0 +1,61 @@
+"""What every scheme offers, to the integrator, to the stability analysis and to the tests."""
+from abc import ABC, abstractmethod
+
+GRADIENTS = ("exact", "unrolled", "detached")
+
+
+class Scheme(ABC):
+    """A time-stepping scheme for y' = f(t, y): immutable, without parameters to train, compared by its spec.
+
+    Subclasses are frozen dataclasses (`eq=False`) and provide, as fields or properties:
+
+    name: Real name, as `list_schemes()` gives it.
+    order: Classical order; None where undefined.
+    implicit: Whether a step solves an equation.
+    stages, evaluations: Stages of a step, and evaluations of f that an explicit step takes (None where a solve decides).
+    source: Book or article.
+    parameters: {name: (value, default)} in declared order; what the spec may say.
+    """
+
+    tableau = None
+    iterates = False  # evaluates f again and again at moving points, so that f must be a pure function
+
+    @abstractmethod
+    def step(self, f, t, y, h, gradient="exact", record=None):
+        """One step of size h from (t, y).
+
+        Args:
+            f: Vector field (t, y) -> dy/dt, (B, ...) -> (B, ...), each sample on its own.
+            t: Time, a float or a 0-dim tensor.
+            y: State, (B, ...).
+            h: Step size, a float or a 0-dim tensor.
+            gradient: "exact", "unrolled" or "detached"; see `odenets.set_gradient`.
+            record: List that receives a `Solution` for each equation solved, forward or backward.
+
+        Returns:
+            The state at t + h, (B, ...).
+        """
+
+    @abstractmethod
+    def amplification(self, z):
+        """R(z): the growth of one step on y' = lambda y, z = h lambda. Complex array in, complex array of that shape out."""
+
+    def stepper(self):
+        """A function with the signature of `step` for one walk through a stage; multistep schemes keep their history in it."""
+        return self.step
+
+    def __str__(self):
+        """Canonical spec: the real name and the parameters that differ from their default, in declared order."""
+        changed = [f"{key}={value}" for key, (value, default) in self.parameters.items() if value != default]
+        return f"{self.name}({','.join(changed)})" if changed else self.name
+
+    def __eq__(self, other):
+        return isinstance(other, Scheme) and str(self) == str(other)
+
+    def __hash__(self):
+        return hash(str(self))
+
+
+def with_backward_of(predictor, value):
+    """`value`, differentiated as if it were `predictor`: the detached gradient of the authors' code."""
+    return predictor + (value - predictor).detach()

@@ -1,0 +1,215 @@
+"""A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from odenets.schemes import GRADIENTS, get_scheme
+
+
+class ODEStage(nn.Module):
+    """Integrates y' = f(t, y); field n holds on [n * interval, (n + 1) * interval].
+
+    A residual stage y <- y + f_n(y) is this with explicit Euler, interval 1 and one substep.
+
+    Args:
+        fields: Callables f(t, y) -> dy/dt, (B, ...) -> (B, ...), each sample on its own; modules among them are registered.
+        scheme: A spec ("rk4", "implicit_euler(tol=1e-6)") or a `Scheme`.
+        interval: Length of time for each field.
+        substeps: Steps for each field; the step size is interval / substeps.
+
+    Attributes:
+        stats: `StageStats` of the last forward pass.
+    """
+
+    def __init__(self, fields, scheme="explicit", interval=1.0, substeps=1):
+        super().__init__()
+        fields = list(fields) if isinstance(fields, (list, tuple, nn.ModuleList)) else [fields]
+        if not fields:
+            raise ValueError("a stage needs at least one field")
+        self.fields = nn.ModuleList(f if isinstance(f, nn.Module) else _Function(f) for f in fields)
+        if not interval > 0:
+            raise ValueError(f"interval must be positive, got {interval}")
+        self.interval = float(interval)
+        self.configure(scheme=scheme, substeps=substeps, gradient="exact")
+        self._record, self._batch = [], None
+
+    def configure(self, scheme=None, substeps=None, gradient=None):
+        """Change scheme, substeps or gradient; None leaves each as it is. Nothing changes when a value is refused."""
+        scheme = self.scheme if scheme is None else get_scheme(scheme)
+        substeps = self.substeps if substeps is None else substeps
+        gradient = self.gradient if gradient is None else gradient
+        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+            raise ValueError(f"substeps must be a whole number of at least 1, got {substeps!r}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"unknown gradient {gradient!r}; choose from {', '.join(GRADIENTS)}")
+        self.scheme, self.substeps, self.gradient = scheme, substeps, gradient
+
+    @property
+    def step_size(self):
+        """h = interval / substeps."""
+        return self.interval / self.substeps
+
+    def forward(self, y, trajectory=False):
+        """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first."""
+        if self.scheme.iterates:
+            self._refuse_impure_fields()
+        record, h, states = [], self.step_size, [y]
+        self._record, self._batch = record, (len(y), y.device)
+        step = self.scheme.stepper()
+        for n, field in enumerate(self.fields):
+            f = _checked(field, n)
+            for k in range(self.substeps):
+                y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
+                if trajectory:
+                    states.append(y)
+        return torch.stack(states) if trajectory else y
+
+    @property
+    def stats(self):
+        """Statistics of the last forward pass, and of the backward passes through it so far."""
+        if self._batch is None:
+            raise ValueError("no statistics yet: run the stage first")
+        return StageStats(len(self.fields) * self.substeps, *self._batch, tuple(self._record))
+
+    def extra_repr(self):
+        """Scheme, interval, substeps and gradient for print(net)."""
+        return f"scheme={self.scheme}, interval={self.interval:g}, substeps={self.substeps}, gradient={self.gradient}"
+
+    def _refuse_impure_fields(self):
+        for name, module in self.fields.named_modules():
+            impure = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+            if module.training and (impure or isinstance(module, nn.modules.dropout._DropoutNd)):
+                raise ValueError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
+                                 f"state alone, so {self.scheme} cannot solve with it: call eval() or use GroupNorm")
+
+
+class _Function(nn.Module):
+    """A plain callable among the fields."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, t, y):
+        return self.function(t, y)
+
+
+def _checked(field, n):
+    def f(t, y):
+        slope = field(t, y)
+        if slope.shape != y.shape:
+            raise ValueError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the shape")
+        return slope
+    return f
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """What one pass through a stage did; every figure is computed when asked for.
+
+    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved.
+    """
+
+    steps: int
+    batch: int
+    device: torch.device
+    solutions: tuple
+
+    def _per_sample(self, field, combine, start, backward=False):
+        result = torch.full((self.batch,), start, device=self.device)
+        for solution in self.solutions:
+            if solution.backward == backward:
+                result = combine(result, getattr(solution, field).to(result.dtype))
+        return result
+
+    @property
+    def converged(self):
+        """(B,) bool: every equation of the forward pass reached its tolerance."""
+        return self._per_sample("converged", torch.logical_and, True)
+
+    @property
+    def residual(self):
+        """(B,) largest relative residual of the forward pass."""
+        return self._per_sample("residual", torch.maximum, 0.0)
+
+    @property
+    def iterations(self):
+        """(B,) iterations of the forward pass, all equations together."""
+        return self._per_sample("iterations", torch.add, 0)
+
+    @property
+    def backward_converged(self):
+        """(B,) bool: every linear system of the backward passes so far reached its tolerance."""
+        return self._per_sample("converged", torch.logical_and, True, backward=True)
+
+    @property
+    def backward_iterations(self):
+        """(B,) iterations of the backward passes so far."""
+        return self._per_sample("iterations", torch.add, 0, backward=True)
+
+    @property
+    def unconverged(self):
+        """Number of samples with an equation of the forward pass unsolved."""
+        return int((~self.converged).sum())
+
+    @property
+    def solves(self):
+        """Number of equations solved for each sample in the forward pass."""
+        return sum(not solution.backward for solution in self.solutions)
+
+    @property
+    def evaluations(self):
+        """Evaluations of the fields spent on the equations of the forward pass, the mean per sample."""
+        return sum(solution.evaluations for solution in self.solutions if not solution.backward)
+
+
+def stages(net):
+    """{name: stage} of all `ODEStage`s in a network (or of the stage itself)."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, ODEStage)}
+
+
+def _configure(net, **settings):
+    found = stages(net).values()
+    if not found:
+        raise ValueError(f"{type(net).__name__} has no ODEStage")
+    for stage in found:
+        stage.configure(**settings)
+
+
+def set_scheme(net, scheme, substeps=None):
+    """Give every stage of `net` another scheme, in place, same weights; `substeps` None leaves them as they are."""
+    _configure(net, scheme=get_scheme(scheme), substeps=substeps)
+
+
+def set_gradient(net, gradient):
+    """Choose how every stage of `net` is differentiated, in place.
+
+    "exact": the derivative of the value returned: autograd, through the correction of ie_skip too; at the root of an
+    implicit scheme the implicit function theorem. "unrolled": for implicit schemes the derivative of the iteration that was
+    computed. "detached": the value of ie_skip or of an implicit scheme with the backward of its explicit predictor
+    x + h f(x), as the authors' code has it. Explicit schemes have one gradient, whatever the choice.
+    """
+    _configure(net, gradient=gradient)
+
+
+@contextmanager
+def tightened(net, tol=1e-6, max_iterations=200):
+    """Within the context, implicit schemes of `net` solve to `tol` (or their own, if smaller); restored afterwards."""
+    before = {stage: stage.scheme for stage in stages(net).values()}
+    try:
+        for stage, scheme in before.items():
+            if scheme.implicit:
+                stage.configure(scheme=replace(scheme, tol=min(tol, scheme.tol), on_failure="record",
+                                               max_iterations=max(max_iterations, scheme.max_iterations)))
+        yield net
+    finally:
+        for stage, scheme in before.items():
+            stage.configure(scheme=scheme)
+
+
+def converged(net):
+    """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solves none."""
+    found = [stage.stats.converged for stage in stages(net).values() if stage.scheme.implicit]
+    return torch.stack(found).all(0) if found else None
