@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from odenets.schemes.scheme import Scheme
+from odenets.schemes.scheme import Scheme, with_backward_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +59,17 @@ class IESkip(Scheme):
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """One step; see `Scheme.step`. "exact" and "unrolled" coincide: the iteration is the scheme."""
-        exact = gradient != "detached" and torch.is_grad_enabled()
         slope = f(t, y)
         predictor = y + h * slope
-        x, fixed = (y, slope) if exact else (y.detach(), slope.detach())
+        # The iteration is recorded where somebody will differentiate through it: backwards, or forwards by dual numbers.
+        differentiated = predictor.requires_grad and torch.is_grad_enabled() or _transforming() or _dual_level_active()
+        exact = gradient != "detached" and differentiated
+        x, fixed, state = (v if exact else v.detach() for v in (y, slope, predictor))
         base = x if self.theta == 1 else x + (1 - self.theta) * h * fixed
-        state = predictor if exact else predictor.detach()
         for _ in range(self.iterations):
             residual, pulled = _residual_and_pullback(f, t + h, state, base, self.theta * h, exact)
             state = state - 2 * self.gamma * (residual - pulled)
-        return state if exact else predictor + (state - predictor).detach()
+        return state if exact else with_backward_of(predictor, state)
 
     def amplification(self, z):
         """R by recursion of the iteration itself on y' = lambda y; with the conjugate, hence nowhere analytic."""
@@ -83,22 +84,27 @@ class IESkip(Scheme):
 def _residual_and_pullback(f, t, state, base, h, exact):
     """r = y - base - h f(t, y), and h J_f(y)^T r, differentiable where `exact`.
 
-    Plain autograd is near the cost of its convolutions; torch.func composes with the transforms but has overhead, and
+    Plain autograd costs hardly more than its convolutions; torch.func composes with the transforms, but has overhead, and
     autograd.grad cannot run inside them.
     """
-    if torch._C._are_functorch_transforms_active():
+    if _transforming():
         slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)
         residual = state - base - slope
         return residual, pullback(residual)[0]
     # inference_mode forbids recording; leaving it and copying its tensors is the documented way out.
     with torch.inference_mode(False), torch.enable_grad():
-        if not exact:
-            state = state.clone() if state.is_inference() else state.detach()
-            base = base.clone() if base.is_inference() else base
-            state.requires_grad_()
-        elif not state.requires_grad:
-            state = state.detach().requires_grad_()
-        slope = h * f(t, state)
-        residual = state - base - slope
-        (pulled,) = torch.autograd.grad(slope, state, residual, create_graph=exact)
+        if state.is_inference():
+            state, base = state.clone(), base.clone()
+        leaf = state if state.requires_grad else state.view_as(state).requires_grad_()
+        slope = h * f(t, leaf)
+        residual = (leaf if exact else state) - base - slope
+        (pulled,) = torch.autograd.grad(slope, leaf, residual if exact else residual.detach(), create_graph=exact)
     return (residual, pulled) if exact else (residual.detach(), pulled)
+
+
+def _transforming():
+    return torch._C._are_functorch_transforms_active()
+
+
+def _dual_level_active():
+    return torch.autograd.forward_ad._current_level >= 0

@@ -58,4 +58,4 @@ class Scheme(ABC):
 
 def with_backward_of(predictor, value):
     """`value`, differentiated as if it were `predictor`: the detached gradient of the authors' code."""
-    return predictor + (value - predictor).detach()
+    return predictor + (value - predictor).detach() if predictor.requires_grad else value.detach()
