@@ -1,0 +1,1 @@
+"""Questions asked of odenets and stability: scripts with files, command lines, seeds and plots."""

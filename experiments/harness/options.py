@@ -1,0 +1,92 @@
+"""Reading command lines: lists, schemes, devices; bad input is one clear sentence and exit code 2."""
+import argparse
+import functools
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+import odenets
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are one sentence."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+
+    def error(self, message):
+        """Print the sentence and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def run_cli(main):
+    """Wrap a script's main(argv=None): ValueError and OSError become one sentence on stderr and exit code 2."""
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; what was written stays, --resume goes on from there", file=sys.stderr)
+            sys.exit(130)
+    return wrapped
+
+
+def split_top_level(text):
+    """Split on commas outside parentheses; empty pieces are dropped."""
+    pieces, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def parse_schemes(text):
+    """Schemes of a comma-separated list of specs, or of "all"; refuses an empty list and one scheme named twice."""
+    specs = odenets.list_schemes() if text.strip() == "all" else split_top_level(text)
+    if not specs:
+        raise ValueError(f"--schemes is empty; choose from {', '.join(odenets.list_schemes())}")
+    schemes = []
+    for spec in specs:
+        scheme = odenets.get_scheme(spec)
+        if scheme in schemes:
+            raise ValueError(f"scheme {spec!r} stands twice in --schemes (as {scheme})")
+        schemes.append(scheme)
+    return schemes
+
+
+def parse_numbers(text, option, kind, minimum):
+    """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given."""
+    numbers = []
+    for piece in split_top_level(text):
+        wanted = "whole numbers" if kind is int else "numbers"
+        try:
+            number = kind(piece)
+        except ValueError:
+            raise ValueError(f"{option} takes {wanted} separated by commas, got {piece!r}") from None
+        if not (number >= minimum and math.isfinite(number)):
+            raise ValueError(f"{option} must be finite and at least {minimum}, got {piece}")
+        if number in numbers:
+            raise ValueError(f"{option} names {piece} twice")
+        numbers.append(number)
+    if not numbers:
+        raise ValueError(f"{option} is empty; give numbers separated by commas, each at least {minimum}")
+    return numbers
+
+
+def parse_device(name):
+    """A torch device; "auto" is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}; choose auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch finds no CUDA here; choose auto or cpu")
+    return torch.device(name)
