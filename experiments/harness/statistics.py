@@ -1,0 +1,128 @@
+"""Means and paired differences with the interval each deserves: over seeds where there are several, over images where not."""
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval.
+
+    value, low, high: in the unit of the data. n: number of units. over: "seeds" (another draw of initial weights and batches,
+    the same images) or "images" (another draw of images, the same trained nets). level: coverage aimed at.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    over: str
+    level: float = LEVEL
+
+    @property
+    def verdict(self):
+        """"higher", "lower", or "cannot tell" where the interval covers zero, or has no width and so measures no noise."""
+        if not self.high - self.low > 1e-12 or self.low <= 0 <= self.high:
+            return "cannot tell"
+        return "higher" if self.value > 0 else "lower"
+
+
+def t_interval(values, level=LEVEL):
+    """Mean of at least two values with Student's interval, n - 1 degrees of freedom.
+
+    With three seeds t is 4.3 where a normal interval has 1.96: wide, as three values deserve.
+    Source: Student (1908), The probable error of a mean.
+    """
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"an interval over seeds needs at least two of them, got {n}")
+    half = stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / sqrt(n)
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n, "seeds", level)
+
+
+def wilson(successes, total, level=LEVEL):
+    """A proportion with Wilson's score interval, which stays within [0, 1] and keeps a width at 0 and 1.
+
+    Source: Wilson (1927), JASA 22; Brown, Cai, DasGupta (2001), section 3.1.1.
+    """
+    if not 0 <= successes <= total or total < 1:
+        raise ValueError(f"successes must lie in 0..total and total be positive, got {successes} of {total}")
+    z, p = ndtri((1 + level) / 2), successes / total
+    centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    # At 0 and at 1 an end coincides with p in exact arithmetic; rounding must not push it beyond.
+    return Estimate(p, float(min(p, centre - half)), float(max(p, centre + half)), total, "images", level)
+
+
+def paired_images(correct, reference, level=LEVEL):
+    """Difference of two accuracies on the same images, with an interval from the images on which the two disagree.
+
+    Half an image is added to each cell of the 2x2 table, so that agreement everywhere does not pass for certainty.
+
+    Args:
+        correct, reference: (n,) bool, the same images in the same order.
+
+    Source: Agresti & Min (2005), Statistics in Medicine 24, 729-740, adjusted Wald interval.
+    """
+    correct, reference = np.asarray(correct, dtype=bool), np.asarray(reference, dtype=bool)
+    if correct.shape != reference.shape or correct.ndim != 1 or not len(correct):
+        raise ValueError(f"paired images need two masks of one length, got shapes {correct.shape} and {reference.shape}")
+    n = len(correct)
+    won, lost = int((correct & ~reference).sum()), int((~correct & reference).sum())
+    p, q = (won + 0.5) / (n + 2), (lost + 0.5) / (n + 2)
+    half = ndtri((1 + level) / 2) * sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return Estimate((won - lost) / n, float(p - q - half), float(p - q + half), n, "images", level)
+
+
+def accuracy(masks, level=LEVEL):
+    """Accuracy of a scheme: mean over seeds with Student's interval cut to [0, 1]; for one seed Wilson's, over its images.
+
+    Args:
+        masks: {seed: (n,) bool}, whether each image was classified rightly.
+    """
+    if len(masks) == 1:
+        (mask,) = masks.values()
+        return wilson(int(mask.sum()), len(mask), level)
+    mean = t_interval([mask.mean() for mask in masks.values()], level)
+    return Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), mean.n, "seeds", level)
+
+
+def difference(masks, reference, level=LEVEL):
+    """Accuracy minus the reference's, paired by seed; for one common seed paired by image; None without a common seed.
+
+    The interval over seeds covers what another seed would change on these images. It does not cover another set of images.
+
+    Args:
+        masks, reference: {seed: (n,) bool}; only seeds that both have are used.
+    """
+    seeds = [seed for seed in masks if seed in reference]
+    if not seeds:
+        return None
+    if len(seeds) == 1:
+        return paired_images(masks[seeds[0]], reference[seeds[0]], level)
+    return t_interval([masks[seed].mean() - reference[seed].mean() for seed in seeds], level)
+
+
+def correct_mask(measurement):
+    """(total,) bool: the images a measurement counts as correct, unpacked from its hexadecimal bits."""
+    packed = np.frombuffer(bytes.fromhex(measurement["bits"]), dtype=np.uint8)
+    mask = np.unpackbits(packed)[: measurement["total"]].astype(bool)
+    if len(mask) != measurement["total"] or mask.sum() != measurement["correct"]:
+        raise ValueError(f"damaged record: {measurement['attack']} at epsilon {measurement['epsilon']} says {measurement['correct']}"
+                         f" of {measurement['total']} images correct, its bits say {mask.sum()} of {len(mask)}")
+    return mask
+
+
+def masks_of(records, scheme, epsilon, gradient="exact"):
+    """{seed: (n,) bool} of a scheme at one radius; an image counts only where it withstood every attack made with it."""
+    found = {}
+    for record in (record for record in records if record["scheme"] == scheme):
+        chosen = [correct_mask(m) for m in record["measurements"] if m["epsilon"] == epsilon and m["gradient"] == gradient]
+        if chosen:
+            found[record["seed"]] = np.logical_and.reduce(chosen)
+    return found
