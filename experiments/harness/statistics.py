@@ -126,3 +126,13 @@ def masks_of(records, scheme, epsilon, gradient="exact"):
         if chosen:
             found[record["seed"]] = np.logical_and.reduce(chosen)
     return found
+
+
+def radii(records):
+    """Radii of the attacks in the records, ascending, without 0; the middle one is the one that headlines speak of."""
+    return sorted({m["epsilon"] for record in records for m in record["measurements"]} - {0.0})
+
+
+def middle(values):
+    """The middle of sorted values, the upper of two: chosen by position, not by what was found there. None if empty."""
+    return values[len(values) // 2] if values else None

@@ -1,0 +1,125 @@
+"""Images in [0, 1] as tensors, split into train, held-out and test once and for all."""
+import gzip
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+# name: (torchvision class, number of classes); digits is scikit-learn's and needs no file.
+REMOTE = {"mnist": (datasets.MNIST, 10), "fashion-mnist": (datasets.FashionMNIST, 10),
+          "cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}
+DATASETS = ("digits", *REMOTE)
+SPLIT_SEED = 20  # fixed: every run, scheme and seed sees the same split
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) float32 in [0, 1] and labels (N,) int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def first(self, count):
+        """The first `count` images (all where there are fewer)."""
+        return Split(self.images[:count], self.labels[:count])
+
+    def to(self, device):
+        """The same on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: training images, held-out training images for every choice, test images for the result alone."""
+
+    name: str
+    classes: int
+    train: Split
+    held_out: Split
+    test: Split
+
+    @property
+    def channels(self):
+        """Channels of an image."""
+        return self.train.images.shape[1]
+
+
+def load(name, folder, download=True, train_limit=None, test_limit=None):
+    """Load a data set by name.
+
+    Args:
+        name: One of `DATASETS`.
+        folder: Where torchvision's files lie or shall lie; not used for digits.
+        download: Fetch missing files where a network is there.
+        train_limit, test_limit: Keep so many images only (of a fixed shuffle), None for all.
+
+    Raises:
+        ValueError: Unknown name; missing, truncated or corrupt files, with what to do.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
+    if name == "digits":
+        bunch = load_digits()
+        images = torch.tensor(bunch.images / 16.0, dtype=torch.float32)[:, None]
+        everything = _shuffled(Split(images, torch.tensor(bunch.target)), SPLIT_SEED)
+        test, rest, classes, held_out = _cut(everything, 450)[0], _cut(everything, 450)[1], 10, 147
+    else:
+        rest, test = (_read(name, folder, train, download) for train in (True, False))
+        rest, test, classes, held_out = _shuffled(rest, SPLIT_SEED), _shuffled(test, SPLIT_SEED), REMOTE[name][1], 5000
+    held, train = _cut(rest, held_out)
+    return Data(name, classes, train.first(train_limit), held.first(train_limit), test.first(test_limit))
+
+
+def _cut(split, count):
+    head = split.first(count)
+    return head, Split(split.images[count:], split.labels[count:])
+
+
+def _shuffled(split, seed):
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return Split(split.images[order], split.labels[order])
+
+
+def _read(name, folder, train, download):
+    try:
+        dataset = REMOTE[name][0](str(folder), train=train, download=False)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        if _present(name, folder):
+            raise ValueError(f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download again") from None
+        if not download:
+            raise ValueError(f"no {name} files in {folder} and --no-download given; put torchvision's files there "
+                             f"(--data-dir), or use --dataset digits, which needs none") from None
+        dataset = _download(name, folder, train)
+    images = torch.as_tensor(np.asarray(dataset.data))
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+    if len(images) != len(labels):
+        raise ValueError(f"the {name} files in {folder} are damaged: {len(images)} images but {len(labels)} labels")
+    return Split(images.contiguous().float() / 255, labels)
+
+
+def _download(name, folder, train):
+    try:
+        return REMOTE[name][0](str(folder), train=train, download=True)
+    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+        raise ValueError(f"no {name} files in {folder}, and the download failed ({_first_line(error)}); use --data-dir with "
+                         f"torchvision's files, or --dataset digits, which needs none") from None
+
+
+def _present(name, folder):
+    """Whether files of the data set lie there, whatever their state."""
+    cls = REMOTE[name][0]
+    place = Path(folder, getattr(cls, "base_folder", ""), "" if hasattr(cls, "base_folder") else f"{cls.__name__}/raw")
+    return place.is_dir() and any(place.iterdir())
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -1,0 +1,133 @@
+"""Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
+import re
+
+import numpy as np
+import torch
+
+import odenets
+import stability
+
+JUDGE_TOL = 1e-6
+
+
+def judge(net):
+    """The judge of a network: images -> (logits, trusted), from a cold re-solve at tolerance 1e-6."""
+    def classify(x):
+        with odenets.tightened(net, JUDGE_TOL):
+            return net(x), odenets.converged(net)
+    return classify
+
+
+def parse_attack(name):
+    """(net, x, y, threat, generator) -> adversarial images, for "fgsm" or "pgdN" with N steps."""
+    match = re.fullmatch(r"fgsm|pgd([1-9]\d*)", name)
+    if not match:
+        raise ValueError(f"unknown attack {name!r}; choose fgsm or pgd with a number of steps, such as pgd20")
+    if name == "fgsm":
+        return lambda net, x, y, threat, generator: stability.fgsm(net, x, y, threat)
+    steps = int(match[1])
+    return lambda net, x, y, threat, generator: stability.pgd(net, x, y, threat, steps=steps, generator=generator)
+
+
+def gradients(scheme):
+    """The gradients that a scheme can be attacked with and that differ: the exact one first."""
+    return ("exact", "detached") if scheme.implicit or scheme.name == "ie_skip" else ("exact",)
+
+
+def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None):
+    """Clean and adversarial accuracy on all of `test`, every image counted by the judge.
+
+    Returns:
+        A list of dicts: attack, epsilon, gradient, correct, total, untrusted (images counted as broken because the cold
+        re-solve did not converge), bits (hex of the packed mask of correct images, in the order of the split).
+    """
+    scheme = next(iter(odenets.stages(net).values())).scheme
+    plan = [("clean", 0.0, "exact")]
+    plan += [(name, epsilon, gradient) for name in attacks for epsilon in epsilons for gradient in gradients(scheme)]
+    measurements = []
+    for done, (name, epsilon, gradient) in enumerate(plan):
+        threat = stability.Linf(epsilon)
+        attack = [] if name == "clean" else [(name, _seeded(parse_attack(name), threat, seed))]
+        odenets.set_gradient(net, gradient)
+        result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=judge(net))
+        odenets.set_gradient(net, "exact")
+        robust = result.robust.cpu().numpy()
+        measurements.append({"attack": name, "epsilon": epsilon, "gradient": gradient, "correct": int(robust.sum()),
+                             "total": len(robust), "untrusted": int(result.untrusted.sum()),
+                             "bits": np.packbits(robust).tobytes().hex()})
+        progress(done + 1, len(plan))
+    return measurements
+
+
+def _seeded(attack, threat, seed):
+    return lambda net, x, y: attack(net, x, y, threat, torch.Generator().manual_seed(seed))
+
+
+def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
+    """Dynamics along the network at the states that `images` run through, each block at its own input.
+
+    Returns:
+        (rows, cloud): rows are dicts stage, block, metric, value, means over the images; cloud maps a stage's index to its
+        h*lambda as [re, im] pairs, Ritz values of all its blocks: a sketch whose outer part is the most reliable.
+    """
+    rows, cloud = [], {}
+    found = list(odenets.stages(net).values())
+    total = sum(len(stage.fields) for stage in found)
+    for index, (stage, y) in enumerate(zip(found, _stage_inputs(net, images))):
+        states = stage(y, trajectory=True)[:: stage.substeps]
+        h, points = stage.step_size, []
+        for block, (field, state) in enumerate(zip(stage.fields, states)):
+            t = block * stage.interval
+            figures, ritz = _block_figures(stage.scheme, lambda y, t=t, field=field: h * field(t, y), field, t, h, state, dimension)
+            rows += [{"stage": index, "block": block, "metric": key, "value": value} for key, value in figures.items()]
+            points.append(ritz.flatten())
+            progress(len(rows) // len(figures), total)
+        values = torch.cat(points).cpu().numpy()
+        cloud[str(index)] = [[round(float(v.real), 5), round(float(v.imag), 5)] for v in values if v.imag >= 0]
+    return rows, cloud
+
+
+def _block_figures(scheme, hf, field, t, h, state, dimension):
+    ritz = stability.ritz_values(hf, state, dimension=dimension)
+    figures = {"max_real": ritz.real.amax(1), "spectral_radius": ritz.abs().amax(1), "expanding_share": (ritz.real > 0).double().mean(1),
+               "log_norm": stability.log_norm(hf, state)}
+    if scheme.name != "adaptive":
+        growth = torch.as_tensor(np.abs(scheme.amplification(ritz.cpu().numpy())))
+        figures |= {"mean_abs_R": growth.mean(1), "p95_abs_R": growth.quantile(0.95, dim=1), "share_outside": (growth > 1).double().mean(1)}
+    figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state)
+    return {key: float(value.double().mean()) for key, value in figures.items()}, ritz
+
+
+@torch.no_grad()
+def _stage_inputs(net, images):
+    inputs = []
+    hooks = [stage.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for stage in odenets.stages(net).values()]
+    net(images)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+@torch.no_grad()
+def measure_solver(net, images):
+    """Statistics of the implicit solves on `images` at the scheme's own tolerance; {} where it solves nothing."""
+    if not any(stage.scheme.implicit for stage in odenets.stages(net).values()):
+        return {}
+    net(images)
+    stats = [stage.stats for stage in odenets.stages(net).values()]
+    solves = sum(s.solves for s in stats)
+    iterations = torch.cat([solution.iterations for s in stats for solution in s.solutions]).double()
+    return {"unconverged_share": float((~odenets.converged(net)).double().mean()), "iterations_mean": float(iterations.mean()),
+            "iterations_max": int(iterations.max()), "evaluations_mean": sum(s.evaluations for s in stats) / solves}
+
+
+def measure_audit(net, test, epsilon, count):
+    """The audit on the first `count` test images, as a JSON-ready dict."""
+    audit = stability.audit(net, test.images[:count], test.labels[:count], stability.Linf(epsilon))
+    checks = [{"name": c.name, "passed": c.passed, "figures": _plain(c.figures), "thresholds": _plain(c.thresholds), "reason": c.reason}
+              for c in audit.checks]
+    return {"passed": audit.passed, "images": count, "epsilon": epsilon, "checks": checks}
+
+
+def _plain(figures):
+    return {key: value.item() if hasattr(value, "item") else value for key, value in figures.items()}
