@@ -1,0 +1,69 @@
+"""Threat models: which perturbations of an image are allowed, in pixel units of images in [0, 1]."""
+from dataclasses import dataclass
+
+import torch
+
+
+def _check_epsilon(threat):
+    epsilon = threat.epsilon
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
+        raise ValueError(f"{type(threat).__name__}: epsilon must be a finite number >= 0 in pixel units, got {epsilon!r}")
+
+
+def _rows(values, like):
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Linf:
+    """Every pixel moves by at most epsilon."""
+
+    epsilon: float
+
+    __post_init__ = _check_epsilon
+
+    def size(self, delta):
+        """(B,) largest absolute entry of each sample."""
+        return delta.flatten(1).abs().amax(1)
+
+    def project(self, delta):
+        """The nearest perturbation of size <= epsilon, (B, ...)."""
+        return delta.clamp(-self.epsilon, self.epsilon)
+
+    def random_start(self, shape, generator, dtype=torch.float32):
+        """One image's perturbation, uniform in the ball; drawn on the generator's device."""
+        return (2 * torch.rand(shape, generator=generator, dtype=dtype) - 1) * self.epsilon
+
+    def steepest(self, gradient):
+        """The step of size 1 along which a loss with this gradient grows fastest, (B, ...)."""
+        return gradient.sign()
+
+
+@dataclass(frozen=True)
+class L2:
+    """The perturbation of an image has Euclidean norm at most epsilon."""
+
+    epsilon: float
+
+    __post_init__ = _check_epsilon
+
+    def size(self, delta):
+        """(B,) Euclidean norm of each sample."""
+        return delta.flatten(1).norm(dim=1)
+
+    def project(self, delta):
+        """The nearest perturbation of size <= epsilon, (B, ...)."""
+        tiny = torch.finfo(delta.dtype).tiny
+        return delta * _rows((self.epsilon / self.size(delta).clamp_min(tiny)).clamp_max(1), delta)
+
+    def random_start(self, shape, generator, dtype=torch.float32):
+        """One image's perturbation, uniform in the ball; drawn on the generator's device."""
+        direction = torch.randn(shape, generator=generator, dtype=dtype)
+        radius = torch.rand((), generator=generator, dtype=dtype) ** (1 / direction.numel())
+        return direction * (self.epsilon * radius / direction.norm().clamp_min(torch.finfo(dtype).tiny))
+
+    def steepest(self, gradient):
+        """The step of size 1 along which a loss with this gradient grows fastest, (B, ...); 0 where the gradient is 0."""
+        # By the largest entry first: squares of small gradients would underflow.
+        scaled = gradient / _rows(gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+        return scaled / _rows(self.size(scaled).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
