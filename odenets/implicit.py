@@ -1,7 +1,7 @@
 """Differentiable roots: the solver finds them, the implicit function theorem differentiates them."""
 import torch
 
-from odenets.solvers import gmres
+from odenets.solvers import gmres, jacobian_products
 
 
 def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None):
@@ -32,7 +32,9 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
     transforming = torch._C._are_functorch_transforms_active()
     if not (torch.is_grad_enabled() or transforming):
         return solution.value
-    z = solution.value.detach().requires_grad_(not transforming)
+    z = solution.value.detach()
+    if not transforming:
+        z.requires_grad_()
     with torch.enable_grad():
         r = residual(z, *samples)
     return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, solver, record, transforming))
@@ -46,17 +48,17 @@ class _Jacobian:
         self.solver, self.record, self.transforming = solver, record, transforming
 
     def solve(self, b):
-        """J x = b by forward-mode products."""
-        z, samples = self.z.detach(), self.samples
-        return self._gmres(lambda v: torch.func.jvp(lambda z: self.residual(z, *samples), (z,), (v,))[1], b)
+        """x with J x = b."""
+        return self._gmres(self._products()[0], b)
 
     def solve_transposed(self, b):
-        """J^T x = b by reverse-mode products, on the graph that the final backward pass uses as well."""
+        """x with J^T x = b; outside transforms on the very graph that the rest of the backward pass uses."""
         if self.transforming:
-            z, samples = self.z.detach(), self.samples
-            _, pullback = torch.func.vjp(lambda z: self.residual(z, *samples), z)
-            return self._gmres(lambda v: pullback(v)[0], b)
-        return self._gmres(lambda v: torch.autograd.grad(self.r, self.z, v, retain_graph=True)[0], b)
+            return self._gmres(self._products()[1], b)
+        return self._gmres(lambda w: torch.autograd.grad(self.r, self.z, w, retain_graph=True)[0], b)
+
+    def _products(self):
+        return jacobian_products(lambda z: self.residual(z, *self.samples), self.z.detach())
 
     def _gmres(self, product, b):
         def apply(v):

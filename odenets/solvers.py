@@ -233,7 +233,7 @@ class Broyden(Solver):
 
 @dataclass(frozen=True)
 class NewtonKrylov(Solver):
-    """Newton's method, its linear systems by GMRES on forward-mode products (each counts as an iteration's work).
+    """Newton's method, its linear systems by GMRES; robust, but each of its iterations hides up to `krylov` products.
 
     Source: Knoll & Keyes (2004); forcing term 0.1 after Eisenstat & Walker (1996).
     """
@@ -244,10 +244,19 @@ class NewtonKrylov(Solver):
     def steps(self, iterate):
         """See `Solver.steps`."""
         while True:
-            def product(v, at=iterate):
-                return torch.func.jvp(at.residual, (at.z,), (v,))[1]
-
+            product, _ = jacobian_products(iterate.residual, iterate.z)
             iterate = yield gmres(product, -iterate.r, self.forcing, self.krylov).value
+
+
+def jacobian_products(function, z):
+    """The maps v -> J v and w -> J^T w for J the Jacobian of `function` at z; J^H w where complex.
+
+    J v is the pullback of the (linear) pullback: it needs no forward-mode rules, which decompose GroupNorm into many small
+    kernels, and works inside a level of dual numbers, where torch.func.jvp does not.
+    """
+    _, pullback = torch.func.vjp(function, z)
+    _, pushforward = torch.func.vjp(lambda w: pullback(w)[0], torch.zeros_like(z))
+    return lambda v: pushforward(v)[0], lambda w: pullback(w)[0]
 
 
 def gmres(apply, b, tol, max_iterations, memory=30):

@@ -1,4 +1,4 @@
-"""The figures of the reports: each function draws one question and returns a Figure; `save` writes it and embeds it."""
+"""The figures of a comparison: each function draws one question and returns a Figure; `save` writes it and embeds it."""
 import base64
 import io
 from pathlib import Path
@@ -6,17 +6,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-import odenets
 from experiments.harness import statistics
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 INK, FAINT = "#222222", "#777777"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.labelcolor": INK,
          "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
@@ -24,11 +21,6 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "a
          "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "text.color": INK,
          "legend.frameon": False, "lines.linewidth": 1.7, "lines.markersize": 5, "svg.hashsalt": "odenets",
          "figure.constrained_layout.use": True}
-
-# Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
-BANDS = np.arange(-3.0, 4.0)
-SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
-COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 MEASURES = {  # metric: what its axis says; in order of preference for the figure of stability against robustness
     "step_norm": r"$\|\partial y_{n+1}/\partial y_n\|_2$, norm of one step's Jacobian",
@@ -102,72 +94,57 @@ def _draw_differences(ax, config, epsilons, masks):
     ax.set_xticks(range(len(epsilons)), [f"{eps:g}" for eps in epsilons])
 
 
-def has_region(scheme):
-    """Whether a scheme has an amplification factor R(z) to draw."""
-    try:
-        odenets.get_scheme(scheme).amplification(np.zeros(1))
-    except ValueError:
-        return False
-    return True
-
-
-def analytic(scheme):
-    """Whether R is analytic (Cauchy-Riemann at one generic point). Where not, R(h lambda) is a step's spectrum for normal J only."""
-    R, z, d = odenets.get_scheme(scheme).amplification, -0.37 + 0.61j, 1e-6
-    right, up = R(np.array([z + d])) - R(np.array([z - d])), R(np.array([z + 1j * d])) - R(np.array([z - 1j * d]))
-    return bool(np.abs(up - 1j * right)[0] < 1e-8)
+@matplotlib.rc_context(STYLE)
+def measure_figure(config, records, metric=None):
+    """One stability measure of each trained net against its robust accuracy, a panel a radius; None where nothing was measured."""
+    known = {entry["metric"] for record in records for entry in record["stability"]}
+    metric = metric or next((name for name in [*MEASURES, *sorted(known)] if name in known), None)
+    epsilons = statistics.radii(records)
+    if metric not in known or not epsilons:
+        return None
+    figure = Figure(figsize=(10, 3.6))
+    axes = figure.subplots(1, max(2, len(epsilons)))
+    for ax, eps in zip(axes, epsilons):
+        for scheme, (colour, _) in _appearance(config).items():
+            masks = statistics.masks_of(records, scheme, eps)
+            for record in records:
+                values = [e["value"] for e in record["stability"] if e["metric"] == metric and np.isfinite(e["value"] or np.nan)]
+                if record["scheme"] == scheme and record["seed"] in masks and values:
+                    x, y = np.mean(values), 100 * masks[record["seed"]].mean()
+                    ax.plot(x, y, "o", color=colour, ms=11, mec="white", mew=0.8, alpha=0.9)
+                    ax.text(x, y, record["seed"], fontsize=6.5, color="white", weight="bold", ha="center", va="center_baseline")
+        ax.set_title(rf"$\varepsilon$ = {eps:g}")
+        ax.margins(0.15)
+    for ax in axes[len(epsilons):]:
+        ax.set_axis_off()
+    axes[0].set_ylabel("robust accuracy, %")
+    figure.supxlabel(f"{MEASURES.get(metric, metric)}, mean over blocks and images", fontsize=9)
+    _legend(figure, config, records)
+    return figure
 
 
 @matplotlib.rc_context(STYLE)
-def draw_region(ax, scheme, cloud=None, window=None):
-    """Draw |R(z)| of a scheme into given axes: blue where a step damps, sand where it amplifies, |R| = 1 bold.
-
-    Args:
-        ax: Axes of matplotlib.
-        scheme: Spec or `Scheme` that has an R(z).
-        cloud: {stage: (n, 2) real and imaginary parts of measured h lambda}, drawn as dots, one colour a stage.
-        window: (left, right, bottom, top) in the plane of z; by default large enough for the boundary of the region.
-
-    Returns:
-        The filled contours, for a colour bar.
-    """
-    scheme = odenets.get_scheme(scheme)
-    left, right, bottom, top = window or region_window(scheme)
-    x, y = np.linspace(left, right, 480), np.linspace(bottom, top, 480)
-    # Rounded, so that |R| = 1 along a whole line (Gauss on the imaginary axis) is a level and not noise around it.
-    growth = _log_growth(scheme, x[None, :] + 1j * y[:, None]).round(9)
-    shades = ax.contourf(x, y, growth, BANDS, cmap=SHADES, extend="both")
-    shades.set_rasterized(True)
-    ax.contour(x, y, growth, [0.0], colors=INK, linewidths=1.8)
-    if right > 0:  # the half-plane of which A-stability does not speak is veiled, the other keeps its full colour
-        ax.axvspan(0, right, color="white", alpha=0.45, lw=0)
-    ax.axvline(0, color=INK, lw=0.9)
-    ax.axhline(0, color=INK, lw=0.4)
-    for (stage, values), colour in zip(sorted((cloud or {}).items(), key=lambda item: int(item[0])), STAGE_COLOURS * 9):
-        points = np.asarray(values, dtype=float).reshape(-1, 2)
-        ax.scatter(*points.T, s=7, color=colour, edgecolors=INK, linewidths=0.25, alpha=0.75, rasterized=True, zorder=4)
-    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-    ax.grid(False)
-    return shades
+def training_figure(config, records):
+    """Training loss and held-out accuracy against the epoch, one thin line a net."""
+    figure = Figure(figsize=(10, 2.9))
+    axes = figure.subplots(1, 2)
+    for record in records:
+        colour, _ = _appearance(config)[record["scheme"]]
+        epochs = [entry["epoch"] for entry in record["history"]]
+        axes[0].plot(epochs, [entry["loss"] for entry in record["history"]], color=colour, lw=1, alpha=0.8)
+        axes[1].plot(epochs, [100 * entry["held_out"] for entry in record["history"]], color=colour, lw=1, alpha=0.8)
+    axes[0].set(title="Training loss", xlabel="epoch", ylabel="mean loss of an epoch", yscale="log")
+    axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel="images classified rightly, %")
+    _legend(figure, config, records)
+    return figure
 
 
-def _log_growth(scheme, z):
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log2(np.abs(scheme.amplification(z))), -20, 20)
-
-
-def region_window(scheme):
-    """(left, right, bottom, top) that holds the boundary |R| = 1 where it is bounded; a common window where not or smaller."""
-    for size in (5, 10, 20, 40, 80, 160, 320):
-        side = np.linspace(-size, size, 401)
-        z = side[None, :] + 1j * side[:, None]
-        stable = _log_growth(scheme, z) <= 0
-        frame = np.concatenate([stable[0], stable[-1], stable[:, 0], stable[:, -1]])
-        if frame.all() or not frame.any():
-            inside = z[stable != frame[0]]
-            if not inside.size or max(np.abs(inside.real).max(), np.abs(inside.imag).max()) < 0.96 * COMMON_WINDOW[1]:
-                return COMMON_WINDOW
-            centre = (inside.real.min() + inside.real.max()) / 2
-            half = 0.6 * max(np.ptp(inside.real), np.ptp(inside.imag))
-            return (centre - half, centre + half, -half, half)
-    return COMMON_WINDOW
+def save(figure, folder, name):
+    """Write folder/name.png, and return the figure as a data URI for a page: as SVG or PNG, whichever is shorter."""
+    FigureCanvasAgg(figure)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    figure.savefig(path := Path(folder, f"{name}.png"), dpi=150)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer := io.BytesIO(), format="svg", dpi=150, metadata={"Date": None})
+    kind, content = min((("svg+xml", buffer.getvalue()), ("png", path.read_bytes())), key=lambda pair: len(pair[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

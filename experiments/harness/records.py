@@ -50,6 +50,11 @@ class Run:
             os.fsync(file.fileno())
         self.records.append(record)
 
+    def sort(self, cases):
+        """Bring the records, which came in as cases ended, into the order of the cases."""
+        position = {(case.scheme, case.substeps, case.seed): index for index, case in enumerate(cases)}
+        self.records.sort(key=lambda r: (position[r["scheme"], r["trained_substeps"], r["seed"]], r["substeps"]))
+
     def write_tables(self):
         """accuracy.csv, stability.csv and audit.csv, derived from the records."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")

@@ -1,8 +1,10 @@
 """Adaptive step sizes through torchdiffeq. The steps taken depend on the input, so attack gradients may be masked."""
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
 from torchdiffeq import odeint
+from torchdiffeq._impl import misc, rk_common
 
 from odenets.schemes.scheme import Scheme
 
@@ -55,8 +57,44 @@ class Adaptive(Scheme):
     def _integrate(self, f, t, y, h):
         real = torch.empty(0, dtype=y.dtype).real.dtype
         times = torch.stack([torch.as_tensor(t, dtype=real, device=y.device), torch.as_tensor(t + h, dtype=real, device=y.device)])
-        return odeint(f, y, times, method=self.method, rtol=self.rtol, atol=self.atol)[-1]
+        with _composable():
+            return odeint(f, y, times, method=self.method, rtol=self.rtol, atol=self.atol)[-1]
 
     def amplification(self, z):
         """Undefined: the steps depend on the data."""
         raise ValueError("adaptive has no stability function R(z): its step sizes depend on the data")
+
+
+class _Assign:
+    """Writes a slope into the array of slopes, out of place."""
+
+    @staticmethod
+    def apply(slopes, value, index):
+        return torch.select_scatter(slopes, value, -1, index[-1])
+
+
+class _Perturbed:
+    """Keeps the perturbed time; nobody differentiates in t."""
+
+    @staticmethod
+    def apply(time, perturbed):
+        return perturbed
+
+
+@contextmanager
+def _composable():
+    """Under torch.func and dual numbers, replace torchdiffeq's two autograd functions, which have no rules for those.
+
+    The replacements compute the same values by plain operations.
+    """
+    replaced = ((rk_common, "_UncheckedAssign", _Assign), (misc, "_StitchGradient", _Perturbed))
+    if not (torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0):
+        replaced = ()
+    before = [getattr(module, name) for module, name, _ in replaced]
+    try:
+        for module, name, function in replaced:
+            setattr(module, name, function)
+        yield
+    finally:
+        for (module, name, _), function in zip(replaced, before):
+            setattr(module, name, function)

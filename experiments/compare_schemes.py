@@ -1,0 +1,30 @@
+"""Is a more stable scheme a more robust network? Train every scheme alike, attack every network honestly, compare in pairs.
+
+    python experiments/compare_schemes.py --schemes explicit,implicit
+
+Every scheme starts from the same weights, sees the same batches and is judged on the same test images. A folder under runs/
+receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, figures, checkpoints and report.html.
+"""
+from experiments.harness.case import Case
+from experiments.harness.experiment import add_arguments, conduct, make_config
+from experiments.harness.options import Parser, parse_numbers, run_cli
+
+
+@run_cli
+def main(argv=None):
+    """The script; returns its exit code."""
+    parser = Parser(prog="compare_schemes.py", description=__doc__.split("\n\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--substeps", default="1", help="steps for each block; the step size is 1 / substeps")
+    args = parser.parse_args(argv)
+    config = make_config(args, "compare_schemes")
+    config["substeps"] = parse_numbers(args.substeps, "--substeps", int, 1)
+    if len(config["substeps"]) > 1:
+        raise ValueError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
+    cases = [Case(scheme, substeps, seed)
+             for scheme in config["schemes"] for substeps in config["substeps"] for seed in config["seeds"]]
+    return conduct(config, cases, args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,116 @@
+"""One case: a network trained with one scheme from one seed, and everything measured on it."""
+import functools
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import odenets
+from experiments.harness import data, evaluation, training
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """What distinguishes the cases of a run.
+
+    scheme: canonical spec. substeps: steps for each block, in training and evaluation. seed: initial weights, batches, noise.
+    rerun_with: other numbers of substeps with which the trained weights are evaluated again, without training.
+    """
+
+    scheme: str
+    substeps: int
+    seed: int
+    rerun_with: tuple = ()
+
+    @property
+    def name(self):
+        """A readable name that serves as a file name."""
+        return f"{self.scheme.replace('(', '_').replace(')', '').replace(',', '_')}-substeps{self.substeps}-seed{self.seed}"
+
+    def matches(self, record):
+        """Whether a record is of this case."""
+        return (record["scheme"], record["trained_substeps"], record["seed"]) == (self.scheme, self.substeps, self.seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(*arguments):
+    return data.load(*arguments)
+
+
+def load_data(config):
+    """The data of a run, read once for each process."""
+    return _load(config["dataset"], config["data_dir"], config["download"], config["train_limit"], config["test_limit"])
+
+
+def build(config, classes, channels, scheme, substeps):
+    """A new network of the run's model."""
+    return odenets.MODELS[config["model"]](num_classes=classes, in_channels=channels, scheme=scheme, substeps=substeps)
+
+
+def run_case(config, folder, case, progress=lambda phase, done, total: None):
+    """Train and measure one case.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder; the weights go to its checkpoints/.
+        case: Which scheme, substeps and seed.
+        progress: Called with (what is being done, done, total).
+
+    Returns:
+        A list of records, JSON-ready: the case's own and one for each entry of `rerun_with`.
+    """
+    device = torch.device(config["device"])
+    images = load_data(config)
+    split = data.Data(images.name, images.classes, *(part.to(device) for part in (images.train, images.held_out, images.test)))
+    seconds = {}
+    torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
+    net = build(config, split.classes, split.channels, case.scheme, case.substeps).to(device)
+    with _timed(seconds, "training"):
+        history, unconverged = training.train(net, split, config, case.seed, functools.partial(progress, "training"))
+    _save_checkpoint(net, config, case, split, Path(folder, "checkpoints", case.name + ".pt"))
+    probe = split.test.images[: config["probe_images"]]
+    with _timed(seconds, "attacks"):
+        measurements = _accuracy(net, split, config, case, functools.partial(progress, "attacks"))
+    with _timed(seconds, "stability"):
+        stability_rows, cloud = evaluation.measure_stability(net, probe, progress=functools.partial(progress, "stability"))
+        solver = evaluation.measure_solver(net, split.test.images)
+    audit = None
+    if case.seed == config["seeds"][0]:
+        with _timed(seconds, "audit"):
+            progress("audit", 0, 1)
+            audit = evaluation.measure_audit(net, split.test, config["audit_epsilon"], min(config["audit_images"], len(split.test)))
+    record = {**asdict(case), "trained_substeps": case.substeps, "trained_as": case.scheme, "training": config["training"],
+              "dataset": config["dataset"], "model": config["model"], "parameters": sum(p.numel() for p in net.parameters()),
+              "history": history, "measurements": measurements, "stability": stability_rows, "cloud": cloud,
+              "solver": solver and {**solver, "training_unconverged_share": unconverged}, "audit": audit,
+              "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+    records = [record]
+    for substeps in case.rerun_with:
+        odenets.set_scheme(net, case.scheme, substeps=substeps)
+        measurements = _accuracy(net, split, config, case, functools.partial(progress, f"attacks, {substeps} substeps"))
+        records.append({**record, "substeps": substeps, "measurements": measurements, "stability": [], "cloud": {}, "audit": None,
+                        "solver": evaluation.measure_solver(net, split.test.images), "history": [], "seconds": {}})
+    return records
+
+
+def _accuracy(net, split, config, case, progress):
+    return evaluation.measure_accuracy(net, split.test, config["attacks"], config["epsilons"], case.seed, progress)
+
+
+def _save_checkpoint(net, config, case, split, path):
+    temporary = path.with_suffix(".tmp")
+    torch.save({"format": CHECKPOINT_FORMAT, "model": config["model"], "dataset": config["dataset"], "num_classes": split.classes,
+                "in_channels": split.channels, **asdict(case), "state_dict": net.state_dict()}, temporary)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _timed(seconds, key):
+    start = time.perf_counter()
+    yield
+    seconds[key] = time.perf_counter() - start

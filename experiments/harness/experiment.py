@@ -1,0 +1,144 @@
+"""From a command line to a finished run: the options that the experiments share, their configuration, and the ending."""
+import platform
+import shlex
+import sys
+import time
+from argparse import BooleanOptionalAction
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import odenets
+from experiments.harness import evaluation, report, training
+from experiments.harness.case import load_data
+from experiments.harness.data import DATASETS
+from experiments.harness.options import parse_device, parse_numbers, parse_schemes, split_top_level
+from experiments.harness.records import Run
+from experiments.harness.runner import run_cases
+
+CONFIG_VERSION = 1
+# Radii of the L-infinity ball in pixel units, epochs, and the image count of the audit, where the user names none.
+DEFAULTS = {
+    "digits": {"epsilons": [0.05, 0.1, 0.15], "epochs": 15},
+    "mnist": {"epsilons": [0.1, 0.2, 0.3], "epochs": 5},
+    "fashion-mnist": {"epsilons": [0.02, 0.05, 0.1], "epochs": 10},
+    "cifar10": {"epsilons": [2 / 255, 4 / 255, 8 / 255], "epochs": 20},
+    "cifar100": {"epsilons": [2 / 255, 4 / 255, 8 / 255], "epochs": 20},
+}
+# A run that exercises every path in seconds; its numbers mean nothing.
+SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2, "audit_images": 8}
+
+
+def add_arguments(parser, seeds="0,1,2"):
+    """The options that the experiments share; None stands for a default that depends on the data set."""
+    names = ", ".join(odenets.list_schemes())
+    parser.add_argument("--schemes", required=True, help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05); of: {names}")
+    parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
+    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
+    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    parser.add_argument("--train-limit", help="use so many training images only")
+    parser.add_argument("--test-limit", help="use so many test images only")
+    parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
+    parser.add_argument("--training", default="standard", help=f"one of {', '.join(training.METHODS)}")
+    parser.add_argument("--train-epsilon", help="radius of the training attack; default: the middle one of --epsilons")
+    parser.add_argument("--train-steps", default="7", help="steps of the training attack")
+    parser.add_argument("--epochs", help="passes over the training images; default by data set")
+    parser.add_argument("--batch-size", default="64")
+    parser.add_argument("--learning-rate", default="6e-3", help="peak of the one-cycle schedule")
+    parser.add_argument("--seeds", default=seeds, help="initial weights and order of batches; every scheme gets the same")
+    parser.add_argument("--attacks", default="pgd20", help="fgsm, pgdN with N steps")
+    parser.add_argument("--epsilons", help="radii of the L-infinity ball, pixel units; default by data set")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
+    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")
+    parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
+
+
+def make_config(args, script):
+    """The configuration of a run, JSON-ready, from parsed options; ValueError names what is wrong and what is valid."""
+    for option, value, valid in (("--dataset", args.dataset, DATASETS), ("--model", args.model, tuple(odenets.MODELS)),
+                                 ("--training", args.training, training.METHODS)):
+        if value not in valid:
+            raise ValueError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
+    if args.resume and not args.out:
+        raise ValueError("--resume needs --out: the folder of the run to go on with")
+    defaults = DEFAULTS[args.dataset]
+    epsilons = defaults["epsilons"] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
+    middle = sorted(epsilons)[len(epsilons) // 2]
+    attacks = split_top_level(args.attacks)
+    if not attacks:
+        raise ValueError("--attacks is empty; choose fgsm or pgd with a number of steps, such as pgd20")
+    for name in attacks:
+        evaluation.parse_attack(name)
+    config = {
+        "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
+        "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
+        "train_limit": _one(args.train_limit, "--train-limit", int, 1), "test_limit": _one(args.test_limit, "--test-limit", int, 1),
+        "model": args.model, "training": args.training, "train_epsilon": _one(args.train_epsilon, "--train-epsilon", float, 0) or middle,
+        "train_steps": _one(args.train_steps, "--train-steps", int, 1),
+        "epochs": _one(args.epochs, "--epochs", int, 1) or defaults["epochs"], "batch_size": _one(args.batch_size, "--batch-size", int, 1),
+        "learning_rate": _one(args.learning_rate, "--learning-rate", float, 1e-8),
+        "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": list(dict.fromkeys(attacks)), "epsilons": epsilons,
+        "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
+        "workers": _one(args.workers, "--workers", int, 1), "smoke": args.smoke,
+    }
+    if args.smoke:
+        config |= SMOKE
+    config["environment"] = {"python": platform.python_version(), "platform": platform.platform(),
+                             **{name: _version(name) for name in ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")},
+                             "gpu": torch.cuda.get_device_name() if config["device"].startswith("cuda") else None}
+    config["command"] = shlex.join(["python", *sys.argv])
+    return config
+
+
+def conduct(config, cases, args):
+    """Run the cases, write tables and report, print the summary; returns the exit code.
+
+    0: all cases are there. 1: some failed and are named; the report shows the others.
+    """
+    console = Console()
+    images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
+    config["data"] = {"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)}
+    out = args.out or f"runs/{config['experiment']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = Run(out, config, args.resume)
+    failures = run_cases(run, cases, console, config["workers"])
+    run.sort(cases)
+    if not run.records:
+        raise ValueError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
+    run.write_tables()
+    with console.status("drawing the report"):
+        report.write_report(run.config, run.records, run.path("report.html"))
+    _print_summary(console, run, failures)
+    return 1 if failures else 0
+
+
+def _print_summary(console, run, failures):
+    rows = report.summary_table(run.config, run.records)
+    table = Table(*(str(cell) for cell in rows[0]), title="Accuracy, mean and 95 % interval over seeds")
+    for row in rows[1:]:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+    for sentence in report.headline(run.config, run.records):
+        console.print(sentence, markup=False, highlight=False)
+    for name, reason in failures.items():
+        console.print(f"{name} failed: {reason}", markup=False, highlight=False)
+    console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _one(text, option, kind, minimum):
+    if text is None:
+        return None
+    numbers = parse_numbers(text, option, kind, minimum)
+    if len(numbers) > 1:
+        raise ValueError(f"{option} takes one number, got {text!r}")
+    return numbers[0]
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

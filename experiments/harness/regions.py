@@ -1,0 +1,144 @@
+"""Stability regions: |R(z)| of a scheme in the complex plane, singly, as a sheet, or under the h lambda measured in nets."""
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import odenets
+import stability
+from experiments.harness.figures import INK, STYLE, label
+
+STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
+
+# Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
+BANDS = np.arange(-3.0, 4.0)
+SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
+COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
+
+
+def has_region(scheme):
+    """Whether a scheme has an amplification factor R(z) to draw."""
+    try:
+        odenets.get_scheme(scheme).amplification(np.zeros(1))
+    except ValueError:
+        return False
+    return True
+
+
+def analytic(scheme):
+    """Whether R is analytic (Cauchy-Riemann at one generic point). Where not, R(h lambda) is a step's spectrum for normal J only."""
+    R, z, d = odenets.get_scheme(scheme).amplification, -0.37 + 0.61j, 1e-6
+    right, up = (R(np.array([z + step])) - R(np.array([z - step])) for step in (d, 1j * d))
+    return bool(np.abs(up - 1j * right)[0] < 1e-8)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_region(ax, scheme, cloud=None, window=None):
+    """Draw |R(z)| of a scheme into given axes: blue where a step damps, sand where it amplifies, |R| = 1 bold.
+
+    Args:
+        ax: Axes of matplotlib.
+        scheme: Spec or `Scheme` that has an R(z).
+        cloud: {stage: (n, 2) real and imaginary parts of measured h lambda}, drawn as dots, one colour a stage.
+        window: (left, right, bottom, top) in the plane of z; by default that of `stability.region`.
+
+    Returns:
+        The filled contours, for a colour bar.
+    """
+    region = stability.region(scheme, window, resolution=481)
+    x, y, modulus = region.grid
+    left, right, bottom, top = region.window
+    # Rounded, so that |R| = 1 along a whole line (Gauss on the imaginary axis) is a level and not noise around it.
+    with np.errstate(divide="ignore"):
+        growth = np.clip(np.log2(modulus), -20, 20).round(9)
+    shades = ax.contourf(x, y, growth, BANDS, cmap=SHADES, extend="both")
+    shades.set_rasterized(True)
+    if growth.min() < 0 < growth.max():
+        ax.contour(x, y, growth, [0.0], colors=INK, linewidths=1.8)
+    if left < 0 < right:  # the half-plane of which A-stability does not speak is veiled, the other keeps its full colour
+        ax.axvspan(0, right, color="white", alpha=0.45, lw=0)
+        ax.axvline(0, color=INK, lw=0.9)
+        for side, text in (("right", "flow decays "), ("left", " flow grows")):
+            ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=7, style="italic", color=INK)
+    ax.axhline(0, color=INK, lw=0.4)
+    for (stage, values), colour in zip(sorted((cloud or {}).items(), key=lambda item: int(item[0])), STAGE_COLOURS * 9):
+        points = np.asarray(values, dtype=float).reshape(-1, 2)
+        ax.scatter(*points.T, s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4)
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    ax.grid(False)
+    return shades
+
+
+def cloud_of(records, scheme):
+    """{stage: (n, 2)} of the h lambda measured in all nets of a scheme; records keep one of each conjugate pair."""
+    clouds = [record["cloud"] for record in records if record["scheme"] == scheme and record.get("cloud")]
+    merged = {}
+    for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):
+        points = np.concatenate([np.reshape(cloud[stage], (-1, 2)) for cloud in clouds if stage in cloud])
+        mirrored = points[points[:, 1] > 0] * (1, -1) if (points[:, 1] >= 0).all() else points[:0]
+        merged[stage] = np.concatenate([points, mirrored])
+    return merged
+
+
+@matplotlib.rc_context(STYLE)
+def clouds_figure(config, records):
+    """The region of each scheme with the measured h lambda on top, in one window; None where no scheme has a region."""
+    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if has_region(scheme)}
+    if not clouds:
+        return None
+    points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds.values() for values in cloud.values())])
+    left, right = min(-2.6, points[:, 0].min() - 0.3), max(2.4, points[:, 0].max() + 0.3)
+    height = max(1.9, np.abs(points[:, 1]).max() + 0.3, (right - left) / 3)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(clouds), 3)
+    figure, axes = _panels(len(clouds), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
+    for ax, (scheme, cloud) in zip(axes, clouds.items()):
+        shades = draw_region(ax, scheme, cloud, (left, right, -height, height))
+        ax.set_title(label(scheme, records))
+        z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
+        if z.size:
+            amplified = np.abs(odenets.get_scheme(scheme).amplification(z)) > 1 + 1e-10
+            ax.text(0.02, 0.03, f"{100 * (z.real > 0).mean():.0f} % have Re $z$ > 0\n{100 * amplified.mean():.0f} % have |$R$| > 1",
+                    fontsize=8, transform=ax.transAxes, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
+    stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
+    dots = [Line2D([], [], ls="", marker="o", color=colour, mec=INK, mew=0.4, label=rf"$h\lambda$ of stage {stage}")
+            for stage, colour in zip(stages, STAGE_COLOURS * 9)]
+    return _framed(figure, axes, columns, shades, dots)
+
+
+@matplotlib.rc_context(STYLE)
+def region_sheet(schemes, notes=None):
+    """All regions on one sheet, in one window where they fit; {spec: note} goes below the titles."""
+    columns = min(4, len(schemes))
+    figure, axes = _panels(len(schemes), columns, 3.4 if columns > 1 else 6, 1)
+    for ax, scheme in zip(axes, schemes):
+        window = stability.region(scheme).window
+        size = max(abs(edge) for edge in window)
+        fits = size <= 8  # where the region is unbounded, too: its window is then [-8, 8]^2
+        centre, half = (window[0] + window[1]) / 2, max(window[1] - window[0], window[3] - window[2]) / 2
+        shades = draw_region(ax, scheme, window=COMMON_WINDOW if fits else (centre - half, centre + half, -half, half))
+        ax.set_title(str(scheme) + ("" if fits else ", own scale") + (f"\n{notes[str(scheme)]}" if notes else ""), fontsize=9)
+    return _framed(figure, axes, columns, shades, [])
+
+
+def _panels(count, columns, width, aspect):
+    """A figure of `count` panels of a width in inches and an aspect (height / width), and their axes."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * width + 1.2, rows * (width * aspect + 0.55) + 0.3), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _framed(figure, axes, columns, shades, handles):
+    for index, ax in enumerate(axes):
+        ax.set_xlabel(r"Re $z$" if index + columns >= len(axes) else None)
+        ax.set_ylabel(r"Im $z$" if index % columns == 0 else None)
+    bar = figure.colorbar(shades, ax=list(axes), aspect=30, pad=0.015, label=r"$|R(z)|$, growth in one step; $z = h\lambda$")
+    bar.set_ticks(BANDS, labels=[f"{2.0 ** band:g}" if band >= 0 else f"1/{2.0 ** -band:g}" for band in BANDS])
+    bar.ax.axhline(0, color=INK, lw=1.8)
+    bar.outline.set_visible(False)
+    boundary = Line2D([], [], color=INK, lw=1.8, label=r"$|R(z)| = 1$")
+    figure.legend(handles=[boundary, *handles], loc="outside upper left", ncols=8)
+    return figure

@@ -1,0 +1,131 @@
+"""Running the cases of a run: a single-threaded process for each core, or one after the other on a GPU; progress; resuming."""
+import multiprocessing
+import os
+import queue
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.harness.case import run_case
+
+# One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
+# activation to the system and fault it in again, 12 to 26 % of the time of a training step.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
+                      "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+_updates = None  # the queue to the parent, in a worker
+
+
+def available_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run_cases(run, cases, console, workers=None):
+    """Run the cases that have no record yet and append their records to `run`.
+
+    Args:
+        run: The `Run`.
+        cases: All cases, in the order of the report.
+        console: rich Console for bars and lines.
+        workers: Processes; by default one for each core, one in all where a GPU does the work.
+
+    Returns:
+        {case name: sentence} of the cases that failed; the others are kept.
+    """
+    todo = [case for case in cases if not any(case.matches(record) for record in run.records)]
+    if len(todo) < len(cases):
+        console.print(f"{len(cases) - len(todo)} of {len(cases)} cases are already there.")
+    if not todo:
+        return {}
+    workers = workers or (1 if run.config["device"].startswith("cuda") else available_cores())
+    # The expensive cases first, so that no core idles at the end.
+    todo.sort(key=lambda case: ("implicit" not in case.scheme, -case.substeps, case.seed))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        overall = progress.add_task("cases", total=len(todo))
+        failures = {}
+
+        def finished(case, records, failure):
+            if failure:
+                failures[case.name] = failure
+                console.print(f"{case.name}: failed: {failure}", markup=False, highlight=False)
+            for record in records:
+                run.append(record)
+            if records:
+                console.print(_line(case, records[0]), markup=False, highlight=False)
+            progress.advance(overall)
+
+        execute = _in_processes if workers > 1 and len(todo) > 1 else _in_turn
+        execute(run, todo, min(workers, len(todo)), progress, finished)
+    return failures
+
+
+def _in_turn(run, todo, workers, progress, finished):
+    task = progress.add_task("", total=None)
+    for case in todo:
+        def report(phase, done, total, case=case):
+            progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
+        try:
+            finished(case, run_case(run.config, run.folder, case, report), None)
+        except ValueError as error:
+            finished(case, [], str(error))
+
+
+def _in_processes(run, todo, workers, progress, finished):
+    context = multiprocessing.get_context("spawn")
+    updates, bars = context.Queue(), {}
+    previous = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        with ProcessPoolExecutor(workers, context, _start_worker, (updates,)) as pool:
+            futures = {pool.submit(_work, run.config, run.folder, case): case for case in todo}
+            try:
+                while futures:
+                    done, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
+                    _show(updates, bars, progress)
+                    for future in done:
+                        case = futures.pop(future)
+                        if case.name in bars:
+                            progress.remove_task(bars.pop(case.name))
+                        try:
+                            finished(case, future.result(), None)
+                        except ValueError as error:
+                            finished(case, [], str(error))
+            except BaseException:
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                raise
+    finally:
+        for key, value in previous.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def _start_worker(updates):
+    global _updates
+    _updates = updates
+    torch.set_num_threads(1)
+
+
+def _work(config, folder, case):
+    return run_case(config, folder, case, lambda *update: _updates.put((case.name, *update)))
+
+
+def _show(updates, bars, progress):
+    while True:
+        try:
+            name, phase, done, total = updates.get_nowait()
+        except queue.Empty:
+            return
+        if name not in bars:
+            bars[name] = progress.add_task("", total=total)
+        progress.update(bars[name], description=f"  {name}: {phase}", completed=done, total=total)
+
+
+def _line(case, record):
+    shown = []
+    for m in record["measurements"]:
+        if m["gradient"] == "exact":
+            name = f"{m['attack']} at {m['epsilon']:g}" if m["epsilon"] else m["attack"]
+            shown.append(f"{name} {m['correct'] / m['total']:.3f}")
+    return f"{case.name}: {', '.join(shown)} ({sum(record['seconds'].values()):.0f} s)"

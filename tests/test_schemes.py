@@ -1,0 +1,186 @@
+"""Theory meets code: every scheme of the catalogue, one step at a time. New schemes are tested by being listed."""
+import numpy as np
+import pytest
+import torch
+
+import odenets
+from odenets.schemes.scheme import GRADIENTS
+
+NAMES = odenets.list_schemes()
+ONE_STEP = [name for name in NAMES if name != "adaptive"]
+
+
+def tight(name):
+    """The scheme, its equations solved to rounding."""
+    if name == "adaptive":
+        return odenets.get_scheme("adaptive(rtol=1e-9,atol=1e-10)")
+    return odenets.get_scheme(f"{name}(tol=1e-13,max_iterations=200)" if odenets.get_scheme(name).implicit else name)
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_on_the_test_equation_is_R(name, device, generator):
+    scheme = tight(name)
+    z = torch.complex(torch.randn(40, generator=generator).double() * 2, torch.randn(40, generator=generator).double() * 2)
+    expected = scheme.amplification(z.numpy())
+    ones = torch.ones(1, 1, dtype=torch.complex128, device=device)
+    for value, wanted in zip(z.tolist(), expected):
+        got = scheme.step(lambda t, y, value=value: value * y, 0.0, ones, 1.0).item()
+        assert abs(got - wanted) < 1e-11 * max(1, abs(wanted))
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_step_size_enters_as_h_lambda(name, device):
+    scheme = tight(name)
+    y = torch.ones(1, 1, dtype=torch.complex128, device=device)
+    got = scheme.step(lambda t, y: (-3 + 1j) * y, 0.0, y, 0.25).item()
+    assert abs(got - scheme.amplification(np.array(0.25 * (-3 + 1j)))) < 1e-12
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_STEP if n != "ie_skip"])
+def test_jacobian_of_a_step_on_a_linear_field_has_eigenvalues_R(name, device, generator):
+    scheme = tight(name)
+    M = 0.4 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    J = torch.autograd.functional.jacobian(lambda y: scheme.step(lambda t, y: y @ M.to(y).mT, 0.0, y[None], 0.7)[0],
+                                           torch.randn(6, generator=generator, dtype=torch.float64).to(device))
+    got = np.linalg.eigvals(J.cpu().numpy())
+    wanted = scheme.amplification(0.7 * np.linalg.eigvals(M.numpy()))
+    assert max(min(abs(g - w) for w in wanted) for g in got) < 1e-9
+
+
+def test_jacobian_of_ie_skip_on_a_linear_field(device, generator):
+    """R(lambda) for normal M; for any M its matrix formula, whose eigenvalues are other ones."""
+    scheme = odenets.get_scheme("ie_skip(gamma=0.07)")
+    M = 0.5 * torch.randn(5, 5, generator=generator, dtype=torch.float64).to(device)
+    identity = torch.eye(5, dtype=torch.float64, device=device)
+
+    def step_matrix(M):
+        return torch.autograd.functional.jacobian(lambda y: scheme.step(lambda t, y: y @ M.mT, 0.0, y[None], 1.0)[0], identity[0])
+
+    expected = identity + M + 2 * 0.07 * (identity - M).mT @ M @ M
+    assert torch.allclose(step_matrix(M), expected, atol=1e-12)
+    skew = M - M.mT
+    got = np.sort_complex(np.linalg.eigvals(step_matrix(skew).cpu().numpy()))
+    wanted = np.sort_complex(scheme.amplification(np.linalg.eigvals(skew.cpu().numpy())))
+    assert np.abs(got - wanted).max() < 1e-12
+    assert np.abs(np.linalg.eigvals(expected.cpu().numpy())[:, None] - scheme.amplification(np.linalg.eigvals(M.cpu().numpy()))).min(0).max() > 1e-3
+
+
+def _error(scheme, steps, device):
+    # y' = y^2 cos t, y(0) = 1/2: y = 1 / (2 - sin t). Nonlinear and non-autonomous: linear problems flatter the order.
+    stage = odenets.ODEStage([lambda t, y: y**2 * np.cos(float(t))], scheme, interval=1.0, substeps=steps)
+    y = stage(torch.full((1, 1), 0.5, dtype=torch.float64, device=device)).item()
+    return abs(y - 1 / (2 - np.sin(1.0)))
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_STEP if odenets.get_scheme(n).order])
+def test_order_on_a_nonlinear_non_autonomous_problem(name, device):
+    scheme = tight(name)
+    steps = {1: (64, 128), 2: (32, 64), 3: (16, 32)}.get(scheme.order, (4, 8))
+    coarse, fine = (_error(scheme, n, device) for n in steps)
+    assert fine > 1e-14, "rounding hides the slope: take fewer steps"
+    assert np.log2(coarse / fine) > scheme.order - 0.2
+
+
+def test_adaptive_reaches_its_tolerance(device):
+    assert _error(odenets.get_scheme("adaptive(rtol=1e-8,atol=1e-10)"), 1, device) < 1e-7
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_independent(name, device, generator):
+    """Permuting, padding or cutting a batch leaves each sample's result unchanged (up to 3 tol where stopping adapts)."""
+    net = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Tanh()).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    net.to(device)
+    # One sample a thousand times larger than the others: a norm over the batch would show.
+    y = torch.randn(6, 5, generator=generator, dtype=torch.float64).to(device) * torch.tensor([1, 1, 1e3, 1e-2, 1, 1.0], device=device)[:, None]
+    stage = odenets.ODEStage([lambda t, y: net(y)] * 2, name, substeps=2)
+    whole, order = stage(y), [3, 0, 5, 1, 4, 2]
+    tol = 3e-3 * whole.norm() / 30 if stage.scheme.implicit else 1e-12
+    assert (stage(y[order]) - whole[order]).norm() <= tol
+    assert (torch.cat([stage(sample) for sample in y.split(1)]) - whole).norm() <= tol
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_grad_and_inference_mode_give_the_same_value(name, gradient, device, generator):
+    f = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()).to(device)
+    y = torch.randn(3, 4, generator=generator).to(device)
+    stage = odenets.ODEStage([lambda t, y: f(y)], name)
+    odenets.set_gradient(stage, gradient)
+    expected = stage(y)
+    assert expected.requires_grad
+    with torch.no_grad():
+        quiet = stage(y)
+    with torch.inference_mode():
+        inference = stage(y)
+        fresh = stage(y.clone())
+    assert not quiet.requires_grad
+    for other in (quiet, inference, fresh):
+        assert torch.allclose(other, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_and_reverse_mode_through_the_step_are_adjoint(name, device, generator):
+    f = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Tanh()).double().to(device)
+    y, u, v = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64).to(device)
+    stage = odenets.ODEStage([lambda t, y: f(y)] * 2, tight(name))
+    value, Ju = torch.func.jvp(stage, (y,), (u,))
+    _, pullback = torch.func.vjp(stage, y)
+    assert torch.allclose(value, stage(y))
+    assert abs((Ju * v).sum() - (u * pullback(v)[0]).sum()) < 1e-9
+    leaf = y.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(stage(leaf), leaf, v)
+    assert torch.allclose(plain, pullback(v)[0], atol=1e-10)
+    difference = (stage(y + 1e-5 * u) - stage(y - 1e-5 * u)) / 2e-5
+    assert torch.allclose(difference, Ju, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_weights_agree_with_finite_differences(name, device, generator):
+    scheme = tight(name)
+    weight = (0.3 * torch.randn(4, 4, generator=generator, dtype=torch.float64)).to(device).requires_grad_()
+    y = torch.randn(3, 4, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+
+    def run(weight, y):
+        return odenets.ODEStage([lambda t, y: torch.tanh(y @ weight)], scheme)(y)
+
+    assert torch.autograd.gradcheck(run, (weight, y), eps=1e-5, atol=1e-6)
+
+
+def test_forward_mode_without_transforms(device):
+    """Dual numbers of torch.autograd.forward_ad, beside torch.func."""
+    y, u = torch.randn(2, 3, 4, dtype=torch.float64, device=device)
+    for name in ("rk4", "ie_skip", "implicit_euler(tol=1e-12)", "adaptive"):
+        stage = odenets.ODEStage([lambda t, y: torch.tanh(y)], name)
+        with torch.autograd.forward_ad.dual_level():
+            tangent = torch.autograd.forward_ad.unpack_dual(stage(torch.autograd.forward_ad.make_dual(y, u))).tangent
+        assert torch.allclose(tangent, torch.func.jvp(stage, (y,), (u,))[1])
+
+
+def test_detached_ie_skip_has_the_backward_of_the_explicit_predictor(device, generator):
+    y = torch.randn(3, 4, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+    stage = odenets.ODEStage([lambda t, y: torch.tanh(2 * y)], "ie_skip(gamma=0.2,iterations=3)")
+    exact_value = stage(y)
+    (exact,) = torch.autograd.grad(exact_value.sum(), y)
+    odenets.set_gradient(stage, "detached")
+    value = stage(y)
+    (detached,) = torch.autograd.grad(value.sum(), y)
+    odenets.set_scheme(stage, "explicit")
+    (explicit,) = torch.autograd.grad(stage(y).sum(), y)
+    assert torch.allclose(value, exact_value) and torch.allclose(detached, explicit)
+    assert (exact - detached).norm() > 0.1 * exact.norm()
+
+
+def test_ie_skip_tends_to_implicit_euler(device, generator):
+    """Two constructions of one scheme: many descent steps reach the root that Broyden finds, where gamma < 1/||I - hJ||^2."""
+    y = torch.randn(3, 4, generator=generator, dtype=torch.float64).to(device)
+    field = [lambda t, y: -torch.tanh(y)]
+    skip = odenets.ODEStage(field, "ie_skip(gamma=0.1,iterations=400)")(y)
+    assert torch.allclose(skip, odenets.ODEStage(field, tight("implicit"))(y), atol=1e-10)
+
+
+# b of the stable real interval (-b, 0) is tested with the regions; here the values R(i) of the same source.
+@pytest.mark.parametrize(("spec", "modulus"), [("explicit", 1.414), ("ie_skip(gamma=0.05)", 1.273), ("ie_skip", 1.131), ("ie_skip(gamma=0.25)", 0.707)])
+def test_growth_on_the_imaginary_axis(spec, modulus):
+    assert abs(abs(odenets.get_scheme(spec).amplification(np.array(1j))) - modulus) < 5e-4
