@@ -75,6 +75,35 @@ def accuracy_figure(config, records):
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def sweep_figure(config, records):
+    """Accuracy against the steps for each block, a panel a radius: trained with them, or trained with the fewest and run with more."""
+    epsilons = [0.0, *statistics.radii(records)]
+    schemes = list(dict.fromkeys(record["spec"] for record in records))
+    looks = _appearance({"schemes": schemes})
+    figure = Figure(figsize=(10, 3.4))
+    axes = figure.subplots(1, max(2, len(epsilons)), sharey=True)
+    fewest = min(record["trained_substeps"] for record in records)
+    for ax, eps in zip(axes, epsilons):
+        for scheme, (colour, marker) in looks.items():
+            for again in (False, True):
+                own = {r["substeps"]: r["scheme"] for r in records if r["spec"] == scheme and r["trained_substeps"] == (
+                    fewest if again else r["substeps"])}
+                known = {n: statistics.accuracy(statistics.masks_of(records, arm, eps)) for n, arm in sorted(own.items())}
+                value, low, high = (100 * np.array([getattr(e, end) for e in known.values()]) for end in ("value", "low", "high"))
+                ax.errorbar(list(known), value, np.abs([value - low, high - value]), ls="--" if again else "-", color=colour, elinewidth=0.8,
+                            marker=marker, mfc="white" if again else colour, zorder=2 if again else 3)
+        ax.set(title=rf"$\varepsilon$ = {eps:.3g}" if eps else "no attack", xscale="log", xlabel="steps for each block")
+        ax.set_xticks(ticks := sorted({r["substeps"] for r in records}), ticks)
+        ax.minorticks_off()
+    for ax in axes[len(epsilons):]:
+        ax.set_axis_off()
+    axes[0].set_ylabel("images classified rightly, %")
+    again = Line2D([], [], color=FAINT, ls="--", marker="o", mfc="white", label=f"weights trained with {fewest}")
+    _legend(figure, {"schemes": schemes}, records, [again])
+    return figure
+
+
 def _draw_differences(ax, config, epsilons, masks):
     first, *others = config["schemes"]
     spread = 0.7 * len(others) / (len(others) + 1)

@@ -7,8 +7,22 @@ import numpy as np
 
 import odenets
 from experiments.harness import figures, regions, statistics
+from experiments.harness.findings import arms, attack_name, caveats, count, headline, interval, percent, points, spec, summary_table
 
-MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
+CAPTIONS = {
+    "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % interval; dashed where the attack "
+                "follows the detached gradient, which shows what masking would hide. Right: the difference to the first scheme, paired; "
+                "a filled mark where the interval excludes zero, a hollow one where this run cannot tell.",
+    "sweep": "Accuracy against the number of solver steps for each block. Solid: trained with that many steps. Dashed and hollow: trained with the "
+             "fewest, then run with more, same weights. Bars are 95 % intervals.",
+    "regions": "Each scheme's growth |R(z)| in one step, and the measured h\u03bb of its trained nets on top (h the step size, \u03bb eigenvalues of the "
+               "blocks' Jacobians). Blue damps, sand amplifies, the bold line is |R| = 1. A-stability promises blue on the whole left half-plane; "
+               "the right one is veiled, since the promise does not reach it. Dots in sand are modes that a step lets grow.",
+    "measure": "One stability measure against robust accuracy: each dot is a trained net, its number the seed. If stability bought robustness, dots "
+               "would fall from left to right, within a colour as well as between colours. Axes do not start at zero.",
+    "training": "Training, one line a net: mean loss of an epoch, and accuracy on held-out training images. Lines on top of each other mean that "
+                "the schemes learn alike.",
+}
 
 
 def write_report(config, records, path):
@@ -29,89 +43,12 @@ def write_report(config, records, path):
     path.write_text(page, encoding="utf-8")
 
 
-def arms(config, records):
-    """The same run with each pair of scheme and substeps as a scheme of its own, where a run has several substeps."""
-    def steps(record):
-        return record.get("trained_substeps", record["substeps"]), record["substeps"]
-
-    if len({steps(record) for record in records}) < 2 or any("spec" in record for record in records):
-        return config, records
-
-    def name(record):
-        trained, run = steps(record)
-        return f"{record['scheme']}, {run} step{'s' * (run > 1)}" + (f" (trained with {trained})" if trained != run else "")
-
-    named = [{**record, "spec": record["scheme"], "scheme": name(record)} for record in records]
-    return {**config, "schemes": list(dict.fromkeys(record["scheme"] for record in named))}, named
-
-
-def summary_table(config, records):
-    """Accuracies and paired differences to the first scheme as rows of strings, the first row being the header."""
-    config, records = arms(config, records)
-    rows = [("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict", "untrusted, %")]
-    for eps in [0.0, *statistics.radii(records)]:
-        for scheme in config["schemes"]:
-            masks = statistics.masks_of(records, scheme, eps)
-            if masks:
-                mean, gap = statistics.accuracy(masks), _gap(config, records, scheme, eps)
-                rows.append((_attack(records, eps), figures.label(scheme, records), _percent(mean.value), _interval(mean),
-                             *((_points(gap.value), _interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")),
-                             _percent(_untrusted(records, scheme, eps))))
-    return rows
-
-
-def headline(config, records):
-    """The answer in plain sentences, at the middle radius: what differs, what cannot be told, and what to distrust."""
-    config, records = arms(config, records)
-    first, *others = [scheme for scheme in config["schemes"] if any(record["scheme"] == scheme for record in records)]
-    eps = statistics.middle(statistics.radii(records)) or 0.0
-    reference = statistics.accuracy(statistics.masks_of(records, first, eps))
-    where = f"On {config['dataset']}, {_count(config['seeds'], 'seed')}, {_attack(records, eps)}"
-    sentences = ["A smoke run: it exercises the program, and its numbers mean nothing."] if config.get("smoke") else []
-    gaps = {scheme: gap for scheme in others if (gap := _gap(config, records, scheme, eps))}
-    verdicts = [gap.verdict for gap in gaps.values()]
-    if not gaps:
-        sentences.append(f"{where}: {first} classifies {_percent(reference.value)} % rightly, 95 % interval {_interval(reference)}. "
-                         "One scheme alone compares with nothing.")
-    elif set(verdicts) == {"cannot tell"}:
-        sentences.append(f"{where}: cannot tell. No scheme is clearly more or less robust than {first}.")
-    else:
-        sentences.append(f"{where}: compared with {first}, {verdicts.count('higher')} of {len(gaps)} more robust, "
-                         f"{verdicts.count('lower')} less robust, for {verdicts.count('cannot tell')} this run cannot tell.")
-    words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
-    for scheme, gap in list(gaps.items()) * (len(gaps) <= MANY):
-        own = statistics.accuracy(statistics.masks_of(records, scheme, eps))
-        sentences.append(f"{scheme} {_percent(own.value)} %, {first} {_percent(reference.value)} %: difference {_points(gap.value)} points, "
-                         f"95 % interval {_interval(gap, '+')} over {gap.n} {gap.over}: {words[gap.verdict]}.")
-    failed = [scheme for scheme in config["schemes"] if figures.label(scheme, records) != scheme]
-    if failed:
-        sentences.append(f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an artefact.")
-    return sentences
-
-
-def _gap(config, records, scheme, eps):
-    """The paired difference of a scheme to the first, None for the first itself or where no seed is common."""
-    first = config["schemes"][0]
-    masks = (statistics.masks_of(records, name, eps) for name in (scheme, first))
-    return None if scheme == first else statistics.difference(*masks)
-
-
-def _attack(records, eps):
-    names = sorted({m["attack"] for record in records for m in record["measurements"] if m["epsilon"] == eps})
-    return "no attack" if not eps else f"{names[0] if len(names) == 1 else 'worst of ' + ', '.join(names)} at \u03b5 = {eps:.3g}"
-
-
-def _untrusted(records, scheme, eps):
-    return np.mean([m["untrusted"] / m["total"] for record in records if record["scheme"] == scheme
-                    for m in record["measurements"] if m["epsilon"] == eps and m["gradient"] == "exact"])
-
-
 def _results(config, records, folder):
     several = len(config["seeds"]) > 1
     meaning = (
-        f"Intervals are Student's t over {_count(config['seeds'], 'seed')} ({len(config['seeds']) - 1} degrees of freedom), accuracies cut to "
+        f"Intervals are Student's t over {count(config['seeds'], 'seed')} ({len(config['seeds']) - 1} degrees of freedom), accuracies cut to "
         "[0, 100]. Differences are paired: same initial weights, same batches, same images. They cover what another seed would change, "
-        "not another set of test images." if several else
+        "not another set of test images; where all seeds agree the interval has no width, which is no certainty." if several else
         "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets disagree (Agresti and Min). "
         "They cover another draw of test images and say nothing of another seed.")
     return (f"<h2>Accuracy</h2>{_table(summary_table(config, records), numbers=(2, 3, 4, 5, 7))}<p class=note>{meaning} <b>Cannot tell</b> means "
@@ -122,7 +59,7 @@ def _results(config, records, folder):
 def _plots(config, records, folder):
     swept = any("spec" in record for record in records)
     drawn = [("sweep", figures.sweep_figure, CAPTIONS["sweep"])] if swept else [("accuracy", figures.accuracy_figure, CAPTIONS["accuracy"])]
-    not_normal = [s for s in config["schemes"] if regions.has_region(_spec(records, s)) and not regions.analytic(_spec(records, s))]
+    not_normal = [s for s in config["schemes"] if regions.has_region(spec(records, s)) and not regions.analytic(spec(records, s))]
     drawn.append(("regions", regions.clouds_figure, CAPTIONS["regions"] + (
         f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not the spectrum of the step, "
         "and the dots are a guide only." if not_normal else "")))
@@ -145,8 +82,8 @@ def _detached(config, records, folder):
             gap = statistics.difference(detached, exact)
             if gap:
                 verdict = {"higher": "masks", "lower": "stronger attack", "cannot tell": "cannot tell"}[gap.verdict]
-                values = (_percent(statistics.accuracy(masks).value) for masks in (exact, detached))
-                rows.append((_attack(records, eps), figures.label(scheme, records), *values, _points(gap.value), _interval(gap, "+"), verdict))
+                values = (percent(statistics.accuracy(masks).value) for masks in (exact, detached))
+                rows.append((attack_name(records, eps), figures.label(scheme, records), *values, points(gap.value), interval(gap, "+"), verdict))
     if len(rows) == 1:
         return ""
     return ("<h2>Exact against detached gradient</h2><p>The detached gradient keeps a scheme's value but differentiates its explicit predictor "
@@ -159,17 +96,17 @@ def _solver(config, records, folder):
              "untrusted, max %", "training, s", "attacks, s")]
     for scheme in config["schemes"]:
         own = [record for record in records if record["scheme"] == scheme]
-        spec = odenets.get_scheme(_spec(records, scheme))
+        scheme_run = odenets.get_scheme(spec(records, scheme))
         trained = sorted({str(odenets.get_scheme(r["trained_as"]).parameters.get("tol", ("",))[0]) for r in own})
         worst = max((m["untrusted"] / m["total"] for r in own for m in r["measurements"]), default=np.nan)
 
         def mean(group, key, scale=1, combine=np.mean, own=own):
             values = [scale * r[group][key] for r in own if r.get(group) and r[group].get(key) is not None]
             return f"{combine(values):.3g}" if values else ""
-        rows.append((figures.label(scheme, records), str(spec.parameters.get("tol", ("",))[0]), ", ".join(trained),
+        rows.append((figures.label(scheme, records), str(scheme_run.parameters.get("tol", ("",))[0]), ", ".join(trained),
                      mean("solver", "unconverged_share", 100), mean("solver", "training_unconverged_share", 100),
                      mean("solver", "iterations_mean"), mean("solver", "iterations_max", combine=np.max), mean("solver", "evaluations_mean"),
-                     _percent(worst), mean("seconds", "training"), mean("seconds", "attacks")))
+                     percent(worst), mean("seconds", "training"), mean("seconds", "attacks")))
     return ("<h2>Solver and cost</h2>" + _table(rows, numbers=range(1, 11)) + "<p class=note>Means over the nets of a scheme. A tolerance bounds the "
             "residual of each sample relative to \u2016h f(x)\u2016; empty where nothing is solved. Unconverged: test images with an equation "
             "unsolved at that tolerance. Seconds are of one net on this machine: schemes are compared at equal weights, not at equal cost.</p>")
@@ -186,3 +123,52 @@ def _audit(config, records, folder):
     verdicts = "; ".join(f"{r['scheme']}, seed {r['seed']}: {'passes' if r['audit']['passed'] else 'fails'}" for r in records if r.get("audit"))
     return ("<h2>Audit: is the robustness real?</h2><p>An audit tries to expose gradients that hide adversarial images instead of removing them. "
             f"{_escape(verdicts)}. A scheme with a net that fails is marked \u2020 wherever it appears.</p>{_table(rows, numbers=())}")
+
+
+def _caveats(config, records, folder):
+    return "<h2>What these figures do not show</h2><ul>" + "".join(f"<li>{_escape(s)}</li>" for s in caveats(config, records)) + "</ul>"
+
+
+def _protocol(config, records, folder):
+    sizes = config.get("data", {})
+    rows = {"Data": f"{config['dataset']}: " + ", ".join(f"{value} {key.replace('_', '-')}" for key, value in sizes.items()) + " images, one fixed split",
+            "Network": f"{config['model']}, {records[0]['parameters']:,} parameters, the same for every scheme",
+            "Training": f"{config['training']}, {config['epochs']} epochs, batches of {config['batch_size']}, peak learning rate "
+                        f"{config['learning_rate']:g}; same initial weights and batches for every scheme; the last epoch is the result",
+            "Seeds": _listed(config["seeds"]), "Steps for each block": _listed(config["substeps"]),
+            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} (L\u221e, pixel values in [0, 1]), white box, gradient of the "
+                       "function that is computed",
+            "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a cold start at tolerance 1e-6, "
+                     "and counts as broken where that does not converge",
+            **{key: str(value) for key, value in config["environment"].items() if value is not None}}
+    listed = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in rows.items())
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json"))
+    return (f"<h2>Protocol</h2><dl>{listed}</dl><h2>Command and data</h2><pre>{_escape(config['command'])}</pre>"
+            f"<p>Every number above is in these files beside this page: {links}. Figures as PNG: figures/.</p>")
+
+
+def _listed(value):
+    return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, list) else [value]))
+
+
+def _subtitle(config, records):
+    return f"{', '.join(config['schemes'][:6])} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
+
+
+def _banner(config):
+    return "<p class=banner>Smoke run: every path once, in seconds. The numbers mean nothing.</p>" if config.get("smoke") else ""
+
+
+def _table(rows, numbers):
+    """HTML of rows of strings, header first; `numbers` are right-aligned columns. A repeated first cell is left out."""
+    lines = []
+    for index, row in enumerate(rows):
+        tag, repeated = ("th" if index == 0 else "td"), index > 1 and row[0] == rows[index - 1][0]
+        cells = "".join(f"<{tag}{' class=n' * (column in numbers)}>{'' if repeated and column == 0 else _escape(cell)}</{tag}>"
+                        for column, cell in enumerate(row))
+        lines.append(f"<tr{' class=group' * (index > 0 and not repeated)}>{cells}</tr>")
+    return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
+
+
+def _escape(text):
+    return html.escape(str(text))

@@ -1,0 +1,156 @@
+"""What a run found, in words: the summary table, the headline and the caveats, all made from the numbers of the records."""
+import numpy as np
+
+import odenets
+from experiments.harness import figures, regions, statistics
+
+MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
+
+
+def arms(config, records):
+    """The same run with each pair of scheme and substeps as a scheme of its own, where a run has several substeps."""
+    def steps(record):
+        return record.get("trained_substeps", record["substeps"]), record["substeps"]
+
+    if len({steps(record) for record in records}) < 2 or any("spec" in record for record in records):
+        return config, records
+
+    def name(record):
+        trained, run = steps(record)
+        return f"{record['scheme']}, {run} step{'s' * (run > 1)}" + (f" (trained with {trained})" if trained != run else "")
+
+    named = [{**record, "spec": record["scheme"], "scheme": name(record)} for record in records]
+    return {**config, "schemes": list(dict.fromkeys(record["scheme"] for record in named))}, named
+
+
+def summary_table(config, records):
+    """Accuracies and paired differences to the first scheme as rows of strings, the first row being the header."""
+    config, records = arms(config, records)
+    rows = [("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict", "untrusted, %")]
+    for eps in [0.0, *statistics.radii(records)]:
+        for scheme in config["schemes"]:
+            masks = statistics.masks_of(records, scheme, eps)
+            if masks:
+                mean, gap = statistics.accuracy(masks), gap_to_first(config, records, scheme, eps)
+                rows.append((attack_name(records, eps), figures.label(scheme, records), percent(mean.value), interval(mean),
+                             *((points(gap.value), interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")),
+                             percent(_untrusted(records, scheme, eps))))
+    return rows
+
+
+def headline(config, records):
+    """The answer in plain sentences, at the middle radius: what differs, what cannot be told, and what to distrust."""
+    config, records = arms(config, records)
+    first, *others = [scheme for scheme in config["schemes"] if any(record["scheme"] == scheme for record in records)]
+    eps = statistics.middle(statistics.radii(records)) or 0.0
+    reference = statistics.accuracy(statistics.masks_of(records, first, eps))
+    where = f"On {config['dataset']}, {count(config['seeds'], 'seed')}, {attack_name(records, eps)}"
+    sentences = ["A smoke run: it exercises the program, and its numbers mean nothing."] if config.get("smoke") else []
+    gaps = {scheme: gap for scheme in others if (gap := gap_to_first(config, records, scheme, eps))}
+    named = {verdict: [s for s, gap in gaps.items() if gap.verdict == verdict] for verdict in ("higher", "lower", "cannot tell")}
+    if len(gaps) > MANY:
+        named = {verdict: [f"{len(found)} of {len(gaps)} schemes"] if found else [] for verdict, found in named.items()}
+    parts = [f"{', '.join(named[verdict])} {word} robust than {first}"
+             for verdict, word in (("higher", "more"), ("lower", "less")) if named[verdict]]
+    parts += [f"{', '.join(named['cannot tell'])} against {first}: cannot tell which is more robust"] * bool(named["cannot tell"])
+    sentences.append(f"{where}: {'; '.join(parts)}." if gaps else
+                     f"{where}: {first} classifies {percent(reference.value)} % rightly, 95 % interval {interval(reference)}. "
+                     "One scheme alone compares with nothing.")
+    words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
+    for scheme, gap in list(gaps.items()) * (len(gaps) <= MANY):
+        own = statistics.accuracy(statistics.masks_of(records, scheme, eps))
+        sentences.append(f"{scheme} {percent(own.value)} %, {first} {percent(reference.value)} %: difference {points(gap.value)} points, "
+                         f"95 % interval {interval(gap, '+')} over {gap.n} {gap.over}: {words[gap.verdict]}.")
+    masked = [(s, gap) for s in config["schemes"] if (gap := statistics.difference(
+        statistics.masks_of(records, s, eps, "detached"), statistics.masks_of(records, s, eps))) and gap.verdict == "higher"]
+    sentences += [f"Attacked along the detached gradient, {s} would seem {points(gap.value)[1:]} points more robust than it is: gradient masking."
+                  for s, gap in masked[:MANY]]
+    failed = [scheme for scheme in config["schemes"] if figures.label(scheme, records) != scheme]
+    if failed:
+        sentences.append(f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an artefact.")
+    return sentences
+
+
+def gap_to_first(config, records, scheme, eps):
+    """The paired difference of a scheme to the first, None for the first itself or where no seed is common."""
+    first = config["schemes"][0]
+    masks = (statistics.masks_of(records, name, eps) for name in (scheme, first))
+    return None if scheme == first else statistics.difference(*masks)
+
+
+def attack_name(records, eps):
+    names = sorted({m["attack"] for record in records for m in record["measurements"] if m["epsilon"] == eps})
+    return "no attack" if not eps else f"{names[0] if len(names) == 1 else 'worst of ' + ', '.join(names)} at \u03b5 = {eps:.3g}"
+
+
+def _untrusted(records, scheme, eps):
+    return np.mean([m["untrusted"] / m["total"] for record in records if record["scheme"] == scheme
+                    for m in record["measurements"] if m["epsilon"] == eps and m["gradient"] == "exact"])
+
+
+def caveats(config, records):
+    """Sentences on what the figures of this run do not show; each only where it applies."""
+    first, n = config["schemes"][0], len(config["seeds"])
+    attacks = sorted({m["attack"] for record in records for m in record["measurements"]} - {"clean"})
+    eps = statistics.middle(statistics.radii(records)) or 0.0
+    one = next(iter(statistics.masks_of(records, records[0]["scheme"], eps).values()))
+    image_interval = statistics.wilson(int(one.sum()), len(one))
+    comparisons = sum(row[6] not in ("verdict", "reference") for row in summary_table(config, records))
+    missing = [f"{s}, seed {seed}" for s in config["schemes"] for seed in config["seeds"]
+               if not any((r["scheme"], r["seed"]) == (s, seed) for r in records)]
+    points_of_cloud = np.concatenate([np.zeros((0, 2)), *(v for s in config["schemes"] for v in regions.cloud_of(records, s).values())])
+    not_normal = [s for s in config["schemes"] if regions.has_region(spec(records, s)) and not regions.analytic(spec(records, s))]
+    no_region = [s for s in config["schemes"] if not regions.has_region(spec(records, s))]
+    found = [
+        (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds that both schemes have."),
+        (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the L\u221e ball was run on every image. A longer "
+               "attack, another loss, a black-box attack or another norm can break more."),
+        (config["training"] == "standard", "The nets were trained without attacks. Adversarial training can change which scheme is ahead."),
+        (config["dataset"] == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of natural images."),
+        (n == 1, "One seed: whether another draw of weights and batches would reverse a difference is unknown."),
+        (1 < n < 6, f"{count(config['seeds'], 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} standard errors to either side, so that "
+                    "differences of some points can hide in it. \u201cCannot tell\u201d is not \u201cequal\u201d."),
+        (n > 1, f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's accuracy an interval of "
+                f"{points(image_interval.low - image_interval.value)} to {points(image_interval.high - image_interval.value)} points."),
+        (comparisons > 1, f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in twenty is clear by chance."),
+        (len(config["schemes"]) > 1, "Schemes share weights at the start, batches and hyperparameters, which were tuned for none of them; they do "
+                                     "not share their cost."),
+        (points_of_cloud.size, "A-stability speaks of the left half-plane. Of the h\u03bb measured here "
+                               f"{100 * (points_of_cloud[:, :1] > 0).mean():.0f} % lie in the right one, where a consistent scheme must grow with the flow."),
+        (points_of_cloud.size, "The clouds are Ritz values at a few clean test images: a sketch whose outer part is the most reliable. Eigenvalues "
+                               "do not bound the transient growth of non-normal Jacobians; the norm of a step does."),
+        (not_normal, f"R(h\u03bb) of {', '.join(not_normal)} is a step's spectrum for normal Jacobians only."),
+        (no_region, f"{', '.join(no_region)}: the steps depend on the data, so there is no R(z), no region and no place in those figures; "
+                    "attack gradients may be masked."),
+        (True, f"A relation between a stability measure and robustness across {len(records)} nets is no cause: whatever else differs between "
+               "schemes differs with it."),
+        (not all(r.get("audit") for r in records), "Only the nets in the audit table were audited."),
+        (figures.label(first, records) != first, f"{first}, with which all others are compared, failed its own audit."),
+    ]
+    return [sentence for applies, sentence in found if applies]
+
+
+def spec(records, scheme):
+    """The scheme behind the name of an arm."""
+    return next((record.get("spec", scheme) for record in records if record["scheme"] == scheme), scheme)
+
+
+def count(values, noun):
+    """3 seeds, 1 seed."""
+    return f"{len(values)} {noun}{'s' * (len(values) != 1)}"
+
+
+def percent(share):
+    """A share in percent, one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def points(difference):
+    """A difference in percentage points with its sign; no minus sign on a rounded zero."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\u2212") if difference else "0.0"
+
+
+def interval(estimate, sign=""):
+    """An interval in percent or, with sign="+", in points."""
+    show = points if sign else percent
+    return f"[{show(estimate.low)}, {show(estimate.high)}]"
