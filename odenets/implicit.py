@@ -1,7 +1,7 @@
 """Differentiable roots: the solver finds them, the implicit function theorem differentiates them."""
 import torch
 
-from odenets.solvers import gmres, jacobian_products
+from odenets.krylov import gmres, jacobian_products
 
 
 def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None):

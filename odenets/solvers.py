@@ -1,4 +1,4 @@
-"""Batched solvers for residual(z) = 0, each sample on its own, and GMRES for linear systems.
+"""Batched solvers for residual(z) = 0, each sample on its own.
 
 A solver is a frozen configuration. Calling it runs one shared driver (stopping, dropping converged samples, best iterate,
 statistics) around the method's own rule for the next step, a generator. All of them expect residuals of the form
@@ -10,16 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-
-class Solution(NamedTuple):
-    """Outcome of a batched solve, per sample."""
-
-    value: torch.Tensor  # (B, ...), the best iterate
-    converged: torch.Tensor  # (B,) bool
-    residual: torch.Tensor  # (B,) norm of the residual, relative to the scale of the solve
-    iterations: torch.Tensor  # (B,) evaluations of the residual after the first
-    evaluations: float  # evaluations that were computed, the mean over the samples
-    backward: bool = False  # whether it belongs to a gradient
+from odenets.krylov import Solution, gmres, jacobian_products, row_dot, row_norm
 
 
 class Iterate(NamedTuple):
@@ -74,7 +65,7 @@ class Solver(ABC):
             ValueError: The residual at `guess` is not finite or has another shape.
             RuntimeError: `on_failure` is "raise" and a sample did not converge.
         """
-        batch, differentiable = len(guess), torch.is_grad_enabled()
+        batch = len(guess)
         z = guess.reshape(batch, -1)
 
         def flat(z):
@@ -84,6 +75,7 @@ class Solver(ABC):
             return r.reshape(z.shape)
 
         r = flat(z)
+        differentiable = r.requires_grad  # somebody wants the derivative of the iteration itself
         norm = row_norm(r.detach())
         if not bool(torch.isfinite(norm).all()):
             raise ValueError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
@@ -141,16 +133,6 @@ def failure_sentence(converged, residual, solver):
     return (f"{len(failed)} of {len(converged)} samples did not reach tol={solver.tol:g} in {solver.max_iterations} iterations "
             f"(samples {shown}; worst relative residual {residual.max():.2g}): raise max_iterations, take more substeps, or "
             f"use another solver")
-
-
-def row_norm(v):
-    """2-norm of each row."""
-    # One norm for each sample: a norm over the batch would let one image change its neighbour's output.
-    return torch.linalg.vector_norm(v, dim=1)
-
-
-def _dot(u, v):
-    return torch.linalg.vecdot(u, v)[:, None]
 
 
 def _select(keep, *tensors):
@@ -212,7 +194,7 @@ class Broyden(Solver):
 
     def steps(self, iterate):
         """See `Solver.steps`."""
-        steps, squares = [-iterate.r], [_dot(iterate.r, iterate.r)]
+        steps, squares = [-iterate.r], [row_dot(iterate.r, iterate.r)]
         while True:
             iterate = yield steps[-1]
             if iterate.keep is not None:
@@ -220,15 +202,15 @@ class Broyden(Solver):
             # w = -H r with H = prod_j (I + s_{j+1} s_j^T / |s_j|^2); the new step closes the product implicitly.
             w = -iterate.r
             for s, square, following in zip(steps, squares, steps[1:]):
-                w = torch.addcmul(w, following, _dot(s, w) / square)
-            gain = 1 - _dot(steps[-1], w) / squares[-1]
+                w = torch.addcmul(w, following, row_dot(s, w) / square)
+            gain = 1 - row_dot(steps[-1], w) / squares[-1]
             if len(steps) >= self.memory:
                 steps, squares, gain = [], [], torch.ones_like(gain)
                 w = -iterate.r
             # A nearly singular update would throw the iterate far away; the sign is kept, the length bounded.
             gain = torch.where(gain.abs() < 0.1, torch.where(gain.real < 0, -0.1, 0.1).to(gain), gain)
             steps.append(w / gain)
-            squares.append(_dot(steps[-1], steps[-1]))
+            squares.append(row_dot(steps[-1], steps[-1]))
 
 
 @dataclass(frozen=True)
@@ -246,62 +228,6 @@ class NewtonKrylov(Solver):
         while True:
             product, _ = jacobian_products(iterate.residual, iterate.z)
             iterate = yield gmres(product, -iterate.r, self.forcing, self.krylov).value
-
-
-def jacobian_products(function, z):
-    """The maps v -> J v and w -> J^T w for J the Jacobian of `function` at z; J^H w where complex.
-
-    J v is the pullback of the (linear) pullback: it needs no forward-mode rules, which decompose GroupNorm into many small
-    kernels, and works inside a level of dual numbers, where torch.func.jvp does not.
-    """
-    _, pullback = torch.func.vjp(function, z)
-    _, pushforward = torch.func.vjp(lambda w: pullback(w)[0], torch.zeros_like(z))
-    return lambda v: pushforward(v)[0], lambda w: pullback(w)[0]
-
-
-def gmres(apply, b, tol, max_iterations, memory=30):
-    """Solve apply(x) = b for each row, minimising the residual over the Krylov space; restarted every `memory` vectors.
-
-    Directions are residuals while those shrink, else images: the adaptive simpler GMRES, which never breaks down before the
-    solution and gives the residual without a least-squares problem.
-
-    Args:
-        apply: Linear map (B, N) -> (B, N), each row on its own.
-        b: Right-hand side, (B, N).
-        tol: Relative residual per row.
-        max_iterations: Cap on products.
-        memory: Directions kept before a restart; 2 * memory vectors are stored.
-
-    Returns:
-        A `Solution` with value (B, N); differentiable.
-
-    Source: Saad & Schultz (1986); Jiranek & Rozloznik (2010), Numer. Algorithms 53.
-    """
-    scale = row_norm(b.detach())
-    tiny = torch.finfo(b.dtype).tiny
-    x, r, norm = torch.zeros_like(b), b, scale
-    iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    active, directions, images, products = norm > 0, [], [], 0
-    p = r / norm.clamp_min(tiny)[:, None]
-    while products < max_iterations and bool(active.any()):
-        q = apply(p)
-        products += 1
-        for p_j, q_j in zip(directions, images):
-            a = _dot(q_j, q)
-            p, q = torch.addcmul(p, p_j, -a), torch.addcmul(q, q_j, -a)
-        length = row_norm(q).clamp_min(tiny)[:, None]
-        p, q = p / length, q / length
-        a = _dot(q, r) * active[:, None]
-        x, r = torch.addcmul(x, p, a), torch.addcmul(r, q, -a)
-        previous, norm = norm, row_norm(r.detach())
-        iterations += active
-        active = active & (norm > tol * scale)
-        if len(images) + 1 == memory:
-            directions, images, shrinking = [], [], torch.ones_like(active)
-        else:
-            directions, images, shrinking = [*directions, p], [*images, q], norm < 0.9 * previous
-        p = torch.where(shrinking[:, None], r / norm.clamp_min(tiny)[:, None], q)
-    return Solution(x, ~active, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
 
 
 SOLVERS = {"broyden": Broyden, "anderson": Anderson, "fixed_point": FixedPoint, "newton": NewtonKrylov}

@@ -81,13 +81,19 @@ class _Perturbed:
         return perturbed
 
 
+def _constant_step_size(*arguments):
+    """The next step size, a constant: torchdiffeq's no_grad says so to reverse mode only."""
+    return misc._optimal_step_size(*arguments).detach()
+
+
 @contextmanager
 def _composable():
-    """Under torch.func and dual numbers, replace torchdiffeq's two autograd functions, which have no rules for those.
+    """Under torch.func and dual numbers, replace those parts of torchdiffeq that have no rules for them.
 
     The replacements compute the same values by plain operations.
     """
-    replaced = ((rk_common, "_UncheckedAssign", _Assign), (misc, "_StitchGradient", _Perturbed))
+    replaced = ((rk_common, "_UncheckedAssign", _Assign), (misc, "_StitchGradient", _Perturbed),
+                (rk_common, "_optimal_step_size", _constant_step_size))
     if not (torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0):
         replaced = ()
     before = [getattr(module, name) for module, name, _ in replaced]

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from odenets.implicit import root
+from odenets.krylov import row_norm
 from odenets.schemes.scheme import Scheme, with_backward_of
 from odenets.schemes.tableau import Tableau
-from odenets.solvers import SOLVERS, row_norm
+from odenets.solvers import SOLVERS
 
 SQRT2, SQRT3 = sqrt(2), sqrt(3)
 

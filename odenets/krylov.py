@@ -1,0 +1,82 @@
+"""Batched linear algebra for implicit steps: matrix-free Jacobian products and GMRES, each row a system of its own."""
+from typing import NamedTuple
+
+import torch
+
+
+class Solution(NamedTuple):
+    """Outcome of a batched solve, per sample."""
+
+    value: torch.Tensor  # (B, ...), the best iterate
+    converged: torch.Tensor  # (B,) bool
+    residual: torch.Tensor  # (B,) norm of the residual, relative to the scale of the solve
+    iterations: torch.Tensor  # (B,) evaluations of the residual after the first
+    evaluations: float  # evaluations that were computed, the mean over the samples
+    backward: bool = False  # whether it belongs to a gradient
+
+
+def row_norm(v):
+    """2-norm of each row."""
+    # One norm for each sample: a norm over the batch would let one image change its neighbour's output.
+    return torch.linalg.vector_norm(v, dim=1)
+
+
+def row_dot(u, v):
+    """<u, v> of each row, as a column that multiplies rows; conjugate-linear in u."""
+    return torch.linalg.vecdot(u, v)[:, None]
+
+
+def jacobian_products(function, z):
+    """The maps v -> J v and w -> J^T w for J the Jacobian of `function` at z; J^H w where complex.
+
+    J v is the pullback of the (linear) pullback: it needs no forward-mode rules, which decompose GroupNorm into many small
+    kernels, and works inside a level of dual numbers, where torch.func.jvp does not.
+    """
+    _, pullback = torch.func.vjp(function, z)
+    _, pushforward = torch.func.vjp(lambda w: pullback(w)[0], torch.zeros_like(z))
+    return lambda v: pushforward(v)[0], lambda w: pullback(w)[0]
+
+
+def gmres(apply, b, tol, max_iterations, memory=30):
+    """Solve apply(x) = b for each row, minimising the residual over the Krylov space; restarted every `memory` vectors.
+
+    Directions are residuals while those shrink, else images: the adaptive simpler GMRES, which never breaks down before the
+    solution and gives the residual without a least-squares problem.
+
+    Args:
+        apply: Linear map (B, N) -> (B, N), each row on its own.
+        b: Right-hand side, (B, N).
+        tol: Relative residual per row.
+        max_iterations: Cap on products.
+        memory: Directions kept before a restart; 2 * memory vectors are stored.
+
+    Returns:
+        A `Solution` with value (B, N); differentiable.
+
+    Source: Saad & Schultz (1986); Jiranek & Rozloznik (2010), Numer. Algorithms 53.
+    """
+    scale = row_norm(b.detach())
+    tiny = torch.finfo(b.dtype).tiny
+    x, r, norm = torch.zeros_like(b), b, scale
+    iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+    active, directions, images, products = norm > 0, [], [], 0
+    p = r / norm.clamp_min(tiny)[:, None]
+    while products < max_iterations and bool(active.any()):
+        q = apply(p)
+        products += 1
+        for p_j, q_j in zip(directions, images):
+            a = row_dot(q_j, q)
+            p, q = torch.addcmul(p, p_j, -a), torch.addcmul(q, q_j, -a)
+        length = row_norm(q).clamp_min(tiny)[:, None]
+        p, q = p / length, q / length
+        a = row_dot(q, r) * active[:, None]
+        x, r = torch.addcmul(x, p, a), torch.addcmul(r, q, -a)
+        previous, norm = norm, row_norm(r.detach())
+        iterations += active
+        active = active & (norm > tol * scale)
+        if len(images) + 1 == memory:
+            directions, images, shrinking = [], [], torch.ones_like(active)
+        else:
+            directions, images, shrinking = [*directions, p], [*images, q], norm < 0.9 * previous
+        p = torch.where(shrinking[:, None], r / norm.clamp_min(tiny)[:, None], q)
+    return Solution(x, ~active, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)

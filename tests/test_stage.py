@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import nn
+
+import odenets
+from odenets.schemes.scheme import GRADIENTS
+
+
+def _fields(count=3, channels=4, seed=0):
+    torch.manual_seed(seed)
+    return [odenets.fields.Block(odenets.fields.basic_layers, channels) for _ in range(count)]
+
+
+def test_explicit_stage_is_a_plain_residual_loop(device, generator):
+    stage = odenets.ODEStage(_fields(), "explicit").to(device)
+    y = torch.randn(2, 4, 6, 6, generator=generator).to(device).requires_grad_()
+    plain = y
+    for block in stage.fields:
+        plain = plain + block.layers(plain)
+    assert torch.equal(stage(y), plain)
+    mine, theirs = (torch.autograd.grad(out.square().sum(), [y, *stage.parameters()]) for out in (stage(y), plain))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs))
+
+
+def test_time_runs_through_the_stage():
+    seen = []
+
+    def field(t, y):
+        seen.append(float(t))
+        return torch.zeros_like(y)
+
+    odenets.ODEStage([field, field], "midpoint", interval=2.0, substeps=2)(torch.zeros(1, 1))
+    assert seen == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+
+
+@pytest.mark.parametrize("name", odenets.list_schemes())
+def test_trajectory(name, device, generator):
+    stage = odenets.ODEStage([lambda t, y: torch.sin(y)] * 2, name, substeps=3)
+    y = torch.randn(4, 2, generator=generator).to(device)
+    states = stage(y, trajectory=True)
+    assert states.shape == (7, 4, 2) and torch.equal(states[0], y) and torch.equal(states[-1], stage(y))
+
+
+def test_scheme_objects_are_taken_wherever_specs_are():
+    scheme = odenets.get_scheme("rk4")
+    assert odenets.ODEStage([torch.nn.Identity()], scheme).scheme is scheme and odenets.get_scheme(scheme) is scheme
+
+
+def test_set_scheme_keeps_weights_and_state_dict():
+    net = odenets.ode_resnet_small()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    odenets.set_scheme(net, "implicit", substeps=2)
+    after = net.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[key], after[key]) for key in before)
+    assert all(str(stage.scheme) == "implicit_euler" and stage.substeps == 2 for stage in odenets.stages(net).values())
+    odenets.set_scheme(net, "rk4")
+    assert all(stage.substeps == 2 for stage in odenets.stages(net).values())
+
+
+def test_statistics(device, generator):
+    stage = odenets.ODEStage([lambda t, y: -y**3] * 2, "sdirk2", substeps=2)
+    with pytest.raises(ValueError, match="no statistics yet"):
+        _ = stage.stats
+    y = torch.randn(5, 3, generator=generator).to(device).requires_grad_()
+    stage(y).sum().backward()
+    stats = stage.stats
+    assert stats.steps == 4 and stats.solves == 8 and stats.converged.shape == stats.residual.shape == stats.iterations.shape == (5,)
+    assert stats.converged.all() and stats.unconverged == 0 and (stats.residual <= 1e-3).all() and (stats.iterations >= 8).all()
+    assert stats.backward_converged.all() and (stats.backward_iterations > 0).all() and stats.evaluations > 8
+    odenets.set_scheme(stage, "explicit")
+    stage(y)
+    assert stage.stats.solves == 0 and stage.stats.converged.all() and not stage.stats.iterations.any()
+
+
+def test_tolerance_is_relative_to_the_predictor(device, generator):
+    """Per sample, ||y1 - y0 - h f(y1)|| <= tol ||h f(y0)||, computed afresh from the result."""
+    field = lambda t, y: torch.tanh(2 * y)  # noqa: E731
+    y = torch.randn(50, 8, generator=generator, dtype=torch.float64).to(device)
+    for tol in (1e-2, 1e-5, 1e-9):
+        stage = odenets.ODEStage([field], f"implicit(tol={tol},max_iterations=200)", substeps=4)
+        first, second = stage(y, trajectory=True)[:2]
+        residual = (second - first - 0.25 * field(0, second)).norm(dim=1) / (0.25 * field(0, first)).norm(dim=1)
+        converged = stage.stats.solutions[0].converged
+        assert (residual[converged] <= 1.001 * tol).all() and converged.double().mean() > 0.9
+
+
+def test_tightened_restores_and_tightens():
+    net = odenets.ode_resnet_small(scheme="implicit").eval()
+    x = torch.rand(3, 1, 8, 8)
+    with pytest.raises(KeyError), odenets.tightened(net, 1e-5):
+        net(x)
+        assert all((stage.stats.residual < 2e-5).all() for stage in odenets.stages(net).values())
+        raise KeyError
+    assert all(stage.scheme == odenets.get_scheme("implicit") for stage in odenets.stages(net).values())
+    assert odenets.converged(net).shape == (3,)
+    odenets.set_scheme(net, "explicit")
+    assert odenets.converged(net) is None
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_every_gradient_trains(gradient, device):
+    torch.manual_seed(0)
+    for scheme in ("explicit", "ie_skip", "implicit"):
+        net = odenets.ode_resnet_small(scheme=scheme).to(device)
+        odenets.set_gradient(net, gradient)
+        net(torch.rand(2, 1, 8, 8, device=device)).square().sum().backward()
+        assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("module", "scheme"), [(nn.BatchNorm2d(4), "implicit"), (nn.BatchNorm2d(4), "ie_skip"), (nn.Dropout(), "gauss4")])
+def test_impure_fields_are_refused_in_training_mode(module, scheme):
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, t, y):
+            return self.inner(y)
+
+    stage = odenets.ODEStage([Field()], scheme)
+    with pytest.raises(ValueError, match=f"{type(module).__name__} in training mode"):
+        stage(torch.rand(2, 4, 3, 3))
+    stage.eval()(torch.rand(2, 4, 3, 3))
+    odenets.ODEStage([Field()], "explicit")(torch.rand(2, 4, 3, 3))
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: odenets.ODEStage([], "explicit"), "at least one field"),
+    (lambda: odenets.ODEStage([nn.Identity()], "explicit", substeps=0), "substeps.*got 0"),
+    (lambda: odenets.ODEStage([nn.Identity()], "explicit", substeps=1.5), "substeps.*got 1.5"),
+    (lambda: odenets.ODEStage([nn.Identity()], "explicit", interval=-1), "interval.*got -1"),
+    (lambda: odenets.ODEStage([lambda t, y: y[:, :1]], "explicit")(torch.rand(2, 3)), r"field 0.*\(2, 3\) to \(2, 1\)"),
+    (lambda: odenets.ODEStage([lambda t, y: y[:, :1]], "implicit")(torch.rand(2, 3)), r"field 0.*\(2, 3\) to \(2, 1\)"),
+    (lambda: odenets.ODEStage([lambda t, y: y * float("nan")], "implicit")(torch.rand(2, 3)), "NaN or Inf"),
+    (lambda: odenets.set_scheme(nn.Linear(2, 2), "explicit"), "Linear has no ODEStage"),
+    (lambda: odenets.set_gradient(odenets.ode_resnet_small(), "magic"), "magic.*exact, unrolled, detached"),
+    (lambda: odenets.set_scheme(odenets.ode_resnet_small(), "magic"), "unknown scheme 'magic'.*explicit_euler"),
+])
+def test_bad_input_is_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_refused_setting_changes_nothing():
+    stage = odenets.ODEStage([nn.Identity()], "rk4")
+    with pytest.raises(ValueError):
+        stage.configure(scheme="heun", substeps=0)
+    assert str(stage.scheme) == "rk4" and stage.substeps == 1
