@@ -1,27 +1,23 @@
-"""Gradient attacks on classifiers of images in [0, 1], and the judge that alone decides what they broke.
+"""Gradient attacks on classifiers of images in [0, 1]. What they broke, the judge decides (see judge.py).
 
 Networks are plain callables x -> logits. A module is put into eval mode meanwhile and every submodule's mode is restored;
 parameters receive no gradients. Outer no_grad or inference_mode make no difference.
 """
-import inspect
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 
-MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
-
-
 def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
     """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
-    _check_images(x, y)
-    objective, safe, parts = _loss(loss), _shrunk(threat, x), []
+    check_images(x, y)
+    objective, safe, parts = objective_named(loss), shrunk(threat, x), []
     with _attacking(net):
-        for x_part, y_part in zip(x.detach().clone().split(batch_size), y.split(batch_size)):
+        for x_part, y_part in _split(batch_size, x.detach().clone(), y.clone()):
             _, _, gradient = _evaluate(net, x_part, y_part, objective, True)
-            parts.append(_confine(x_part + threat.epsilon * threat.steepest(gradient), x_part, safe))
+            parts.append(confine(x_part + threat.epsilon * threat.steepest(gradient), x_part, safe))
         return torch.cat(parts)
 
 
@@ -53,7 +49,7 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
 
     Source: Madry et al. (2018), ICLR.
     """
-    _check_images(x, y)
+    check_images(x, y)
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -63,21 +59,21 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
     indices = torch.arange(len(x)) if indices is None else torch.as_tensor(indices).cpu()
     if indices.shape != (len(x),):
         raise ValueError(f"indices must be one for each of the {len(x)} images, got shape {tuple(indices.shape)}")
-    objective = _loss(loss)
+    objective = objective_named(loss)
     bases = _seeds(generator, restarts if random_start else 1)
     with _attacking(net):
         return torch.cat([_ascend(net, *part, threat, steps, step_size, objective, bases, random_start)
-                          for part in zip(x.detach().clone().split(batch_size), y.split(batch_size), indices.split(batch_size))])
+                          for part in _split(batch_size, x.detach().clone(), y.clone(), indices)])
 
 
 def _ascend(net, x, y, indices, threat, steps, step_size, objective, bases, random_start):
-    safe, best, highest = _shrunk(threat, x), x.clone(), x.new_full((len(x),), -torch.inf)
+    safe, best, highest = shrunk(threat, x), x.clone(), x.new_full((len(x),), -torch.inf)
     alive = torch.arange(len(x), device=x.device)
     for base in bases:
         if not len(alive):
             break
         rows, centre, labels = alive, x[alive], y[alive]
-        point = _confine(centre + _noise(threat, centre, indices[rows.cpu()], base), centre, safe) if random_start else centre
+        point = confine(centre + _noise(threat, centre, indices[rows.cpu()], base), centre, safe) if random_start else centre
         for step in range(steps + 1):
             wrong, value, gradient = _evaluate(net, point, labels, objective, step < steps)
             better = wrong | (value > highest[rows])
@@ -90,9 +86,13 @@ def _ascend(net, x, y, indices, threat, steps, step_size, objective, bases, rand
                 if not len(rows):
                     break
             if step < steps:
-                point = _confine(point + step_size * threat.steepest(gradient), centre, safe)
+                point = confine(point + step_size * threat.steepest(gradient), centre, safe)
         alive = rows
     return best
+
+
+def _split(size, *tensors):
+    return zip(*(tensor.split(size) for tensor in tensors))
 
 
 def _evaluate(net, x, y, objective, differentiate):
@@ -100,7 +100,7 @@ def _evaluate(net, x, y, objective, differentiate):
     with torch.set_grad_enabled(differentiate):
         point = x.detach().requires_grad_(differentiate)
         logits = net(point)
-        _check_logits(logits, y)
+        check_logits(logits, y)
         value = objective(logits, y)
     if not differentiate:
         gradient = None
@@ -113,7 +113,8 @@ def _evaluate(net, x, y, objective, differentiate):
     return logits.detach().argmax(1) != y, value.detach(), gradient
 
 
-def _loss(name):
+def objective_named(name):
+    """The loss (logits, y) -> (B,) that a name stands for."""
     losses = {"cross_entropy": partial(nn.functional.cross_entropy, reduction="none"), "margin": _margin}
     if name not in losses:
         raise ValueError(f"unknown loss {name!r}; choose from {', '.join(losses)}")
@@ -125,14 +126,15 @@ def _margin(logits, y):
     return logits.scatter(1, y[:, None], -torch.inf).amax(1) - right[:, 0]
 
 
-def _shrunk(threat, x):
+def shrunk(threat, x):
     """The threat, smaller by the rounding of x + delta and of the projection: what is projected into it stays in the ball."""
     unit = torch.finfo(x.dtype).eps
     rounding = unit * float(threat.size(torch.ones_like(x[:1])))
     return replace(threat, epsilon=max(0.0, threat.epsilon * (1 - 4 * unit) - rounding))
 
 
-def _confine(point, centre, safe):
+def confine(point, centre, safe):
+    """`point` projected into the (shrunk) ball around `centre`, then into [0, 1], which brings it only nearer."""
     return (centre + safe.project(point - centre)).clamp(0, 1)
 
 
@@ -169,7 +171,8 @@ def _attacking(net):
         yield
 
 
-def _check_images(x, y):
+def check_images(x, y):
+    """Refuse what is no batch of images in [0, 1] with its labels."""
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dim() < 2 or not len(x):
         raise ValueError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {getattr(x, 'shape', type(x).__name__)}")
     low, high = float(x.min()), float(x.max())
@@ -179,7 +182,8 @@ def _check_images(x, y):
         raise ValueError(f"labels must be whole numbers (int64), one for each of the {len(x)} images and on their device")
 
 
-def _check_logits(logits, y):
+def check_logits(logits, y):
+    """Refuse NaN, a wrong shape, and labels that the logits know nothing of."""
     if logits.dim() != 2 or len(logits) != len(y):
         raise ValueError(f"the network must return logits ({len(y)}, classes), got shape {tuple(logits.shape)}")
     if bool(torch.isnan(logits).any()):
@@ -187,87 +191,3 @@ def _check_logits(logits, y):
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(f"labels must lie in 0 to {logits.shape[1] - 1}, theirs reach from {low} to {high}")
-
-
-@dataclass(frozen=True, eq=False)
-class WorstCase:
-    """What a sequence of attacks left standing, judged image by image.
-
-    robust: (B,) bool. broken_by: (B,) index of the attack, -1 survived, -2 misclassified without any.
-    untrusted: (B,) bool, counted as broken because the judge could not trust its own logits; also in `broken_by`.
-    x_adv: images that broke the network; of survivors the last ones tried. names: of the attacks.
-    """
-
-    robust: torch.Tensor
-    broken_by: torch.Tensor
-    untrusted: torch.Tensor
-    x_adv: torch.Tensor
-    names: tuple
-
-
-def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512):
-    """Let attacks at a network, and judge: project, evaluate again, count. Survivors alone go on to the next attack.
-
-    Args:
-        net: x -> logits, what the attacks see.
-        x, y: Images in [0, 1] and labels, as for `pgd`.
-        threat: What every image is held to, whatever the attack returned.
-        attacks: Callables (net, x, y) -> x_adv, or pairs (name, callable). One that takes `indices` is told which images of
-            x it got, so that their noise does not depend on who survived: `functools.partial(pgd, threat=threat)` does.
-        judge: x -> (logits, trusted (B,) bool or None); by default the network itself, trusted. An image whose logits are not
-            trusted counts as broken.
-        batch_size: Images judged at once.
-
-    Returns:
-        A `WorstCase`.
-
-    Raises:
-        ValueError: As for `pgd`; an attack returned another shape or NaN.
-    """
-    _check_images(x, y)
-    judge = judge or (lambda x: (net(x), None))
-    pairs = [attack if isinstance(attack, tuple) else (_name(attack), attack) for attack in attacks]
-    x = x.detach().clone()
-    broken_by, best = torch.full_like(y, SURVIVED), x.clone()
-    wrong, untrusted = _judged(judge, net, x, y, batch_size)
-    broken_by[wrong] = MISCLASSIFIED
-    for index, (name, attack) in enumerate(pairs):
-        alive = (broken_by == SURVIVED).nonzero()[:, 0]
-        if not len(alive):
-            break
-        given = {"indices": alive.cpu()} if "indices" in _free_parameters(attack) else {}
-        moved = attack(net, x[alive], y[alive], **given).detach()
-        if moved.shape != x[alive].shape or not bool(torch.isfinite(moved).all()):
-            raise ValueError(f"attack {name!r} returned images of shape {tuple(moved.shape)} or with NaN or Inf; "
-                             f"it was given {tuple(x[alive].shape)}")
-        moved = _held(moved.to(x), x[alive], threat)
-        wrong, doubtful = _judged(judge, net, moved, y[alive], batch_size)
-        best[alive], untrusted[alive], broken_by[alive[wrong]] = moved, doubtful, index
-    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, tuple(name for name, _ in pairs))
-
-
-def _held(point, centre, threat):
-    """`point` where it keeps to the ball and the box, bit for bit; else its projection."""
-    size = threat.size(point.double() - centre.double())
-    kept = (size <= threat.epsilon * (1 + 1e-6)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
-    return torch.where(kept.view(-1, *[1] * (point.dim() - 1)), point, _confine(point, centre, _shrunk(threat, centre)))
-
-
-def _judged(judge, net, x, y, batch_size):
-    wrong, untrusted = [], []
-    with evaluating(net), torch.no_grad():
-        for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
-            logits, trusted = judge(x_part)
-            _check_logits(logits, y_part)
-            untrusted.append(torch.zeros_like(y_part, dtype=torch.bool) if trusted is None else ~trusted.to(y_part.device))
-            wrong.append((logits.argmax(1) != y_part) | untrusted[-1])
-    return torch.cat(wrong), torch.cat(untrusted)
-
-
-def _name(attack):
-    return getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__)
-
-
-def _free_parameters(attack):
-    bound = attack.keywords if isinstance(attack, partial) else {}
-    return {name for name in inspect.signature(attack).parameters if name not in bound}

@@ -1,0 +1,76 @@
+"""Is the robustness real, or are the gradients masked? A list of checks, each able to fail."""
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stability import checks as catalogue
+from stability.attacks import check_images, check_logits, evaluating
+from stability.checks import Case, Check
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Outcome of an audit: its checks, in the order of `CHECKS`. `str` gives one line for each."""
+
+    checks: tuple
+
+    @property
+    def passed(self):
+        """No check failed; checks that do not apply do not count."""
+        return all(check.passed is not False for check in self.checks)
+
+    def __str__(self):
+        return "\n".join(map(str, self.checks))
+
+
+CHECKS = {check.__name__: check for check in (
+    catalogue.zero_gradients, catalogue.finite_differences, catalogue.exact_gradient, catalogue.solver,
+    catalogue.more_steps, catalogue.large_epsilon, catalogue.transfer)}
+
+
+def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512):
+    """Look for the marks of masked gradients: a network that only seems robust because attacks are led astray.
+
+    Thresholds are shares of the images; a check fails when more images offend than such a share would produce by chance
+    (one-sided binomial, 5 %), so that a single image in a small batch proves nothing. A few dozen correctly classified
+    images are enough.
+
+    Args:
+        net: Any module x -> logits; `ODEStage`s in it are judged by a cold re-solve at tolerance 1e-6. It is left as it was:
+            modes, schemes, gradients, parameters.
+        x, y: Images in [0, 1] and labels, as for `pgd`.
+        threat: `Linf` or `L2`, the one under which robustness is claimed.
+        steps, many_steps: PGD steps that must already find nearly all that many more steps find.
+        checks: Names from `CHECKS`; None for all.
+        generator: Draws one number, the seed of all that is random here; by default a new generator with seed 0.
+        batch_size: Images evaluated at once.
+
+    Returns:
+        An `Audit`.
+
+    Raises:
+        ValueError: Images outside [0, 1], labels out of range, NaN in the logits, an unknown check, net not a module.
+    """
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"audit takes a torch.nn.Module, got {type(net).__name__}")
+    unknown = [name for name in checks or () if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"unknown check {unknown[0]!r}; choose from {', '.join(CHECKS)}")
+    check_images(x, y)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    with evaluating(net), torch.inference_mode(False), torch.enable_grad():
+        x, y = x.detach().clone(), y.clone()
+        logits = net(x[:1].requires_grad_())
+        check_logits(logits, y[:1])
+        chosen = [name for name in CHECKS if checks is None or name in checks]
+        if not logits.requires_grad:
+            return Audit(tuple(_without_gradient(name) for name in chosen))
+        case = Case(net, x, y, threat, steps, many_steps, seed, batch_size)
+        return Audit(tuple(CHECKS[name](case) for name in chosen))
+
+
+def _without_gradient(name):
+    reason = "the logits do not depend on the images as far as autograd can see, so that no gradient attack can work"
+    return Check(name, False if name in ("zero_gradients", "finite_differences") else None, {}, {}, reason)
