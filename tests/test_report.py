@@ -1,4 +1,10 @@
+from html.parser import HTMLParser
+
 import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.harness import findings, regions, report
 
 
 def case(scheme, seed, epsilons=(0.05, 0.1, 0.15), total=450, gap=0.0, detached=False, audit=None, stages=2):
@@ -55,3 +61,123 @@ def run(schemes=("explicit_euler", "implicit_euler"), seeds=(0, 1, 2), smoke=Fal
               "environment": {"python": "3.12.3", "torch": "2.11.0", "platform": "Linux", "device": "cpu"},
               "batch_size": 64, "learning_rate": 0.006, "smoke": smoke, "version": "0.1.0"}
     return config, records
+
+
+FIVE = ("explicit_euler", "implicit_euler", "ie_skip(gamma=0.05,iterations=2)", "rk4", "adaptive")
+
+
+class Page(HTMLParser):
+    """Open tags, image sources and the text of a page; refuses tags that do not nest."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.tags, self.text = [], [], set(), []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    report.write_report(*run(FIVE, seeds=(0, 1), failed=("rk4",)), folder / "report.html")
+    return folder, Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_one_file_without_network_or_script(page):
+    folder, parsed = page
+    assert "script" not in parsed.tags and parsed.tags >= {"table", "figure", "figcaption"}
+    assert all(source.startswith("data:image/") or "/" not in source for source in parsed.sources)
+    assert {path.name for path in (folder / "figures").iterdir()} == {"accuracy.png", "regions.png", "measure.png", "training.png"}
+    assert sum(source.startswith("data:") for source in parsed.sources) == 4
+
+
+def test_the_page_says_what_it_must(page):
+    text = " ".join(page[1].text)
+    for phrase in ("What these figures do not show", "gradient masking", "rk4 \u2020", "R is not analytic", "adaptive: the steps depend on the data",
+                   "trained at 0.01", "python experiments/compare_schemes.py", "accuracy.csv", "2 seeds", "1,797", "12.7 standard errors",
+                   "Not to be trusted: rk4", "2.11.0"):
+        assert phrase in text, phrase
+    assert "Smoke run" not in text and "nan" not in text.lower().split() and "None" not in text
+
+
+def test_everything_from_outside_is_escaped(tmp_path):
+    config, records = run(seeds=(0,))
+    config["command"] = "python x.py --out '<script>alert(1)</script>'"
+    config["environment"]["platform"] = "<b>&"
+    records[0]["audit"]["checks"][0]["reason"] = "<i>no</i>"
+    report.write_report(config, records, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "<i>no" not in text and "&lt;b&gt;&amp;" in text
+
+
+def test_a_difference_inside_its_interval_is_never_claimed():
+    for gap, seeds, verdict in ((0.0, (0, 1, 2), "cannot tell"), (0.03, (0, 1, 2), "less robust"), (-0.03, (0,), "more robust")):
+        config, records = run(seeds=seeds)
+        records = [case(r["scheme"], r["seed"], gap=gap * (r["scheme"] != "explicit_euler")) for r in records]
+        sentences = report.headline(config, records)
+        assert sentences[0].startswith(f"On digits, {len(seeds)} seed") and "\u03b5 = 0.1" in sentences[0]
+        assert verdict in sentences[0] and sentences[1].endswith(f"{verdict}.")
+        assert ("over 450 images" if len(seeds) == 1 else "over 3 seeds") in sentences[1]
+        assert not any(other in " ".join(sentences) for other in {"less robust", "more robust than e"} - {verdict, verdict + " than e"})
+
+
+def test_the_table_agrees_with_numbers_computed_by_hand():
+    config, records = run()
+    header, *rows = report.summary_table(config, records)
+    assert len(rows) == 2 * 4 and {len(row) for row in rows} == {len(header)}
+    shares = {scheme: [m["correct"] / 450 for r in records if r["scheme"] == scheme for m in r["measurements"]
+                       if m["epsilon"] == 0.1 and m["gradient"] == "exact"] for scheme in config["schemes"]}
+    row = next(row for row in rows if row[:2] == ("pgd20 at \u03b5 = 0.1", "implicit_euler"))
+    difference = np.subtract(shares["implicit_euler"], shares["explicit_euler"])
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert row[2] == f"{100 * np.mean(shares['implicit_euler']):.1f}" and row[4] == f"{100 * difference.mean():+.1f}".replace("-", "\u2212")
+    assert row[5] == f"[{100 * low:+.1f}, {100 * high:+.1f}]".replace("-", "\u2212") and row[7] == "0.4"
+    assert rows[0][6] == "reference"
+
+
+def test_smoke_runs_and_single_schemes_say_so(tmp_path):
+    config, records = run(("explicit_euler",), seeds=(0,), smoke=True)
+    report.write_report(config, records, tmp_path / "report.html")
+    assert "The numbers mean nothing" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "One scheme alone compares with nothing" in " ".join(report.headline(config, records))
+
+
+def test_missing_cases_are_named_and_break_nothing(tmp_path):
+    config, records = run()
+    records = [record for record in records if (record["scheme"], record["seed"]) != ("implicit_euler", 1)]
+    assert "implicit_euler, seed 1" in findings.caveats(config, records)[0]
+    report.write_report(config, records[3:], tmp_path / "report.html")  # nothing of the first scheme
+    assert "over 2 seeds" in " ".join(report.headline(config, records))
+
+
+def test_a_sweep_over_substeps_keeps_its_arms_apart(tmp_path):
+    config, records = run(seeds=(0,))
+    again = [{**r, "substeps": n, "trained_substeps": trained, "cloud": {}, "stability": [], "history": [], "seconds": {}, "audit": None}
+             for r in records for n in (2, 4) for trained in (1, n)]
+    config, records = {**config, "substeps": [1, 2, 4]}, [{**r, "trained_substeps": 1} for r in records] + again
+    names, _ = findings.arms(config, records)
+    assert names["schemes"][:5] == ["explicit_euler, 1 step", "explicit_euler, 2 steps (trained with 1)", "explicit_euler, 4 steps (trained with 1)",
+                                    "explicit_euler, 2 steps", "explicit_euler, 4 steps"]
+    assert len(report.summary_table(config, records)) == 1 + 4 * 10 and "9 of 9" in report.headline(config, records)[0]
+    report.write_report(config, records, tmp_path / "report.html")
+    assert (tmp_path / "figures" / "sweep.png").exists()
+
+
+def test_records_keep_one_of_each_conjugate_pair_and_the_cloud_has_both():
+    records = [{"scheme": "rk4", "cloud": {"0": [[1.0, 0.5], [2.0, 0.0]]}}, {"scheme": "rk4", "cloud": {"0": [[3.0, 1.0]], "1": []}}]
+    cloud = regions.cloud_of(records, "rk4")
+    assert sorted(map(tuple, cloud["0"])) == [(1, -0.5), (1, 0.5), (2, 0), (3, -1), (3, 1)] and cloud["1"].shape == (0, 2)

@@ -40,8 +40,8 @@ def _appearance(config):
     return {scheme: (PALETTE[i % 7], MARKERS[(i + i // 7) % 7]) for i, scheme in enumerate(config["schemes"])}
 
 
-def _legend(figure, config, records, extra=()):
-    handles = [Line2D([], [], color=colour, marker=marker, label=label(scheme, records))
+def _legend(figure, config, records, extra=(), line="-", marks=True):
+    handles = [Line2D([], [], ls=line, color=colour, marker=marker if marks is True else marks, label=label(scheme, records))
                for scheme, (colour, marker) in _appearance(config).items()]
     figure.legend(handles=[*handles, *extra], loc="outside upper left", ncols=4 if max(map(len, config["schemes"])) < 20 else 3)
 
@@ -148,7 +148,7 @@ def measure_figure(config, records, metric=None):
         ax.set_axis_off()
     axes[0].set_ylabel("robust accuracy, %")
     figure.supxlabel(f"{MEASURES.get(metric, metric)}, mean over blocks and images", fontsize=9)
-    _legend(figure, config, records)
+    _legend(figure, config, records, line="", marks="o")
     return figure
 
 
@@ -164,7 +164,7 @@ def training_figure(config, records):
         axes[1].plot(epochs, [100 * entry["held_out"] for entry in record["history"]], color=colour, lw=1, alpha=0.8)
     axes[0].set(title="Training loss", xlabel="epoch", ylabel="mean loss of an epoch", yscale="log")
     axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel="images classified rightly, %")
-    _legend(figure, config, records)
+    _legend(figure, config, records, marks="")
     return figure
 
 
@@ -172,8 +172,8 @@ def save(figure, folder, name):
     """Write folder/name.png, and return the figure as a data URI for a page: as SVG or PNG, whichever is shorter."""
     FigureCanvasAgg(figure)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    figure.savefig(path := Path(folder, f"{name}.png"), dpi=150)
+    figure.savefig(path := Path(folder, f"{name}.png"), dpi=150, bbox_inches="tight", pad_inches=0.06)
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer := io.BytesIO(), format="svg", dpi=150, metadata={"Date": None})
+        figure.savefig(buffer := io.BytesIO(), format="svg", dpi=150, bbox_inches="tight", pad_inches=0.06, metadata={"Date": None})
     kind, content = min((("svg+xml", buffer.getvalue()), ("png", path.read_bytes())), key=lambda pair: len(pair[1]))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

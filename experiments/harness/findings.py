@@ -19,7 +19,8 @@ def arms(config, records):
         trained, run = steps(record)
         return f"{record['scheme']}, {run} step{'s' * (run > 1)}" + (f" (trained with {trained})" if trained != run else "")
 
-    named = [{**record, "spec": record["scheme"], "scheme": name(record)} for record in records]
+    ordered = sorted(records, key=lambda record: (config["schemes"].index(record["scheme"]), *steps(record)))
+    named = [{**record, "spec": record["scheme"], "scheme": name(record)} for record in ordered]
     return {**config, "schemes": list(dict.fromkeys(record["scheme"] for record in named))}, named
 
 
@@ -50,7 +51,7 @@ def headline(config, records):
     named = {verdict: [s for s, gap in gaps.items() if gap.verdict == verdict] for verdict in ("higher", "lower", "cannot tell")}
     if len(gaps) > MANY:
         named = {verdict: [f"{len(found)} of {len(gaps)} schemes"] if found else [] for verdict, found in named.items()}
-    parts = [f"{', '.join(named[verdict])} {word} robust than {first}"
+    parts = [f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {word} robust than {first}"
              for verdict, word in (("higher", "more"), ("lower", "less")) if named[verdict]]
     parts += [f"{', '.join(named['cannot tell'])} against {first}: cannot tell which is more robust"] * bool(named["cannot tell"])
     sentences.append(f"{where}: {'; '.join(parts)}." if gaps else
@@ -63,8 +64,11 @@ def headline(config, records):
                          f"95 % interval {interval(gap, '+')} over {gap.n} {gap.over}: {words[gap.verdict]}.")
     masked = [(s, gap) for s in config["schemes"] if (gap := statistics.difference(
         statistics.masks_of(records, s, eps, "detached"), statistics.masks_of(records, s, eps))) and gap.verdict == "higher"]
-    sentences += [f"Attacked along the detached gradient, {s} would seem {points(gap.value)[1:]} points more robust than it is: gradient masking."
-                  for s, gap in masked[:MANY]]
+    if masked:
+        sizes = [gap.value for _, gap in masked]
+        listed = (", ".join(f"{s} by {points(gap.value)[1:]} points" for s, gap in masked) if len(masked) <= MANY else
+                  f"{len(masked)} schemes by {points(min(sizes))[1:]} to {points(max(sizes))[1:]} points")
+        sentences.append(f"Attacked along the detached gradient, nets would seem more robust than they are (gradient masking): {listed}.")
     failed = [scheme for scheme in config["schemes"] if figures.label(scheme, records) != scheme]
     if failed:
         sentences.append(f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an artefact.")
@@ -112,11 +116,11 @@ def caveats(config, records):
                     "differences of some points can hide in it. \u201cCannot tell\u201d is not \u201cequal\u201d."),
         (n > 1, f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's accuracy an interval of "
                 f"{points(image_interval.low - image_interval.value)} to {points(image_interval.high - image_interval.value)} points."),
-        (comparisons > 1, f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in twenty is clear by chance."),
+        (comparisons > 1, f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in twenty would be clear by chance alone."),
         (len(config["schemes"]) > 1, "Schemes share weights at the start, batches and hyperparameters, which were tuned for none of them; they do "
                                      "not share their cost."),
         (points_of_cloud.size, "A-stability speaks of the left half-plane. Of the h\u03bb measured here "
-                               f"{100 * (points_of_cloud[:, :1] > 0).mean():.0f} % lie in the right one, where a consistent scheme must grow with the flow."),
+                               f"{100 * (points_of_cloud[:, :1] > 0).mean():.0f} % lie in the right one, where the flow itself grows and a scheme that follows it has to grow too."),
         (points_of_cloud.size, "The clouds are Ritz values at a few clean test images: a sketch whose outer part is the most reliable. Eigenvalues "
                                "do not bound the transient growth of non-normal Jacobians; the norm of a step does."),
         (not_normal, f"R(h\u03bb) of {', '.join(not_normal)} is a step's spectrum for normal Jacobians only."),

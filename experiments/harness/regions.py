@@ -1,4 +1,7 @@
 """Stability regions: |R(z)| of a scheme in the complex plane, singly, as a sheet, or under the h lambda measured in nets."""
+import functools
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -15,6 +18,12 @@ STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 BANDS = np.arange(-3.0, 4.0)
 SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
 COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
+
+
+@functools.cache
+def region_of(scheme):
+    """`stability.region` of a `Scheme`, computed once."""
+    return stability.region(scheme)
 
 
 def has_region(scheme):
@@ -46,7 +55,8 @@ def draw_region(ax, scheme, cloud=None, window=None):
     Returns:
         The filled contours, for a colour bar.
     """
-    region = stability.region(scheme, window, resolution=481)
+    region = region_of(odenets.get_scheme(scheme))
+    region = replace(region, window=window or region.window, resolution=481)
     x, y, modulus = region.grid
     left, right, bottom, top = region.window
     # Rounded, so that |R| = 1 along a whole line (Gauss on the imaginary axis) is a level and not noise around it.
@@ -108,15 +118,15 @@ def clouds_figure(config, records):
 
 @matplotlib.rc_context(STYLE)
 def region_sheet(schemes, notes=None):
-    """All regions on one sheet, in one window where they fit; {spec: note} goes below the titles."""
+    """All regions on one sheet, in one window where they fit (one alone in its own); {spec: note} goes below the titles."""
     columns = min(4, len(schemes))
     figure, axes = _panels(len(schemes), columns, 3.4 if columns > 1 else 6, 1)
     for ax, scheme in zip(axes, schemes):
-        window = stability.region(scheme).window
-        size = max(abs(edge) for edge in window)
-        fits = size <= 8  # where the region is unbounded, too: its window is then [-8, 8]^2
+        window = region_of(odenets.get_scheme(scheme)).window
+        fits = max(map(abs, window)) <= 8  # an unbounded region has the window [-8, 8]^2
         centre, half = (window[0] + window[1]) / 2, max(window[1] - window[0], window[3] - window[2]) / 2
-        shades = draw_region(ax, scheme, window=COMMON_WINDOW if fits else (centre - half, centre + half, -half, half))
+        common = fits and columns > 1
+        shades = draw_region(ax, scheme, window=COMMON_WINDOW if common else (centre - half, centre + half, -half, half))
         ax.set_title(str(scheme) + ("" if fits else ", own scale") + (f"\n{notes[str(scheme)]}" if notes else ""), fontsize=9)
     return _framed(figure, axes, columns, shades, [])
 

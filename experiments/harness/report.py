@@ -92,24 +92,25 @@ def _detached(config, records, folder):
 
 
 def _solver(config, records, folder):
-    rows = [("scheme", "tolerance", "trained at", "unconverged, %", "in training, %", "iterations, mean", "max", "evaluations, mean",
-             "untrusted, max %", "training, s", "attacks, s")]
+    rows = [("scheme", "tolerance", "unsolved, %", "unsolved in training, %", "iterations, mean (max)", "evaluations", "untrusted, max %",
+             "training, s", "attacks, s")]
     for scheme in config["schemes"]:
         own = [record for record in records if record["scheme"] == scheme]
-        scheme_run = odenets.get_scheme(spec(records, scheme))
-        trained = sorted({str(odenets.get_scheme(r["trained_as"]).parameters.get("tol", ("",))[0]) for r in own})
+        used, *trained = (str(odenets.get_scheme(name).parameters.get("tol", ("",))[0])
+                          for name in [spec(records, scheme), *sorted({r["trained_as"] for r in own})])
+        looser = "".join(f"; trained at {tol}" for tol in trained if tol != used)
         worst = max((m["untrusted"] / m["total"] for r in own for m in r["measurements"]), default=np.nan)
 
         def mean(group, key, scale=1, combine=np.mean, own=own):
             values = [scale * r[group][key] for r in own if r.get(group) and r[group].get(key) is not None]
             return f"{combine(values):.3g}" if values else ""
-        rows.append((figures.label(scheme, records), str(scheme_run.parameters.get("tol", ("",))[0]), ", ".join(trained),
-                     mean("solver", "unconverged_share", 100), mean("solver", "training_unconverged_share", 100),
-                     mean("solver", "iterations_mean"), mean("solver", "iterations_max", combine=np.max), mean("solver", "evaluations_mean"),
-                     percent(worst), mean("seconds", "training"), mean("seconds", "attacks")))
-    return ("<h2>Solver and cost</h2>" + _table(rows, numbers=range(1, 11)) + "<p class=note>Means over the nets of a scheme. A tolerance bounds the "
-            "residual of each sample relative to \u2016h f(x)\u2016; empty where nothing is solved. Unconverged: test images with an equation "
-            "unsolved at that tolerance. Seconds are of one net on this machine: schemes are compared at equal weights, not at equal cost.</p>")
+        iterations = mean("solver", "iterations_mean") and f"{mean('solver', 'iterations_mean')} ({mean('solver', 'iterations_max', 1, np.max)})"
+        rows.append((figures.label(scheme, records), used + looser, mean("solver", "unconverged_share", 100),
+                     mean("solver", "training_unconverged_share", 100), iterations, mean("solver", "evaluations_mean"), percent(worst),
+                     mean("seconds", "training"), mean("seconds", "attacks")))
+    return ("<h2>Solver and cost</h2>" + _table(rows, numbers=range(1, 9)) + "<p class=note>Means over the nets of a scheme. A tolerance bounds the "
+            "residual of each sample relative to \u2016h f(x)\u2016; empty where nothing is solved. Unsolved: share of test images with an equation that did not "
+            "converge at that tolerance. Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal weights, not at equal cost.</p>")
 
 
 def _audit(config, records, folder):
@@ -144,7 +145,7 @@ def _protocol(config, records, folder):
     listed = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in rows.items())
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json"))
     return (f"<h2>Protocol</h2><dl>{listed}</dl><h2>Command and data</h2><pre>{_escape(config['command'])}</pre>"
-            f"<p>Every number above is in these files beside this page: {links}. Figures as PNG: figures/.</p>")
+            f"<p>Every number above is in these files beside this page, or follows from them: {links}. Figures as PNG: figures/.</p>")
 
 
 def _listed(value):
@@ -152,7 +153,7 @@ def _listed(value):
 
 
 def _subtitle(config, records):
-    return f"{', '.join(config['schemes'][:6])} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
+    return f"{', '.join(dict.fromkeys(spec(records, scheme) for scheme in config['schemes']))} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
 
 
 def _banner(config):
@@ -164,10 +165,16 @@ def _table(rows, numbers):
     lines = []
     for index, row in enumerate(rows):
         tag, repeated = ("th" if index == 0 else "td"), index > 1 and row[0] == rows[index - 1][0]
-        cells = "".join(f"<{tag}{' class=n' * (column in numbers)}>{'' if repeated and column == 0 else _escape(cell)}</{tag}>"
+        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{'' if repeated and column == 0 else _escape(cell)}</{tag}>"
                         for column, cell in enumerate(row))
         lines.append(f"<tr{' class=group' * (index > 0 and not repeated)}>{cells}</tr>")
     return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
+
+
+def _css(cell, number):
+    weight = {"cannot tell": "dim", "reference": "dim", "not applicable": "dim", "passes": "dim", "higher": "firm", "lower": "firm",
+              "masks": "firm", "fails": "firm"}.get(cell)
+    return " class=n" if number else f" class={weight}" if weight else ""
 
 
 def _escape(text):
