@@ -1,4 +1,5 @@
 """Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
+import copy
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ import odenets
 import stability
 
 JUDGE_TOL = 1e-6
+NORM_TOL = 1e-3  # of the residual; the norms are extreme eigenvalues of symmetric operators, whose error is its square
 
 
 def judge(net):
@@ -66,35 +68,42 @@ def _seeded(attack, threat, seed):
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
     """Dynamics along the network at the states that `images` run through, each block at its own input.
 
+    In float64 and with implicit steps solved to 1e-8: what is measured is the scheme, not the solver.
+
     Returns:
         (rows, cloud): rows are dicts stage, block, metric, value, means over the images; cloud maps a stage's index to its
-        h*lambda as [re, im] pairs, Ritz values of all its blocks: a sketch whose outer part is the most reliable.
+        h*lambda as [re, im] pairs (im >= 0), Ritz values of all its blocks: a sketch whose outer part is the most reliable.
     """
+    net, images = copy.deepcopy(net).double(), images.double()
     rows, cloud = [], {}
     found = list(odenets.stages(net).values())
     total = sum(len(stage.fields) for stage in found)
-    for index, (stage, y) in enumerate(zip(found, _stage_inputs(net, images))):
-        states = stage(y, trajectory=True)[:: stage.substeps]
-        h, points = stage.step_size, []
-        for block, (field, state) in enumerate(zip(stage.fields, states)):
-            t = block * stage.interval
-            figures, ritz = _block_figures(stage.scheme, lambda y, t=t, field=field: h * field(t, y), field, t, h, state, dimension)
-            rows += [{"stage": index, "block": block, "metric": key, "value": value} for key, value in figures.items()]
-            points.append(ritz.flatten())
-            progress(len(rows) // len(figures), total)
-        values = torch.cat(points).cpu().numpy()
-        cloud[str(index)] = [[round(float(v.real), 5), round(float(v.imag), 5)] for v in values if v.imag >= 0]
+    with odenets.tightened(net, 1e-8):
+        for index, (stage, y) in enumerate(zip(found, _stage_inputs(net, images))):
+            with torch.no_grad():
+                states = stage(y, trajectory=True)[:: stage.substeps]
+            points = []
+            for block, (field, state) in enumerate(zip(stage.fields, states)):
+                figures, ritz = _block_figures(stage.scheme, field, block * stage.interval, stage.step_size, state, dimension)
+                rows += [{"stage": index, "block": block, "metric": key, "value": value} for key, value in figures.items()]
+                points.append(ritz.flatten())
+                progress(len(rows) // len(figures), total)
+            cloud[str(index)] = [[round(v.real, 5), round(v.imag, 5)] for v in torch.cat(points).tolist() if v.imag >= 0]
     return rows, cloud
 
 
-def _block_figures(scheme, hf, field, t, h, state, dimension):
-    ritz = stability.ritz_values(hf, state, dimension=dimension)
-    figures = {"max_real": ritz.real.amax(1), "spectral_radius": ritz.abs().amax(1), "expanding_share": (ritz.real > 0).double().mean(1),
-               "log_norm": stability.log_norm(hf, state)}
+def _block_figures(scheme, field, t, h, state, dimension):
+    """({metric: mean over the samples}, Ritz values of h*J) of one block at its input."""
+    def increment(y):
+        return h * field(t, y)
+
+    ritz = stability.ritz_values(increment, state, dimension=dimension)
+    figures = {"max_real": ritz.real.amax(1), "spectral_radius": ritz.abs().amax(1),
+               "expanding_share": (ritz.real > 0).double().mean(1), "log_norm": stability.log_norm(increment, state, tol=NORM_TOL)}
     if scheme.name != "adaptive":
-        growth = torch.as_tensor(np.abs(scheme.amplification(ritz.cpu().numpy())))
+        growth = torch.as_tensor(np.abs(scheme.amplification(ritz.numpy())))
         figures |= {"mean_abs_R": growth.mean(1), "p95_abs_R": growth.quantile(0.95, dim=1), "share_outside": (growth > 1).double().mean(1)}
-    figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state)
+    figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state, tol=NORM_TOL)
     return {key: float(value.double().mean()) for key, value in figures.items()}, ritz
 
 

@@ -50,7 +50,7 @@ def train(net, data, settings, seed, progress=lambda done, total: None):
             torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimizer.step()
             schedule.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"training diverged: the loss is {losses[-1]} in epoch {epoch + 1}; lower --learning-rate")
             progress(epoch * batches + batch + 1, total)
