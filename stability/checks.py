@@ -103,6 +103,8 @@ def finite_differences(case, directions=7, images=64):
     name, objective = "finite_differences", objective_named("margin")
     net, x = _in_double(case.net, case.x[:images])
     y, double = case.y[:images], x.dtype == torch.float64
+    if case.iterated and not double:
+        return Check(name, None, {}, {}, "no float64 copy could be made, and in float32 a step meets too many kinks of ReLUs")
     step, limit = (1e-6, 0.01) if double else (2e-3, 0.1)
     x = x.clamp(step, 1 - step)  # steps stay within the box, beyond which a network may clamp
 
@@ -166,8 +168,7 @@ def solver(case):
     """Fails where adversarial images leave equations unsolved: their logits then mean nothing."""
     if not any(stage.scheme.implicit for stage in case.iterated):
         return Check("solver", None, {}, {}, "no stage solves an equation to a tolerance")
-    count, untrusted = len(case.x), int(case.white_box.untrusted.sum())
-    limit = allowed(0.02, count)
+    count, untrusted, limit = len(case.x), int(case.white_box.untrusted.sum()), allowed(0.02, len(case.x))
     return Check("solver", untrusted <= limit, {"share_unconverged": untrusted / count}, {"share_unconverged": limit / count},
                  f"{untrusted} of {count} adversarial images have an equation unsolved at tolerance {JUDGE_TOLERANCE:g}; "
                  "they count as broken")
@@ -175,8 +176,7 @@ def solver(case):
 
 def more_steps(case):
     """Fails where a long attack breaks many images that the usual one did not: the usual one had not converged."""
-    count, found = len(case.x), int((case.white_box.broken_by == 1).sum())
-    limit = allowed(0.02, count)
+    count, found, limit = len(case.x), int((case.white_box.broken_by == 1).sum()), allowed(0.02, len(case.x))
     robust = float(case.white_box.robust.double().mean())
     return Check("more_steps", found <= limit,
                  {f"robust_{case.steps}": robust + found / count, f"robust_{case.many_steps}": robust, "found": found / count},
@@ -218,7 +218,6 @@ def transfer(case):
 
 
 def _gradient(net, x, y, loss, batch_size):
-    """The gradient of a loss at the images, (B, ...)."""
     parts = []
     for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
         point = x_part.detach().clone().requires_grad_()

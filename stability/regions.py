@@ -145,10 +145,11 @@ def _exits(scheme, directions, ratio, tolerance=STABLE):
     modulus = _modulus(scheme, radii[:, None] * directions)
     outside = modulus > 1 + tolerance
     # |R| may rise above 1 and fall again between two samples: look closer at the maxima that come near.
-    peaks = (modulus[1:-1] > 1 - 1e-2) & (modulus[1:-1] >= modulus[:-2]) & (modulus[1:-1] >= modulus[2:]) & ~outside[1:-1]
+    rise = np.diff(np.minimum(modulus, 1e300), axis=0)
+    peaks = (modulus[1:-1] > 1 - 1e-2) & (rise[:-1] > 1e-12) & (rise[1:] < -1e-12)  # where |R| = 1, rounding has maxima too
     first = np.where(outside.any(0), outside.argmax(0), len(radii))
     low, high = radii[np.maximum(first, 1) - 1] * (first > 0), radii[np.minimum(first, len(radii) - 1)]
-    for peak, ray in np.argwhere(peaks & (np.arange(1, len(radii) - 1)[:, None] < first) & (modulus[1:-1] < 1 + tolerance)):
+    for peak, ray in np.argwhere(peaks & (np.arange(1, len(radii) - 1)[:, None] < first)):
         fine = np.linspace(radii[peak], radii[peak + 2], 101)
         above = _modulus(scheme, fine * directions[ray]) > 1 + tolerance
         if above.any() and fine[above.argmax()] < high[ray]:
