@@ -1,9 +1,9 @@
-"""Stability regions of the schemes, singly and as one sheet, with a table of what linear and nonlinear theory say of each.
+"""Stability regions of the schemes, singly and as one sheet, with a table of what the theory says of each.
 
     python experiments/plot_regions.py --schemes all
 
-About half a second a scheme. Everything is computed from R(z), A and b; nothing is copied from a book, and the tests compare
-the intervals with published ones.
+About a second a scheme. Everything is computed from R(z), A and b; nothing is copied from a book, and the tests
+compare the intervals with published ones.
 """
 import math
 import tempfile
@@ -26,7 +26,8 @@ TITLE = "|R| <= 1 on (-real, 0) and on i (-imag., imag.); A-, L- and algebraical
 def main(argv=None):
     """The script; returns its exit code."""
     parser = Parser(prog="plot_regions.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--schemes", required=True, help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or all")
+    parser.add_argument("--schemes", required=True, help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or "
+                                                         "all")
     parser.add_argument("--out", default="runs/regions", help="folder of the drawings")
     args = parser.parse_args(argv)
     schemes, out, console = parse_schemes(args.schemes), Path(args.out), _console()
@@ -34,7 +35,7 @@ def main(argv=None):
     drawable = [scheme for scheme in schemes if has_region(scheme)]
     for scheme in schemes:
         if scheme not in drawable:
-            console.print(f"{scheme}: skipped, its steps depend on the data and so it has no R(z)", markup=False, highlight=False)
+            console.print(f"{scheme}: skipped, its steps depend on the data and so it has no R(z)", highlight=False)
     if not drawable:
         raise ValueError(f"none of the schemes {args.schemes!r} has a region to draw; choose others, or all")
     table = Table(title=TITLE, box=SIMPLE_HEAD, pad_edge=False)
@@ -45,8 +46,9 @@ def main(argv=None):
         region = region_of(scheme)
         intervals = _number(region.real_interval), _number(region.imaginary_interval)
         notes[str(scheme)] = f"order {_number(scheme.order)}, real {intervals[0]}, imaginary {intervals[1]}"
-        table.add_row(str(scheme), _number(scheme.order), _number(scheme.stages), _word(scheme.implicit), *intervals, _word(region.a_stable),
-                      _word(region.l_stable), _number(region.ssp), _word(region.algebraically_stable), scheme.source)
+        table.add_row(str(scheme), _number(scheme.order), _number(scheme.stages), _word(scheme.implicit), *intervals,
+                      _word(region.a_stable), _word(region.l_stable), _number(region.ssp),
+                      _word(region.algebraically_stable), scheme.source)
         save(region_sheet([scheme], notes), out, _file_name(scheme))
     save(region_sheet(drawable, notes), out, "sheet")
     console.print(table)
@@ -60,7 +62,8 @@ def _make_writable(out):
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to --out {str(out)!r} ({error.strerror}); choose a folder that can be made and written") from None
+        raise ValueError(f"cannot write to --out {str(out)!r} ({error.strerror}); choose a folder that can be made and "
+                         "written") from None
 
 
 def _console():

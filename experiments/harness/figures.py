@@ -1,4 +1,4 @@
-"""The figures of a comparison: each function draws one question and returns a Figure; `save` writes it and embeds it."""
+"""The figures of a comparison: each function draws one question and returns a Figure; `save` writes and embeds it."""
 import base64
 import io
 from pathlib import Path
@@ -15,11 +15,12 @@ from experiments.harness import statistics
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 INK, FAINT = "#222222", "#777777"
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.labelcolor": INK,
-         "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
-         "axes.linewidth": 0.8, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E7E7E7", "grid.linewidth": 0.7,
-         "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "text.color": INK,
-         "legend.frameon": False, "lines.linewidth": 1.7, "lines.markersize": 5, "svg.hashsalt": "odenets",
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left",
+         "axes.labelcolor": INK, "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
+         "axes.edgecolor": FAINT, "axes.linewidth": 0.8, "axes.grid": True, "axes.axisbelow": True,
+         "grid.color": "#E7E7E7", "grid.linewidth": 0.7, "xtick.color": FAINT, "ytick.color": FAINT,
+         "xtick.labelcolor": INK, "ytick.labelcolor": INK, "text.color": INK, "legend.frameon": False,
+         "lines.linewidth": 1.7, "lines.markersize": 5, "svg.hashsalt": "odenets",
          "figure.constrained_layout.use": True}
 
 MEASURES = {  # metric: what its axis says; in order of preference for the figure of stability against robustness
@@ -36,14 +37,19 @@ def label(scheme, records):
 
 
 def _appearance(config):
-    """{scheme: (colour, marker)}, by position in the list, so that a scheme looks the same in all figures of a report."""
+    """{scheme: (colour, marker)}, by position, so that a scheme looks the same in all figures of a report."""
     return {scheme: (PALETTE[i % 7], MARKERS[(i + i // 7) % 7]) for i, scheme in enumerate(config["schemes"])}
 
 
 def _legend(figure, config, records, extra=(), line="-", marks=True):
-    handles = [Line2D([], [], ls=line, color=colour, marker=marker if marks is True else marks, label=label(scheme, records))
-               for scheme, (colour, marker) in _appearance(config).items()]
-    figure.legend(handles=[*handles, *extra], loc="outside upper left", ncols=4 if max(map(len, config["schemes"])) < 20 else 3)
+    handles = [Line2D([], [], ls=line, color=colour, marker=marker if marks is True else marks,
+                      label=label(scheme, records)) for scheme, (colour, marker) in _appearance(config).items()]
+    columns = 4 if max(map(len, config["schemes"])) < 20 else 3
+    figure.legend(handles=[*handles, *extra], loc="outside upper left", ncols=columns)
+
+
+def _percentages(estimates):
+    return 100 * np.array([(estimate.value, estimate.low, estimate.high) for estimate in estimates]).T
 
 
 @matplotlib.rc_context(STYLE)
@@ -60,24 +66,27 @@ def accuracy_figure(config, records):
             known = {eps: statistics.accuracy(m) for eps, m in masks[scheme, gradient].items() if m}
             if not known:
                 continue
-            value, low, high = (100 * np.array([getattr(e, end) for e in known.values()]) for end in ("value", "low", "high"))
+            value, low, high = _percentages(known.values())
             exact = gradient == "exact"
             any_detached |= not exact
-            axes[0].plot(list(known), value, ls=style, color=colour, marker=marker, mfc=colour if exact else "white", zorder=3)
+            axes[0].plot(list(known), value, ls=style, color=colour, marker=marker, mfc=colour if exact else "white",
+                         zorder=3)
             if exact:
                 axes[0].fill_between(list(known), low, high, color=colour, alpha=0.13, lw=0)
-    axes[0].set(title="Accuracy", xlabel=r"$\varepsilon$, radius of the attack ($L_\infty$, pixel values in [0, 1]); 0: no attack",
+    axes[0].set(title="Accuracy", xlabel=r"$\varepsilon$, radius of the attack ($L_\infty$, pixel values in [0, 1]); "
+                                          "0: no attack",
                 ylabel="images classified rightly, %", ylim=(-2, 102), xticks=epsilons)
     if len(schemes) > 1:
         _draw_differences(axes[1], config, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})
-    extra = [Line2D([], [], color=FAINT, ls=(0, (4, 2)), marker="o", mfc="white", label="attacked with the detached gradient")]
+    extra = [Line2D([], [], color=FAINT, ls=(0, (4, 2)), marker="o", mfc="white", label="attacked with the detached "
+                                                                                        "gradient")]
     _legend(figure, config, records, extra if any_detached else ())
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def sweep_figure(config, records):
-    """Accuracy against the steps for each block, a panel a radius: trained with them, or trained with the fewest and run with more."""
+    """Accuracy against the steps for each block, a panel a radius: trained with them, or only run with them."""
     epsilons = [0.0, *statistics.radii(records)]
     schemes = list(dict.fromkeys(record["spec"] for record in records))
     looks = _appearance({"schemes": schemes})
@@ -89,9 +98,10 @@ def sweep_figure(config, records):
             for again in (False, True):
                 own = {r["substeps"]: r["scheme"] for r in records if r["spec"] == scheme and r["trained_substeps"] == (
                     fewest if again else r["substeps"])}
-                known = {n: statistics.accuracy(statistics.masks_of(records, arm, eps)) for n, arm in sorted(own.items())}
-                value, low, high = (100 * np.array([getattr(e, end) for e in known.values()]) for end in ("value", "low", "high"))
-                ax.errorbar(list(known), value, np.abs([value - low, high - value]), ls="--" if again else "-", color=colour, elinewidth=0.8,
+                value, low, high = _percentages(
+                    statistics.accuracy(statistics.masks_of(records, own[steps], eps)) for steps in sorted(own))
+                bars = np.abs([value - low, high - value])
+                ax.errorbar(sorted(own), value, bars, ls="--" if again else "-", color=colour, elinewidth=0.8,
                             marker=marker, mfc="white" if again else colour, zorder=2 if again else 3)
         ax.set(title=rf"$\varepsilon$ = {eps:.3g}" if eps else "no attack", xscale="log", xlabel="steps for each block")
         ax.set_xticks(ticks := sorted({r["substeps"] for r in records}), ticks)
@@ -125,7 +135,7 @@ def _draw_differences(ax, config, epsilons, masks):
 
 @matplotlib.rc_context(STYLE)
 def measure_figure(config, records, metric=None):
-    """One stability measure of each trained net against its robust accuracy, a panel a radius; None where nothing was measured."""
+    """One stability measure of each trained net against robust accuracy, a panel a radius; None without measures."""
     known = {entry["metric"] for record in records for entry in record["stability"]}
     metric = metric or next((name for name in [*MEASURES, *sorted(known)] if name in known), None)
     epsilons = statistics.radii(records)
@@ -137,11 +147,12 @@ def measure_figure(config, records, metric=None):
         for scheme, (colour, _) in _appearance(config).items():
             masks = statistics.masks_of(records, scheme, eps)
             for record in records:
-                values = [e["value"] for e in record["stability"] if e["metric"] == metric and np.isfinite(e["value"] or np.nan)]
-                if record["scheme"] == scheme and record["seed"] in masks and values:
+                values = [row["value"] for row in record["stability"] if row["metric"] == metric]
+                if record["scheme"] == scheme and record["seed"] in masks and values and np.isfinite(values).all():
                     x, y = np.mean(values), 100 * masks[record["seed"]].mean()
                     ax.plot(x, y, "o", color=colour, ms=11, mec="white", mew=0.8, alpha=0.9)
-                    ax.text(x, y, record["seed"], fontsize=6.5, color="white", weight="bold", ha="center", va="center_baseline")
+                    ax.text(x, y, record["seed"], fontsize=6.5, color="white", weight="bold", ha="center",
+                            va="center_baseline")
         ax.set_title(rf"$\varepsilon$ = {eps:g}")
         ax.margins(0.15)
     for ax in axes[len(epsilons):]:
@@ -172,8 +183,9 @@ def save(figure, folder, name):
     """Write folder/name.png, and return the figure as a data URI for a page: as SVG or PNG, whichever is shorter."""
     FigureCanvasAgg(figure)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    figure.savefig(path := Path(folder, f"{name}.png"), dpi=150, bbox_inches="tight", pad_inches=0.06)
+    drawn = {"dpi": 150, "bbox_inches": "tight", "pad_inches": 0.06}
+    figure.savefig(path := Path(folder, f"{name}.png"), **drawn)
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer := io.BytesIO(), format="svg", dpi=150, bbox_inches="tight", pad_inches=0.06, metadata={"Date": None})
+        figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None}, **drawn)
     kind, content = min((("svg+xml", buffer.getvalue()), ("png", path.read_bytes())), key=lambda pair: len(pair[1]))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,7 +1,6 @@
-"""What a run found, in words: the summary table, the headline and the caveats, all made from the numbers of the records."""
+"""What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
 import numpy as np
 
-import odenets
 from experiments.harness import figures, regions, statistics
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
@@ -17,7 +16,8 @@ def arms(config, records):
 
     def name(record):
         trained, run = steps(record)
-        return f"{record['scheme']}, {run} step{'s' * (run > 1)}" + (f" (trained with {trained})" if trained != run else "")
+        suffix = f" (trained with {trained})" if trained != run else ""
+        return f"{record['scheme']}, {run} step{'s' * (run > 1)}{suffix}"
 
     ordered = sorted(records, key=lambda record: (config["schemes"].index(record["scheme"]), *steps(record)))
     named = [{**record, "spec": record["scheme"], "scheme": name(record)} for record in ordered]
@@ -27,15 +27,16 @@ def arms(config, records):
 def summary_table(config, records):
     """Accuracies and paired differences to the first scheme as rows of strings, the first row being the header."""
     config, records = arms(config, records)
-    rows = [("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict", "untrusted, %")]
+    rows = [("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict",
+             "untrusted, %")]
     for eps in [0.0, *statistics.radii(records)]:
         for scheme in config["schemes"]:
             masks = statistics.masks_of(records, scheme, eps)
             if masks:
                 mean, gap = statistics.accuracy(masks), gap_to_first(config, records, scheme, eps)
-                rows.append((attack_name(records, eps), figures.label(scheme, records), percent(mean.value), interval(mean),
-                             *((points(gap.value), interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")),
-                             percent(_untrusted(records, scheme, eps))))
+                compared = (points(gap.value), interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")
+                rows.append((attack_name(records, eps), figures.label(scheme, records), percent(mean.value),
+                             interval(mean), *compared, percent(_untrusted(records, scheme, eps))))
     return rows
 
 
@@ -48,30 +49,39 @@ def headline(config, records):
     where = f"On {config['dataset']}, {count(config['seeds'], 'seed')}, {attack_name(records, eps)}"
     sentences = ["A smoke run: it exercises the program, and its numbers mean nothing."] if config.get("smoke") else []
     gaps = {scheme: gap for scheme in others if (gap := gap_to_first(config, records, scheme, eps))}
-    named = {verdict: [s for s, gap in gaps.items() if gap.verdict == verdict] for verdict in ("higher", "lower", "cannot tell")}
+    words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
+    named = {verdict: [s for s, gap in gaps.items() if gap.verdict == verdict] for verdict in words}
     if len(gaps) > MANY:
         named = {verdict: [f"{len(found)} of {len(gaps)} schemes"] if found else [] for verdict, found in named.items()}
     parts = [f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {word} robust than {first}"
              for verdict, word in (("higher", "more"), ("lower", "less")) if named[verdict]]
-    parts += [f"{', '.join(named['cannot tell'])} against {first}: cannot tell which is more robust"] * bool(named["cannot tell"])
+    if named["cannot tell"]:
+        parts.append(f"{', '.join(named['cannot tell'])} against {first}: cannot tell which is more robust")
     sentences.append(f"{where}: {'; '.join(parts)}." if gaps else
-                     f"{where}: {first} classifies {percent(reference.value)} % rightly, 95 % interval {interval(reference)}. "
-                     "One scheme alone compares with nothing.")
-    words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
+                     f"{where}: {first} classifies {percent(reference.value)} % rightly, 95 % interval "
+                     f"{interval(reference)}. One scheme alone compares with nothing.")
     for scheme, gap in list(gaps.items()) * (len(gaps) <= MANY):
         own = statistics.accuracy(statistics.masks_of(records, scheme, eps))
-        sentences.append(f"{scheme} {percent(own.value)} %, {first} {percent(reference.value)} %: difference {points(gap.value)} points, "
-                         f"95 % interval {interval(gap, '+')} over {gap.n} {gap.over}: {words[gap.verdict]}.")
-    masked = [(s, gap) for s in config["schemes"] if (gap := statistics.difference(
-        statistics.masks_of(records, s, eps, "detached"), statistics.masks_of(records, s, eps))) and gap.verdict == "higher"]
+        sentences.append(f"{scheme} {percent(own.value)} %, {first} {percent(reference.value)} %: difference "
+                         f"{points(gap.value)} points, 95 % interval {interval(gap, '+')} over {gap.n} {gap.over}"
+                         f"{' of one seed' * (gap.over == 'images')}: {words[gap.verdict]}.")
+    detached = [(scheme, gap) for scheme in config["schemes"] if (gap := statistics.difference(
+        statistics.masks_of(records, scheme, eps, "detached"), statistics.masks_of(records, scheme, eps)))]
+    masked = [(scheme, gap) for scheme, gap in detached if gap.verdict == "higher"]
     if masked:
         sizes = [gap.value for _, gap in masked]
         listed = (", ".join(f"{s} by {points(gap.value)[1:]} points" for s, gap in masked) if len(masked) <= MANY else
                   f"{len(masked)} schemes by {points(min(sizes))[1:]} to {points(max(sizes))[1:]} points")
-        sentences.append(f"Attacked along the detached gradient, nets would seem more robust than they are (gradient masking): {listed}.")
+        sentences.append("Attacked along the detached gradient, nets would seem more robust than they are (gradient "
+                         f"masking): {listed}.")
+    missed = [scheme for scheme, gap in detached if gap.verdict == "lower"]
+    if missed:
+        sentences.append(f"The detached gradient breaks more images of {', '.join(missed)} than the exact one: the "
+                         "exact attack is too weak there, and the accuracy shown too high.")
     failed = [scheme for scheme in config["schemes"] if figures.label(scheme, records) != scheme]
     if failed:
-        sentences.append(f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an artefact.")
+        sentences.append(f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness "
+                         "shown may be an artefact.")
     return sentences
 
 
@@ -83,8 +93,10 @@ def gap_to_first(config, records, scheme, eps):
 
 
 def attack_name(records, eps):
+    """The attack behind the accuracies at a radius, for tables and sentences."""
     names = sorted({m["attack"] for record in records for m in record["measurements"] if m["epsilon"] == eps})
-    return "no attack" if not eps else f"{names[0] if len(names) == 1 else 'worst of ' + ', '.join(names)} at \u03b5 = {eps:.3g}"
+    strongest = names[0] if len(names) == 1 else f"worst of {', '.join(names)}"
+    return f"{strongest} at \u03b5 = {eps:.3g}" if eps else "no attack"
 
 
 def _untrusted(records, scheme, eps):
@@ -102,32 +114,42 @@ def caveats(config, records):
     comparisons = sum(row[6] not in ("verdict", "reference") for row in summary_table(config, records))
     missing = [f"{s}, seed {seed}" for s in config["schemes"] for seed in config["seeds"]
                if not any((r["scheme"], r["seed"]) == (s, seed) for r in records)]
-    points_of_cloud = np.concatenate([np.zeros((0, 2)), *(v for s in config["schemes"] for v in regions.cloud_of(records, s).values())])
-    not_normal = [s for s in config["schemes"] if regions.has_region(spec(records, s)) and not regions.analytic(spec(records, s))]
+    clouds = [values for scheme in config["schemes"] for values in regions.cloud_of(records, scheme).values()]
+    real_parts = np.concatenate([np.zeros(0), *(values[:, 0] for values in clouds)])
     no_region = [s for s in config["schemes"] if not regions.has_region(spec(records, s))]
+    not_normal = without_spectrum(config, records)
     found = [
-        (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds that both schemes have."),
-        (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the L\u221e ball was run on every image. A longer "
-               "attack, another loss, a black-box attack or another norm can break more."),
-        (config["training"] == "standard", "The nets were trained without attacks. Adversarial training can change which scheme is ahead."),
-        (config["dataset"] == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of natural images."),
+        (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
+                  "that both schemes have."),
+        (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the L\u221e ball was "
+               "run on every image. A longer attack, another loss, a black-box attack or another norm can break "
+               "more."),
+        (config["training"] == "standard", "The nets were trained without attacks. Adversarial training can change "
+                                           "which scheme is ahead."),
+        (config["dataset"] == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of "
+                                        "natural images."),
         (n == 1, "One seed: whether another draw of weights and batches would reverse a difference is unknown."),
-        (1 < n < 6, f"{count(config['seeds'], 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} standard errors to either side, so that "
-                    "differences of some points can hide in it. \u201cCannot tell\u201d is not \u201cequal\u201d."),
-        (n > 1, f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's accuracy an interval of "
-                f"{points(image_interval.low - image_interval.value)} to {points(image_interval.high - image_interval.value)} points."),
-        (comparisons > 1, f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in twenty would be clear by chance alone."),
-        (len(config["schemes"]) > 1, "Schemes share weights at the start, batches and hyperparameters, which were tuned for none of them; they do "
-                                     "not share their cost."),
-        (points_of_cloud.size, "A-stability speaks of the left half-plane. Of the h\u03bb measured here "
-                               f"{100 * (points_of_cloud[:, :1] > 0).mean():.0f} % lie in the right one, where the flow itself grows and a scheme that follows it has to grow too."),
-        (points_of_cloud.size, "The clouds are Ritz values at a few clean test images: a sketch whose outer part is the most reliable. Eigenvalues "
-                               "do not bound the transient growth of non-normal Jacobians; the norm of a step does."),
+        (1 < n < 6, f"{count(config['seeds'], 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} "
+                    "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
+                    "tell\u201d is not \u201cequal\u201d."),
+        (n > 1, f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's "
+                f"accuracy an interval of {points(image_interval.low - image_interval.value)} to "
+                f"{points(image_interval.high - image_interval.value)} points."),
+        (comparisons > 1, f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in "
+                          "twenty would be clear by chance alone."),
+        (len(config["schemes"]) > 1, "Schemes share weights at the start, batches and hyperparameters, which were "
+                                     "tuned for none of them; they do not share their cost."),
+        (real_parts.size, "A-stability speaks of the left half-plane. Of the h\u03bb measured here "
+                          f"{100 * (real_parts > 0).mean():.0f} % lie in the right one, where the flow itself grows "
+                          "and a scheme that follows it has to grow too."),
+        (real_parts.size, "The clouds are Ritz values at a few clean test images: a sketch whose outer part is the "
+                          "most reliable. Eigenvalues do not bound the transient growth of non-normal Jacobians; the "
+                          "norm of a step does."),
         (not_normal, f"R(h\u03bb) of {', '.join(not_normal)} is a step's spectrum for normal Jacobians only."),
-        (no_region, f"{', '.join(no_region)}: the steps depend on the data, so there is no R(z), no region and no place in those figures; "
-                    "attack gradients may be masked."),
-        (True, f"A relation between a stability measure and robustness across {len(records)} nets is no cause: whatever else differs between "
-               "schemes differs with it."),
+        (no_region, f"{', '.join(no_region)}: the steps depend on the data, so there is no R(z), no region and no "
+                    "place in those figures; attack gradients may be masked."),
+        (True, f"A relation between a stability measure and robustness across {len(records)} nets is no cause: "
+               "whatever else differs between schemes differs with it."),
         (not all(r.get("audit") for r in records), "Only the nets in the audit table were audited."),
         (figures.label(first, records) != first, f"{first}, with which all others are compared, failed its own audit."),
     ]
@@ -137,6 +159,12 @@ def caveats(config, records):
 def spec(records, scheme):
     """The scheme behind the name of an arm."""
     return next((record.get("spec", scheme) for record in records if record["scheme"] == scheme), scheme)
+
+
+def without_spectrum(config, records):
+    """Schemes for which R(h lambda) is not a step's spectrum unless the Jacobian is normal."""
+    specs = {scheme: spec(records, scheme) for scheme in config["schemes"]}
+    return [scheme for scheme, s in specs.items() if regions.has_region(s) and not regions.analytic(s)]
 
 
 def count(values, noun):

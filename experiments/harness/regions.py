@@ -1,4 +1,4 @@
-"""Stability regions: |R(z)| of a scheme in the complex plane, singly, as a sheet, or under the h lambda measured in nets."""
+"""Stability regions: |R(z)| of a scheme in the complex plane, alone, on a sheet, or under h lambda measured in nets."""
 import functools
 from dataclasses import replace
 
@@ -16,7 +16,8 @@ STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 
 # Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
 BANDS = np.arange(-3.0, 4.0)
-SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
+SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6",
+                        over="#DAAC57")
 COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 
@@ -36,7 +37,7 @@ def has_region(scheme):
 
 
 def analytic(scheme):
-    """Whether R is analytic (Cauchy-Riemann at one generic point). Where not, R(h lambda) is a step's spectrum for normal J only."""
+    """Whether R is analytic (Cauchy-Riemann at a point). If not, R(h lambda) is a step's spectrum for normal J only."""
     R, z, d = odenets.get_scheme(scheme).amplification, -0.37 + 0.61j, 1e-6
     right, up = (R(np.array([z + step])) - R(np.array([z - step])) for step in (d, 1j * d))
     return bool(np.abs(up - 1j * right)[0] < 1e-8)
@@ -66,14 +67,14 @@ def draw_region(ax, scheme, cloud=None, window=None):
     shades.set_rasterized(True)
     if growth.min() < 0 < growth.max():
         ax.contour(x, y, growth, [0.0], colors=INK, linewidths=1.8)
-    if left < 0 < right:  # the half-plane of which A-stability does not speak is veiled, the other keeps its full colour
+    if left < 0 < right:  # A-stability does not speak of the right half-plane: it is veiled
         ax.axvspan(0, right, color="white", alpha=0.45, lw=0)
         ax.axvline(0, color=INK, lw=0.9)
         for side, text in (("right", "flow decays "), ("left", " flow grows")):
             ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=7, style="italic", color=INK)
     ax.axhline(0, color=INK, lw=0.4)
-    for (stage, values), colour in zip(sorted((cloud or {}).items(), key=lambda item: int(item[0])), STAGE_COLOURS * 9):
-        points = np.asarray(values, dtype=float).reshape(-1, 2)
+    for stage, colour in zip(sorted(cloud or {}, key=int), STAGE_COLOURS * 9):
+        points = np.asarray(cloud[stage], dtype=float).reshape(-1, 2)
         ax.scatter(*points.T, s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.grid(False)
@@ -108,7 +109,8 @@ def clouds_figure(config, records):
         z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
         if z.size:
             amplified = np.abs(odenets.get_scheme(scheme).amplification(z)) > 1 + 1e-10
-            ax.text(0.02, 0.03, f"{100 * (z.real > 0).mean():.0f} % have Re $z$ > 0\n{100 * amplified.mean():.0f} % have |$R$| > 1",
+            ax.text(0.02, 0.03, f"{100 * (z.real > 0).mean():.0f} % have Re $z$ > 0\n{100 * amplified.mean():.0f} % "
+                                "have |$R$| > 1",
                     fontsize=8, transform=ax.transAxes, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
     stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
     dots = [Line2D([], [], ls="", marker="o", color=colour, mec=INK, mew=0.4, label=rf"$h\lambda$ of stage {stage}")
@@ -118,7 +120,7 @@ def clouds_figure(config, records):
 
 @matplotlib.rc_context(STYLE)
 def region_sheet(schemes, notes=None):
-    """All regions on one sheet, in one window where they fit (one alone in its own); {spec: note} goes below the titles."""
+    """All regions in one window where they fit (one alone in its own); {spec: note} goes below the titles."""
     columns = min(4, len(schemes))
     figure, axes = _panels(len(schemes), columns, 3.4 if columns > 1 else 6, 1)
     for ax, scheme in zip(axes, schemes):
@@ -126,8 +128,10 @@ def region_sheet(schemes, notes=None):
         fits = max(map(abs, window)) <= 8  # an unbounded region has the window [-8, 8]^2
         centre, half = (window[0] + window[1]) / 2, max(window[1] - window[0], window[3] - window[2]) / 2
         common = fits and columns > 1
-        shades = draw_region(ax, scheme, window=COMMON_WINDOW if common else (centre - half, centre + half, -half, half))
-        ax.set_title(str(scheme) + ("" if fits else ", own scale") + (f"\n{notes[str(scheme)]}" if notes else ""), fontsize=9)
+        own = centre - half, centre + half, -half, half
+        shades = draw_region(ax, scheme, window=COMMON_WINDOW if common else own)
+        note = f"\n{notes[str(scheme)]}" if notes else ""
+        ax.set_title(f"{scheme}{'' if fits else ', own scale'}{note}", fontsize=9)
     return _framed(figure, axes, columns, shades, [])
 
 
@@ -145,7 +149,8 @@ def _framed(figure, axes, columns, shades, handles):
     for index, ax in enumerate(axes):
         ax.set_xlabel(r"Re $z$" if index + columns >= len(axes) else None)
         ax.set_ylabel(r"Im $z$" if index % columns == 0 else None)
-    bar = figure.colorbar(shades, ax=list(axes), aspect=30, pad=0.015, label=r"$|R(z)|$, growth in one step; $z = h\lambda$")
+    bar = figure.colorbar(shades, ax=list(axes), aspect=30, pad=0.015)
+    bar.set_label(r"$|R(z)|$, growth in one step; $z = h\lambda$")
     bar.set_ticks(BANDS, labels=[f"{2.0 ** band:g}" if band >= 0 else f"1/{2.0 ** -band:g}" for band in BANDS])
     bar.ax.axhline(0, color=INK, lw=1.8)
     bar.outline.set_visible(False)

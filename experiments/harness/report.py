@@ -1,4 +1,4 @@
-"""report.html: one file that opens anywhere. Its sentences are made from the numbers and claim no more than the intervals do."""
+"""report.html: one file that opens anywhere, whose sentences are made from the numbers and claim no more than these."""
 import html
 import string
 from pathlib import Path
@@ -7,21 +7,36 @@ import numpy as np
 
 import odenets
 from experiments.harness import figures, regions, statistics
-from experiments.harness.findings import arms, attack_name, caveats, count, headline, interval, percent, points, spec, summary_table
+from experiments.harness.findings import (
+    arms,
+    attack_name,
+    caveats,
+    count,
+    headline,
+    interval,
+    percent,
+    points,
+    spec,
+    summary_table,
+    without_spectrum,
+)
 
 CAPTIONS = {
-    "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % interval; dashed where the attack "
-                "follows the detached gradient, which shows what masking would hide. Right: the difference to the first scheme, paired; "
-                "a filled mark where the interval excludes zero, a hollow one where this run cannot tell.",
-    "sweep": "Accuracy against the number of solver steps for each block. Solid: trained with that many steps. Dashed and hollow: trained with the "
-             "fewest, then run with more, same weights. Bars are 95 % intervals.",
-    "regions": "Each scheme's growth |R(z)| in one step, and the measured h\u03bb of its trained nets on top (h the step size, \u03bb eigenvalues of the "
-               "blocks' Jacobians). Blue damps, sand amplifies, the bold line is |R| = 1. A-stability promises blue on the whole left half-plane; "
-               "the right one is veiled, since the promise does not reach it. Dots in sand are modes that a step lets grow.",
-    "measure": "One stability measure against robust accuracy: each dot is a trained net, its number the seed. If stability bought robustness, dots "
-               "would fall from left to right, within a colour as well as between colours. Axes do not start at zero.",
-    "training": "Training, one line a net: mean loss of an epoch, and accuracy on held-out training images. Lines on top of each other mean that "
-                "the schemes learn alike.",
+    "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
+                "interval; dashed where the attack follows the detached gradient, which shows what masking would hide. "
+                "Right: the difference to the first scheme, paired; a filled mark where the interval excludes zero, a "
+                "hollow one where this run cannot tell.",
+    "sweep": "Accuracy against the number of solver steps for each block. Solid: trained with that many steps. Dashed "
+             "and hollow: trained with the fewest, then run with more, same weights. Bars are 95 % intervals.",
+    "regions": "Each scheme's growth |R(z)| in one step, and the measured h\u03bb of its trained nets on top (h the "
+               "step size, \u03bb eigenvalues of the blocks' Jacobians). Blue damps, sand amplifies, the bold line is "
+               "|R| = 1. A-stability promises blue on the whole left half-plane; the right one is veiled, since the "
+               "promise does not reach it. Dots in sand are modes that a step lets grow.",
+    "measure": "One stability measure against robust accuracy: each dot is a trained net, its number the seed. If "
+               "stability bought robustness, dots would fall from left to right, within a colour as well as between "
+               "colours. Axes do not start at zero.",
+    "training": "Training, one line a net: mean loss of an epoch, and accuracy on held-out training images. Lines on "
+                "top of each other mean that the schemes learn alike.",
 }
 
 
@@ -46,54 +61,61 @@ def write_report(config, records, path):
 def _results(config, records, folder):
     several = len(config["seeds"]) > 1
     meaning = (
-        f"Intervals are Student's t over {count(config['seeds'], 'seed')} ({len(config['seeds']) - 1} degrees of freedom), accuracies cut to "
-        "[0, 100]. Differences are paired: same initial weights, same batches, same images. They cover what another seed would change, "
-        "not another set of test images; where all seeds agree the interval has no width, which is no certainty." if several else
-        "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets disagree (Agresti and Min). "
-        "They cover another draw of test images and say nothing of another seed.")
-    return (f"<h2>Accuracy</h2>{_table(summary_table(config, records), numbers=(2, 3, 4, 5, 7))}<p class=note>{meaning} <b>Cannot tell</b> means "
-            "that the interval of the difference covers zero. <b>Untrusted</b>: images counted as broken because a cold re-solve at "
-            f"tolerance 10<sup>\u22126</sup> did not converge. All comparisons are with {_escape(config['schemes'][0])}.</p>")
+        f"Intervals are Student's t over {count(config['seeds'], 'seed')} ({len(config['seeds']) - 1} degrees of "
+        "freedom), accuracies cut to [0, 100]. Differences are paired: same initial weights, same batches, same "
+        "images. They cover what another seed would change, not another set of test images; where all seeds agree the "
+        "interval has no width, which is no certainty." if several else
+        "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
+        "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed.")
+    return (f"<h2>Accuracy</h2>{_table(summary_table(config, records), numbers=(2, 3, 4, 5, 7))}"
+            f"<p class=note>{meaning} <b>Cannot tell</b> means that the interval of the difference covers zero. "
+            "<b>Untrusted</b>: images counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did "
+            f"not converge. All comparisons are with {_escape(config['schemes'][0])}.</p>")
 
 
 def _plots(config, records, folder):
     swept = any("spec" in record for record in records)
-    drawn = [("sweep", figures.sweep_figure, CAPTIONS["sweep"])] if swept else [("accuracy", figures.accuracy_figure, CAPTIONS["accuracy"])]
-    not_normal = [s for s in config["schemes"] if regions.has_region(spec(records, s)) and not regions.analytic(spec(records, s))]
-    drawn.append(("regions", regions.clouds_figure, CAPTIONS["regions"] + (
-        f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not the spectrum of the step, "
-        "and the dots are a guide only." if not_normal else "")))
+    not_normal = without_spectrum(config, records)
+    warning = (f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
+               "the spectrum of the step, and the dots are a guide only." if not_normal else "")
+    drawn = [("sweep", figures.sweep_figure) if swept else ("accuracy", figures.accuracy_figure),
+             ("regions", regions.clouds_figure)]
     if not swept:
-        drawn += [("measure", figures.measure_figure, CAPTIONS["measure"]), ("training", figures.training_figure, CAPTIONS["training"])]
+        drawn += [("measure", figures.measure_figure), ("training", figures.training_figure)]
     parts = []
-    for name, draw, caption in drawn:
-        figure = draw(config, records)
+    for name, draw in drawn:
+        figure, caption = draw(config, records), CAPTIONS[name] + (warning if name == "regions" else "")
         if figure:
-            parts.append(f'<figure><img src="{figures.save(figure, folder, name)}" alt="{_escape(caption.split(".")[0])}">'
+            source, alternative = figures.save(figure, folder, name), _escape(CAPTIONS[name].split(".")[0])
+            parts.append(f'<figure><img src="{source}" alt="{alternative}">'
                          f"<figcaption><b>Figure {len(parts) + 1}.</b> {_escape(caption)}</figcaption></figure>")
     return "<h2>Figures</h2>" + "\n".join(parts)
 
 
 def _detached(config, records, folder):
-    rows = [("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval", "verdict")]
+    rows = [("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval",
+             "verdict")]
     for eps in statistics.radii(records):
         for scheme in config["schemes"]:
-            exact, detached = (statistics.masks_of(records, scheme, eps, gradient) for gradient in ("exact", "detached"))
+            exact, detached = (statistics.masks_of(records, scheme, eps, name) for name in ("exact", "detached"))
             gap = statistics.difference(detached, exact)
             if gap:
-                verdict = {"higher": "masks", "lower": "stronger attack", "cannot tell": "cannot tell"}[gap.verdict]
+                verdict = {"higher": "masks", "lower": "breaks more", "cannot tell": "cannot tell"}[gap.verdict]
                 values = (percent(statistics.accuracy(masks).value) for masks in (exact, detached))
-                rows.append((attack_name(records, eps), figures.label(scheme, records), *values, points(gap.value), interval(gap, "+"), verdict))
+                rows.append((attack_name(records, eps), figures.label(scheme, records), *values, points(gap.value),
+                             interval(gap, "+"), verdict))
     if len(rows) == 1:
         return ""
-    return ("<h2>Exact against detached gradient</h2><p>The detached gradient keeps a scheme's value but differentiates its explicit predictor "
-            "x + h f(x) instead. An attack that follows it follows a wrong slope: where accuracy comes out higher, the difference is "
-            f"<b>gradient masking</b>, not robustness. Only the exact column counts.</p>{_table(rows, numbers=(2, 3, 4, 5))}")
+    return ("<h2>Exact against detached gradient</h2><p>The detached gradient keeps a scheme's value but "
+            "differentiates its explicit predictor x + h f(x) instead. An attack that follows it follows a wrong "
+            "slope: where accuracy comes out higher, the difference is <b>gradient masking</b>, not robustness. Where "
+            "it comes out lower, the exact attack missed images, and the lower figure is the truer bound.</p>"
+            f"{_table(rows, numbers=(2, 3, 4, 5))}")
 
 
 def _solver(config, records, folder):
-    rows = [("scheme", "tolerance", "unsolved, %", "unsolved in training, %", "iterations, mean (max)", "evaluations", "untrusted, max %",
-             "training, s", "attacks, s")]
+    rows = [("scheme", "tolerance", "unsolved, %", "unsolved in training, %", "iterations, mean (max)", "evaluations",
+             "untrusted, max %", "training, s", "attacks, s")]
     for scheme in config["schemes"]:
         own = [record for record in records if record["scheme"] == scheme]
         used, *trained = (str(odenets.get_scheme(name).parameters.get("tol", ("",))[0])
@@ -104,60 +126,75 @@ def _solver(config, records, folder):
         def mean(group, key, scale=1, combine=np.mean, own=own):
             values = [scale * r[group][key] for r in own if r.get(group) and r[group].get(key) is not None]
             return f"{combine(values):.3g}" if values else ""
-        iterations = mean("solver", "iterations_mean") and f"{mean('solver', 'iterations_mean')} ({mean('solver', 'iterations_max', 1, np.max)})"
+        iterations = mean("solver", "iterations_mean")
+        if iterations:
+            iterations += f" ({mean('solver', 'iterations_max', combine=np.max)})"
         rows.append((figures.label(scheme, records), used + looser, mean("solver", "unconverged_share", 100),
-                     mean("solver", "training_unconverged_share", 100), iterations, mean("solver", "evaluations_mean"), percent(worst),
-                     mean("seconds", "training"), mean("seconds", "attacks")))
-    return ("<h2>Solver and cost</h2>" + _table(rows, numbers=range(1, 9)) + "<p class=note>Means over the nets of a scheme. A tolerance bounds the "
-            "residual of each sample relative to \u2016h f(x)\u2016; empty where nothing is solved. Unsolved: share of test images with an equation that did not "
-            "converge at that tolerance. Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal weights, not at equal cost.</p>")
+                     mean("solver", "training_unconverged_share", 100), iterations, mean("solver", "evaluations_mean"),
+                     percent(worst), mean("seconds", "training"), mean("seconds", "attacks")))
+    return (f"<h2>Solver and cost</h2>{_table(rows, numbers=range(1, 9))}"
+            "<p class=note>Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to "
+            "\u2016h f(x)\u2016; empty where nothing is solved. Unsolved: share of test images with an equation that did "
+            "not converge at that tolerance. Evaluations of f for each equation. Seconds are of one net on this machine: "
+            "schemes are compared at equal weights, not at equal cost.</p>")
 
 
 def _audit(config, records, folder):
     words = {True: "passes", False: "fails", None: "not applicable"}
     rows = [("scheme", "seed", "check", "verdict", "reason", "figures", "thresholds")]
-    rows += [(figures.label(r["scheme"], records), str(r["seed"]), check["name"].replace("_", " "), words[check["passed"]], check["reason"],
+    rows += [(figures.label(r["scheme"], records), str(r["seed"]), check["name"].replace("_", " "),
+              words[check["passed"]], check["reason"],
               *(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in check[key].items())
-                for key in ("figures", "thresholds"))) for r in records if r.get("audit") for check in r["audit"]["checks"]]
+                for key in ("figures", "thresholds")))
+             for r in records if r.get("audit") for check in r["audit"]["checks"]]
     if len(rows) == 1:
         return "<h2>Audit</h2><p>No net of this run was audited: whether gradients are masked is open.</p>"
-    verdicts = "; ".join(f"{r['scheme']}, seed {r['seed']}: {'passes' if r['audit']['passed'] else 'fails'}" for r in records if r.get("audit"))
-    return ("<h2>Audit: is the robustness real?</h2><p>An audit tries to expose gradients that hide adversarial images instead of removing them. "
-            f"{_escape(verdicts)}. A scheme with a net that fails is marked \u2020 wherever it appears.</p>{_table(rows, numbers=())}")
+    verdicts = "; ".join(f"{r['scheme']}, seed {r['seed']}: {words[bool(r['audit']['passed'])]}"
+                         for r in records if r.get("audit"))
+    return ("<h2>Audit: is the robustness real?</h2><p>An audit tries to expose gradients that hide adversarial images "
+            f"instead of removing them. {_escape(verdicts)}. A scheme with a net that fails is marked \u2020 wherever "
+            f"it appears.</p>{_table(rows, numbers=())}")
 
 
 def _caveats(config, records, folder):
-    return "<h2>What these figures do not show</h2><ul>" + "".join(f"<li>{_escape(s)}</li>" for s in caveats(config, records)) + "</ul>"
+    items = "".join(f"<li>{_escape(sentence)}</li>" for sentence in caveats(config, records))
+    return f"<h2>What these figures do not show</h2><ul>{items}</ul>"
 
 
 def _protocol(config, records, folder):
-    sizes = config.get("data", {})
-    rows = {"Data": f"{config['dataset']}: " + ", ".join(f"{value} {key.replace('_', '-')}" for key, value in sizes.items()) + " images, one fixed split",
+    sizes = ", ".join(f"{size} {part.replace('_', '-')}" for part, size in config["data"].items())
+    rows = {"Data": f"{config['dataset']}: {sizes} images, one fixed split",
             "Network": f"{config['model']}, {records[0]['parameters']:,} parameters, the same for every scheme",
-            "Training": f"{config['training']}, {config['epochs']} epochs, batches of {config['batch_size']}, peak learning rate "
-                        f"{config['learning_rate']:g}; same initial weights and batches for every scheme; the last epoch is the result",
+            "Training": f"{config['training']}, {config['epochs']} epochs, batches of {config['batch_size']}, peak "
+                        f"learning rate {config['learning_rate']:g}; same initial weights and batches for every "
+                        "scheme; the last epoch is the result",
             "Seeds": _listed(config["seeds"]), "Steps for each block": _listed(config["substeps"]),
-            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} (L\u221e, pixel values in [0, 1]), white box, gradient of the "
-                       "function that is computed",
-            "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a cold start at tolerance 1e-6, "
-                     "and counts as broken where that does not converge",
+            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} (L\u221e, pixel values "
+                       "in [0, 1]), white box, gradient of the function that is computed",
+            "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
+                     "cold start at tolerance 1e-6, and counts as broken where that does not converge",
             **{key: str(value) for key, value in config["environment"].items() if value is not None}}
     listed = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in rows.items())
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json"))
+    files = ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json")
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
     return (f"<h2>Protocol</h2><dl>{listed}</dl><h2>Command and data</h2><pre>{_escape(config['command'])}</pre>"
-            f"<p>Every number above is in these files beside this page, or follows from them: {links}. Figures as PNG: figures/.</p>")
+            f"<p>Every number above is in these files beside this page, or follows from them: {links}. Figures as PNG: "
+            "figures/.</p>")
 
 
 def _listed(value):
-    return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in (value if isinstance(value, list) else [value]))
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _subtitle(config, records):
-    return f"{', '.join(dict.fromkeys(spec(records, scheme) for scheme in config['schemes']))} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
+    schemes = ", ".join(dict.fromkeys(spec(records, scheme) for scheme in config["schemes"]))
+    return f"{schemes} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
 
 
 def _banner(config):
-    return "<p class=banner>Smoke run: every path once, in seconds. The numbers mean nothing.</p>" if config.get("smoke") else ""
+    warning = "<p class=banner>Smoke run: every path once, in seconds. The numbers mean nothing.</p>"
+    return warning if config.get("smoke") else ""
 
 
 def _table(rows, numbers):
@@ -165,16 +202,17 @@ def _table(rows, numbers):
     lines = []
     for index, row in enumerate(rows):
         tag, repeated = ("th" if index == 0 else "td"), index > 1 and row[0] == rows[index - 1][0]
-        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{'' if repeated and column == 0 else _escape(cell)}</{tag}>"
-                        for column, cell in enumerate(row))
+        shown = ["" if repeated else row[0], *row[1:]]
+        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{_escape(cell)}</{tag}>"
+                        for column, cell in enumerate(shown))
         lines.append(f"<tr{' class=group' * (index > 0 and not repeated)}>{cells}</tr>")
     return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
 
 
 def _css(cell, number):
-    weight = {"cannot tell": "dim", "reference": "dim", "not applicable": "dim", "passes": "dim", "higher": "firm", "lower": "firm",
-              "masks": "firm", "fails": "firm"}.get(cell)
-    return " class=n" if number else f" class={weight}" if weight else ""
+    faint = ("cannot tell", "reference", "not applicable", "passes")
+    firm = ("higher", "lower", "masks", "breaks more", "fails")
+    return " class=n" if number else " class=dim" if cell in faint else " class=firm" if cell in firm else ""
 
 
 def _escape(text):

@@ -1,4 +1,4 @@
-"""Means and paired differences with the interval each deserves: over seeds where there are several, over images where not."""
+"""Means and paired differences with the interval each deserves: over seeds, or over images where there is one seed."""
 from dataclasses import dataclass
 from math import sqrt
 
@@ -12,8 +12,8 @@ LEVEL = 0.95
 class Estimate:
     """A value with its interval.
 
-    value, low, high: in the unit of the data. n: number of units. over: "seeds" (another draw of initial weights and batches,
-    the same images) or "images" (another draw of images, the same trained nets). level: coverage aimed at.
+    value, low, high: in the unit of the data. n: number of units. over: "seeds" (another draw of initial weights and
+    batches, the same images) or "images" (another draw of images, the same trained nets). level: coverage aimed at.
     """
 
     value: float
@@ -25,7 +25,7 @@ class Estimate:
 
     @property
     def verdict(self):
-        """"higher", "lower", or "cannot tell" where the interval covers zero, or has no width and so measures no noise."""
+        """higher, lower, or "cannot tell" where the interval covers zero, or has no width and so measures no noise."""
         if not self.high - self.low > 1e-12 or self.low <= 0 <= self.high:
             return "cannot tell"
         return "higher" if self.value > 0 else "lower"
@@ -71,7 +71,8 @@ def paired_images(correct, reference, level=LEVEL):
     """
     correct, reference = np.asarray(correct, dtype=bool), np.asarray(reference, dtype=bool)
     if correct.shape != reference.shape or correct.ndim != 1 or not len(correct):
-        raise ValueError(f"paired images need two masks of one length, got shapes {correct.shape} and {reference.shape}")
+        raise ValueError(f"paired images need two masks of one length, got shapes {correct.shape} and "
+                         f"{reference.shape}")
     n = len(correct)
     won, lost = int((correct & ~reference).sum()), int((~correct & reference).sum())
     p, q = (won + 0.5) / (n + 2), (lost + 0.5) / (n + 2)
@@ -80,7 +81,7 @@ def paired_images(correct, reference, level=LEVEL):
 
 
 def accuracy(masks, level=LEVEL):
-    """Accuracy of a scheme: mean over seeds with Student's interval cut to [0, 1]; for one seed Wilson's, over its images.
+    """Accuracy of a scheme: mean over seeds, Student's interval cut to [0, 1]; for one seed Wilson's, over its images.
 
     Args:
         masks: {seed: (n,) bool}, whether each image was classified rightly.
@@ -95,7 +96,7 @@ def accuracy(masks, level=LEVEL):
 def difference(masks, reference, level=LEVEL):
     """Accuracy minus the reference's, paired by seed; for one common seed paired by image; None without a common seed.
 
-    The interval over seeds covers what another seed would change on these images. It does not cover another set of images.
+    The interval over seeds covers what another seed would change on these images, not another set of images.
 
     Args:
         masks, reference: {seed: (n,) bool}; only seeds that both have are used.
@@ -113,16 +114,18 @@ def correct_mask(measurement):
     packed = np.frombuffer(bytes.fromhex(measurement["bits"]), dtype=np.uint8)
     mask = np.unpackbits(packed)[: measurement["total"]].astype(bool)
     if len(mask) != measurement["total"] or mask.sum() != measurement["correct"]:
-        raise ValueError(f"damaged record: {measurement['attack']} at epsilon {measurement['epsilon']} says {measurement['correct']}"
-                         f" of {measurement['total']} images correct, its bits say {mask.sum()} of {len(mask)}")
+        raise ValueError(f"damaged record: {measurement['attack']} at epsilon {measurement['epsilon']} says "
+                         f"{measurement['correct']} of {measurement['total']} images correct, its bits say "
+                         f"{mask.sum()} of {len(mask)}")
     return mask
 
 
 def masks_of(records, scheme, epsilon, gradient="exact"):
-    """{seed: (n,) bool} of a scheme at one radius; an image counts only where it withstood every attack made with it."""
+    """{seed: (n,) bool} of a scheme at one radius; an image counts if it withstood every attack of that size."""
     found = {}
     for record in (record for record in records if record["scheme"] == scheme):
-        chosen = [correct_mask(m) for m in record["measurements"] if m["epsilon"] == epsilon and m["gradient"] == gradient]
+        chosen = [correct_mask(measurement) for measurement in record["measurements"]
+                  if (measurement["epsilon"], measurement["gradient"]) == (epsilon, gradient)]
         if chosen:
             found[record["seed"]] = np.logical_and.reduce(chosen)
     return found
