@@ -33,7 +33,7 @@ def assert_same_set(found, expected, atol):
 
 @pytest.fixture(scope="module")
 def states():
-    return torch.randn(3, 16, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("which", ["LM", "LR"])
