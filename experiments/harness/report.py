@@ -6,20 +6,8 @@ from pathlib import Path
 import numpy as np
 
 import odenets
-from experiments.harness import figures, regions, statistics
-from experiments.harness.findings import (
-    arms,
-    attack_name,
-    caveats,
-    count,
-    headline,
-    interval,
-    percent,
-    points,
-    spec,
-    summary_table,
-    without_spectrum,
-)
+from experiments.harness import figures, findings, regions, statistics
+from experiments.harness.findings import arms, attack_name, count, headline, interval, percent, points, summary_table
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
@@ -75,7 +63,7 @@ def _results(config, records, folder):
 
 def _plots(config, records, folder):
     swept = any("spec" in record for record in records)
-    not_normal = without_spectrum(config, records)
+    not_normal = findings.without_spectrum(config, records)
     warning = (f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
                "the spectrum of the step, and the dots are a guide only." if not_normal else "")
     drawn = [("sweep", figures.sweep_figure) if swept else ("accuracy", figures.accuracy_figure),
@@ -119,7 +107,7 @@ def _solver(config, records, folder):
     for scheme in config["schemes"]:
         own = [record for record in records if record["scheme"] == scheme]
         used, *trained = (str(odenets.get_scheme(name).parameters.get("tol", ("",))[0])
-                          for name in [spec(records, scheme), *sorted({r["trained_as"] for r in own})])
+                          for name in [findings.spec(records, scheme), *sorted({r["trained_as"] for r in own})])
         looser = "".join(f"; trained at {tol}" for tol in trained if tol != used)
         worst = max((m["untrusted"] / m["total"] for r in own for m in r["measurements"]), default=np.nan)
 
@@ -134,9 +122,9 @@ def _solver(config, records, folder):
                      percent(worst), mean("seconds", "training"), mean("seconds", "attacks")))
     return (f"<h2>Solver and cost</h2>{_table(rows, numbers=range(1, 9))}"
             "<p class=note>Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to "
-            "\u2016h f(x)\u2016; empty where nothing is solved. Unsolved: share of test images with an equation that did "
-            "not converge at that tolerance. Evaluations of f for each equation. Seconds are of one net on this machine: "
-            "schemes are compared at equal weights, not at equal cost.</p>")
+            "\u2016h f(x)\u2016; empty where nothing is solved. Unsolved: share of test images with an equation "
+            "that did not converge at that tolerance. Evaluations of f for each equation. Seconds are of one net on "
+            "this machine: schemes are compared at equal weights, not at equal cost.</p>")
 
 
 def _audit(config, records, folder):
@@ -157,7 +145,7 @@ def _audit(config, records, folder):
 
 
 def _caveats(config, records, folder):
-    items = "".join(f"<li>{_escape(sentence)}</li>" for sentence in caveats(config, records))
+    items = "".join(f"<li>{_escape(sentence)}</li>" for sentence in findings.caveats(config, records))
     return f"<h2>What these figures do not show</h2><ul>{items}</ul>"
 
 
@@ -188,7 +176,7 @@ def _listed(value):
 
 
 def _subtitle(config, records):
-    schemes = ", ".join(dict.fromkeys(spec(records, scheme) for scheme in config["schemes"]))
+    schemes = ", ".join(dict.fromkeys(findings.spec(records, scheme) for scheme in config["schemes"]))
     return f"{schemes} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
 
 
