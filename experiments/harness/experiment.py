@@ -21,7 +21,7 @@ from experiments.harness.runner import run_cases
 CONFIG_VERSION = 1
 # Radii of the L-infinity ball in pixel units, epochs, and the image count of the audit, where the user names none.
 DEFAULTS = {
-    "digits": {"epsilons": [0.05, 0.1, 0.15], "epochs": 15},
+    "digits": {"epsilons": [0.05, 0.1, 0.15], "epochs": 20},
     "mnist": {"epsilons": [0.1, 0.2, 0.3], "epochs": 5},
     "fashion-mnist": {"epsilons": [0.02, 0.05, 0.1], "epochs": 10},
     "cifar10": {"epsilons": [2 / 255, 4 / 255, 8 / 255], "epochs": 20},

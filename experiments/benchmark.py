@@ -1,0 +1,165 @@
+"""Cost and memory beside their targets, as ratios measured side by side in this run; absolute times mean nothing here.
+
+    python experiments/benchmark.py [--device auto] [--only NAME,...] [--out FILE.json]
+
+About 4 minutes on 2 cores, most of it the default comparison. Each ratio is that of the fastest of several interleaved runs.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import odenets
+from experiments.harness import data, training
+from experiments.harness.experiment import DEFAULTS
+from experiments.harness.options import Parser, parse_device, run_cli, split_top_level
+from experiments.harness.records import write_atomically
+from experiments.harness.runner import WORKER_ENVIRONMENT
+
+TRAINING = {"epochs": DEFAULTS["digits"]["epochs"], "batch_size": 64, "learning_rate": 6e-3, "training": "standard"}
+
+
+def fastest(functions, repeats, device):
+    """Seconds of the fastest of `repeats` runs of each function, the functions taking turns."""
+    best = [float("inf")] * len(functions)
+    for _ in range(repeats):
+        for index, function in enumerate(functions):
+            _synchronise(device)
+            start = time.perf_counter()
+            function()
+            _synchronise(device)
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+def _synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def explicit_overhead(device):
+    """Explicit Euler through ODEStage against a residual loop written by hand, forward and backward, the same blocks."""
+    for name, channels, size in (("8x8", 16, 8), ("28x28", 16, 28)):
+        blocks = [odenets.fields.Block(odenets.fields.basic_layers, channels).to(device) for _ in range(4)]
+        stage = odenets.ODEStage(blocks, "explicit").to(device)
+        y = torch.randn(64, channels, size, size, device=device)
+
+        def by_hand(blocks=blocks, y=y):
+            for block in blocks:
+                y = y + block.layers(y)
+            return y
+
+        calls = 20 if size == 8 else 5
+
+        def run(forward, stage=stage, calls=calls):
+            for _ in range(calls):
+                stage.zero_grad()
+                forward().sum().backward()
+
+        mine, theirs = fastest([lambda s=stage, y=y, run=run: run(lambda: s(y)), lambda run=run, f=by_hand: run(f)], 25, device)
+        yield f"explicit stage, {name}: time / hand-written loop", mine / theirs, 1.03
+
+
+def training_cost(device):
+    """Whole trainings of the default net on digits, against explicit Euler's."""
+    digits = data.load("digits", None)
+    digits = data.Data("digits", 10, *(split.to(device) for split in (digits.train, digits.held_out, digits.test)))
+    unconverged = {}
+
+    def train(scheme, gradient):
+        torch.manual_seed(0)
+        net = odenets.ode_resnet_small(scheme=scheme).to(device)
+        odenets.set_gradient(net, gradient)
+        unconverged[scheme] = training.train(net, digits, TRAINING, 0)[1]
+
+    cases = [("explicit", "exact", None), ("ie_skip", "detached", 1.5), ("ie_skip", "exact", 3.0),
+             ("implicit(tol=1e-2)", "exact", 6.0), ("implicit", "exact", None)]
+    first, *others = fastest([lambda s=scheme, g=gradient: train(s, g) for scheme, gradient, _ in cases], 3, device)
+    for (scheme, gradient, target), seconds in zip(cases[1:], others):
+        yield f"training, {scheme}, {gradient} gradient: time / explicit", seconds / first, target
+    for scheme in ("implicit(tol=1e-2)", "implicit"):
+        yield f"training, {scheme}: share of samples unconverged (counted)", unconverged[scheme], 0.005
+
+
+def backward_memory(device):
+    """Bytes that autograd keeps for one implicit step of a block, at a tight against a loose tolerance."""
+    torch.manual_seed(0)
+    block = odenets.fields.Block(odenets.fields.basic_layers, 16).to(device)
+    y = torch.rand(64, 16, 8, 8, device=device)
+
+    def saved(tol):
+        stage, total = odenets.ODEStage([block], f"implicit(tol={tol},max_iterations=100)"), 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            stage(y)
+        return total, float(stage.stats.iterations.double().mean())
+
+    (loose, few), (tight, many) = saved(0.3), saved(1e-6)
+    yield f"implicit step: saved bytes, {many:.0f} iterations / {few:.0f} iterations", tight / loose, 1.0
+
+
+def default_run(device):
+    """The default comparison with three seeds, as a newcomer runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(__file__).with_name("compare_schemes.py")
+        start = time.perf_counter()
+        subprocess.run([sys.executable, script, "--schemes", "explicit,implicit", "--out", folder], check=True, capture_output=True)
+        seconds = time.perf_counter() - start
+        records = [json.loads(line) for line in Path(folder, "records.jsonl").read_text().splitlines()]
+    yield "default compare_schemes, three seeds: minutes", seconds / 60, 4.0
+    for scheme in ("explicit_euler", "implicit_euler"):
+        clean = [m["correct"] / m["total"] for r in records if r["scheme"] == scheme for m in r["measurements"] if m["attack"] == "clean"]
+        yield f"default compare_schemes, {scheme}: clean error, mean of seeds", 1 - sum(clean) / len(clean), 0.03
+    solvers = [r["solver"] for r in records if r["solver"]]
+    yield "default compare_schemes: share unconverged in training", max(s["training_unconverged_share"] for s in solvers), 0.005
+    yield "default compare_schemes: share unconverged on test images", max(s["unconverged_share"] for s in solvers), 0.005
+
+
+BENCHMARKS = {"explicit": explicit_overhead, "training": training_cost, "memory": backward_memory, "default": default_run}
+
+
+@run_cli
+def main(argv=None):
+    """The script; exit code 0 whatever the figures are: a target missed is printed, and judged by people."""
+    parser = Parser(prog="benchmark.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--out", help="write the figures to this JSON file too")
+    args = parser.parse_args(argv)
+    names = split_top_level(args.only)
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ValueError(f"unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+    device = parse_device(args.device)
+    if any(os.environ.get(key) != value for key, value in WORKER_ENVIRONMENT.items()):
+        # The allocator and the thread pools read their settings at start-up: the same ones as in a run's workers.
+        return subprocess.run([sys.executable, __file__, *(argv or sys.argv[1:])], env={**os.environ, **WORKER_ENVIRONMENT}).returncode
+    torch.set_num_threads(1)
+    console, rows = Console(), []
+    table = Table("figure", "measured", "target", "", title=f"torch {torch.__version__} on {device}, one thread")
+    for name in names:
+        with console.status(BENCHMARKS[name].__doc__):
+            for label, value, target in BENCHMARKS[name](device):
+                rows.append({"figure": label, "measured": value, "target": target})
+                verdict = "" if target is None else "reached" if value <= target else "MISSED"
+                table.add_row(label, f"{value:.4g}", "" if target is None else f"<= {target:g}", verdict)
+    console.print(table)
+    if args.out:
+        write_atomically(args.out, json.dumps({"torch": torch.__version__, "device": str(device), "figures": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
