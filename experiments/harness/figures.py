@@ -171,8 +171,9 @@ def training_figure(config, records):
     for record in records:
         colour, _ = _appearance(config)[record["scheme"]]
         epochs = [entry["epoch"] for entry in record["history"]]
-        axes[0].plot(epochs, [entry["loss"] for entry in record["history"]], color=colour, lw=1, alpha=0.8)
-        axes[1].plot(epochs, [100 * entry["held_out"] for entry in record["history"]], color=colour, lw=1, alpha=0.8)
+        for ax, key, scale in ((axes[0], "loss", 1), (axes[1], "held_out", 100)):
+            ax.plot(epochs, [scale * entry[key] for entry in record["history"]], color=colour, lw=1, alpha=0.8,
+                    marker="." if len(epochs) == 1 else "")
     axes[0].set(title="Training loss", xlabel="epoch", ylabel="mean loss of an epoch", yscale="log")
     axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel="images classified rightly, %")
     _legend(figure, config, records, marks="")
