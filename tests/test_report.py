@@ -111,7 +111,8 @@ def test_the_page_is_one_file_without_network_or_script(page):
 def test_the_page_says_what_it_must(page):
     text = " ".join(page[1].text)
     for phrase in ("What these figures do not show", "(gradient masking): implicit_euler by", "rk4 \u2020",
-                   "R is not analytic", "adaptive: the steps depend on the data", "trained at 0.01", "python experiments/compare_schemes.py",
+                   "R is not analytic", "adaptive: the steps depend on the data", "trained at 0.01",
+                   "python experiments/compare_schemes.py",
                    "accuracy.csv", "2 seeds", "1,797", "12.7 standard errors", "Not to be trusted: rk4", "2.11.0"):
         assert phrase in text, phrase
     assert "Smoke run" not in text and "nan" not in text.lower().split() and "None" not in text
