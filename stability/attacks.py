@@ -1,7 +1,7 @@
 """Gradient attacks on classifiers of images in [0, 1]. What they broke, the judge decides (see judge.py).
 
-Networks are plain callables x -> logits. A module is put into eval mode meanwhile and every submodule's mode is restored;
-parameters receive no gradients. Outer no_grad or inference_mode make no difference.
+Networks are plain callables x -> logits. A module is put into eval mode meanwhile and every submodule's mode is
+restored; parameters receive no gradients. Outer no_grad or inference_mode make no difference.
 """
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
+
 
 def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
     """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
@@ -21,8 +22,8 @@ def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
         return torch.cat(parts)
 
 
-def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", restarts=1, random_start=True, generator=None,
-        indices=None, batch_size=512):
+def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", restarts=1, random_start=True,
+        generator=None, indices=None, batch_size=512):
     """Projected gradient ascent on the loss, images that have fallen leaving the batch.
 
     Args:
@@ -36,13 +37,13 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
         restarts: Runs; an image goes through them until one succeeds.
         random_start: Start uniformly in the ball rather than at the image. Without it one restart is all there is.
         generator: Draws one number for each restart; by default a new generator with seed 0.
-        indices: (B,) whole numbers, the identity of each image, by default its position. Its noise depends on the generator
-            and on this alone, not on its batch-mates, the chunking or the device.
+        indices: (B,) whole numbers, the identity of each image, by default its position. Its noise depends on the
+            generator and on this alone, not on its batch-mates, the chunking or the device.
         batch_size: Images attacked at once.
 
     Returns:
-        Images like x, within the ball and within [0, 1]: of each the first misclassified iterate, else the one of highest
-        loss, start and end included.
+        Images like x, within the ball and within [0, 1]: of each the first misclassified iterate, else the one of
+        highest loss, start and end included.
 
     Raises:
         ValueError: Images outside [0, 1], labels out of range, an argument out of range, NaN in the logits.
@@ -73,7 +74,9 @@ def _ascend(net, x, y, indices, threat, steps, step_size, objective, bases, rand
         if not len(alive):
             break
         rows, centre, labels = alive, x[alive], y[alive]
-        point = confine(centre + _noise(threat, centre, indices[rows.cpu()], base), centre, safe) if random_start else centre
+        point = centre
+        if random_start:
+            point = confine(centre + _noise(threat, centre, indices[rows.cpu()], base), centre, safe)
         for step in range(steps + 1):
             wrong, value, gradient = _evaluate(net, point, labels, objective, step < steps)
             better = wrong | (value > highest[rows])
@@ -96,7 +99,7 @@ def _split(size, *tensors):
 
 
 def _evaluate(net, x, y, objective, differentiate):
-    """Misclassified (B,), loss (B,) and, where asked for, the loss's gradient: one forward pass, one backward to the input."""
+    """Misclassified (B,), loss (B,) and, where asked for, its gradient: one forward pass, one backward to the input."""
     with torch.set_grad_enabled(differentiate):
         point = x.detach().requires_grad_(differentiate)
         logits = net(point)
@@ -127,7 +130,7 @@ def _margin(logits, y):
 
 
 def shrunk(threat, x):
-    """The threat, smaller by the rounding of x + delta and of the projection: what is projected into it stays in the ball."""
+    """The threat, smaller by the rounding of x + delta and of the projection: what is projected stays in the ball."""
     unit = torch.finfo(x.dtype).eps
     rounding = unit * float(threat.size(torch.ones_like(x[:1])))
     return replace(threat, epsilon=max(0.0, threat.epsilon * (1 - 4 * unit) - rounding))
@@ -174,12 +177,13 @@ def _attacking(net):
 def check_images(x, y):
     """Refuse what is no batch of images in [0, 1] with its labels."""
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dim() < 2 or not len(x):
-        raise ValueError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {getattr(x, 'shape', type(x).__name__)}")
+        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {found}")
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must lie in [0, 1], theirs is [{low:g}, {high:g}]: put the normalisation into the model")
+        raise ValueError(f"images must lie in [0, 1], got [{low:g}, {high:g}]: put the normalisation into the model")
     if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
-        raise ValueError(f"labels must be whole numbers (int64), one for each of the {len(x)} images and on their device")
+        raise ValueError(f"labels must be int64, one for each of the {len(x)} images and on their device")
 
 
 def check_logits(logits, y):

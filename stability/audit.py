@@ -4,9 +4,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stability import checks as catalogue
+from stability.attack_checks import large_epsilon, more_steps, solver, transfer
 from stability.attacks import check_images, check_logits, evaluating
-from stability.checks import Case, Check
+from stability.case import Case, Check
+from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Audit:
 
 
 CHECKS = {check.__name__: check for check in (
-    catalogue.zero_gradients, catalogue.finite_differences, catalogue.exact_gradient, catalogue.solver,
-    catalogue.more_steps, catalogue.large_epsilon, catalogue.transfer)}
+    zero_gradients, finite_differences, exact_gradient, solver, more_steps, large_epsilon, transfer)}
 
 
 def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512):
@@ -37,8 +37,8 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
     images are enough.
 
     Args:
-        net: Any module x -> logits; `ODEStage`s in it are judged by a cold re-solve at tolerance 1e-6. It is left as it was:
-            modes, schemes, gradients, parameters.
+        net: Any module x -> logits; `ODEStage`s in it are judged by a cold re-solve at tolerance 1e-6. It is left as it
+            was: modes, schemes, gradients, parameters.
         x, y: Images in [0, 1] and labels, as for `pgd`.
         threat: `Linf` or `L2`, the one under which robustness is claimed.
         steps, many_steps: PGD steps that must already find nearly all that many more steps find.

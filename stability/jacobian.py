@@ -27,7 +27,7 @@ def jacobian(f, y, chunk=32):
     """
     _check_state(y)
     if len(y) != 1:
-        raise ValueError(f"jacobian takes one sample with its batch axis, shape (1, ...), got {tuple(y.shape)}; use y[i:i + 1]")
+        raise ValueError(f"jacobian takes one sample with its batch axis, got shape {tuple(y.shape)}; use y[i:i + 1]")
     reverse_product(f, y)  # refuses a bad f now rather than at the first product
     return _Jacobian(f, y, chunk)
 
@@ -66,8 +66,8 @@ class _Jacobian(LinearOperator):
 def reverse_product(f, y):
     """v -> J^T v for each sample: y (B, ...), v and result (B, n).
 
-    One forward pass; every product is a backward pass through its graph. Plain autograd rather than torch.func.vjp, which
-    refuses many a custom function.
+    One forward pass; every product is a backward pass through its graph. Plain autograd rather than torch.func.vjp,
+    which refuses many a custom function.
 
     Raises:
         ValueError: f changes the shape, gives NaN or Inf, or hides its derivative from autograd.
@@ -77,7 +77,7 @@ def reverse_product(f, y):
         value = f(state)
     _check_value(value, y)
     if not value.requires_grad:
-        raise ValueError("the value of f does not depend on y as far as autograd can see; remove detach() or no_grad() inside f")
+        raise ValueError("f(y) does not depend on y as far as autograd can see; remove detach() or no_grad() inside f")
 
     def product(v):
         return torch.autograd.grad(value, state, v.view(y.shape), retain_graph=True)[0].reshape(v.shape)
@@ -88,10 +88,10 @@ def reverse_product(f, y):
 def forward_product(f, y):
     """v -> J v for each sample: y (B, ...), v and result (B, n).
 
-    torch.func.jvp, though a double vjp is about three times as fast through GroupNorm (0.7 against 2.3 ms for a block of 16
-    channels, 32 samples of 8x8, on one core): where a backward pass is itself not differentiable, as at an implicit root,
-    the double vjp is silently wrong. It stands in where torch refuses the jvp (of a GroupNorm's backward pass, which
-    ie_skip holds), and then has to satisfy <J u, w> = <u, J^T w>.
+    torch.func.jvp, though a double vjp is about three times as fast through GroupNorm (0.7 against 2.3 ms for a block
+    of 16 channels, 32 samples of 8x8, on one core): where a backward pass is itself not differentiable, as at an
+    implicit root, the double vjp is silently wrong. It stands in where torch refuses the jvp (of a GroupNorm's backward
+    pass, which ie_skip holds), and then has to satisfy <J u, w> = <u, J^T w>.
     """
     _load_decompositions()
     y = y.detach()

@@ -33,10 +33,11 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512):
         net: x -> logits, what the attacks see.
         x, y: Images in [0, 1] and labels, as for `pgd`.
         threat: What every image is held to, whatever the attack returned.
-        attacks: Callables (net, x, y) -> x_adv, or pairs (name, callable). One that takes `indices` is told which images of
-            x it got, so that their noise does not depend on who survived: `functools.partial(pgd, threat=threat)` does.
-        judge: x -> (logits, trusted (B,) bool or None); by default the network itself, trusted. An image whose logits are not
-            trusted counts as broken.
+        attacks: Callables (net, x, y) -> x_adv, or pairs (name, callable). One that takes `indices` is told which
+            images of x it got, so that their noise does not depend on who survived: `functools.partial(pgd,
+                threat=threat)` does.
+        judge: x -> (logits, trusted (B,) bool or None); by default the network itself, trusted. An image whose logits
+            are not trusted counts as broken.
         batch_size: Images judged at once.
 
     Returns:
@@ -80,8 +81,9 @@ def _judged(judge, net, x, y, batch_size):
         for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
             logits, trusted = judge(x_part)
             check_logits(logits, y_part)
-            untrusted.append(torch.zeros_like(y_part, dtype=torch.bool) if trusted is None else ~trusted.to(y_part.device))
-            wrong.append((logits.argmax(1) != y_part) | untrusted[-1])
+            doubtful = torch.zeros_like(y_part, dtype=torch.bool) if trusted is None else ~trusted.to(y_part.device)
+            untrusted.append(doubtful)
+            wrong.append((logits.argmax(1) != y_part) | doubtful)
     return torch.cat(wrong), torch.cat(untrusted)
 
 

@@ -1,8 +1,8 @@
-"""Linear stability of a scheme, read from its amplification R(z): region, intervals, A- and L-stability, the largest step.
+"""Linear stability of a scheme, read from its R(z): region, intervals, A- and L-stability, the largest step.
 
 Whatever has an R(z) is served, so nothing here relies on R being analytic: the conjugate in the paper's ie_skip makes
-|R| larger inside the left half-plane than on its edge, and all of the half-plane is sampled. A tableau, where there is one,
-adds what A and b alone decide: poles, the SSP coefficient, algebraic stability.
+|R| larger inside the left half-plane than on its edge, and all of the half-plane is sampled. A tableau, where there is
+one, adds what A and b alone decide: the SSP coefficient, algebraic stability.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ import numpy as np
 from odenets.schemes import Scheme, get_scheme
 
 STABLE = 1e-10  # |R| <= 1 + STABLE counts as stable
-NEAREST, FARTHEST = 1e-6, 1e8  # radii between which R is sampled; what is stable up to the last counts as stable forever
+NEAREST, FARTHEST = 1e-6, 1e8  # radii between which R is sampled; what is stable up to the last one always is
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +22,8 @@ class Region:
     real_interval: largest b with |R| <= 1 on [-b, 0]; inf where it never ends.
     imaginary_interval: largest b with |R| <= 1 on [-ib, ib]; 0 where growth begins at once, inf where it never ends.
     a_stable: |R| <= 1 in the closed left half-plane. l_stable: A-stable, and R -> 0 at infinity.
-    ssp: SSP coefficient, the radius of absolute monotonicity. algebraically_stable: b >= 0 and diag(b) A + A^T diag(b) - b b^T
-        positive semi-definite. Both None for a scheme without a tableau.
+    ssp: SSP coefficient, the radius of absolute monotonicity. algebraically_stable: b >= 0 and diag(b) A + A^T diag(b)
+        - b b^T positive semi-definite. Both None for a scheme without a tableau.
     window: (left, right, bottom, top) of the grid; resolution: its points along the longer side.
     """
 
@@ -52,7 +52,8 @@ def region(scheme, window=None, resolution=401):
 
     Args:
         scheme: A spec ("rk4", "ie_skip(gamma=0.05)") or a `Scheme`.
-        window: (left, right, bottom, top) of the grid; None frames the stable set, or [-8, 8]^2 where that is unbounded.
+        window: (left, right, bottom, top) of the grid; None frames the stable set, or [-8, 8]^2 where that is
+            unbounded.
         resolution: Points along the grid's longer side.
 
     Returns:
@@ -69,7 +70,7 @@ def region(scheme, window=None, resolution=401):
     if window is not None:
         window = tuple(float(edge) for edge in window)
         if len(window) != 4 or not (window[0] < window[1] and window[2] < window[3]) or not np.isfinite(window).all():
-            raise ValueError(f"window must be (left, right, bottom, top) with left < right and bottom < top, got {window}")
+            raise ValueError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
     real = float(_exits(scheme, np.array([-1.0]), ratio=1.0005)[0])
     a_stable = _is_a_stable(scheme)
     far = FARTHEST * np.exp(1j * np.linspace(np.pi / 2, np.pi, 31))
@@ -88,7 +89,8 @@ class StableStep:
     limiting: the eigenvalue that bounds it, None if none does.
     amplification: max |R(h lambda)| over the whole cloud at h = step_size.
     expanding_share, max_real: share of eigenvalues with Re > 0, where every consistent scheme grows, and max Re lambda.
-    growth_ratio: (expanding,) |R(z)| / |exp(z)| of these at z = step_size * lambda: 1 where the scheme grows as the flow does.
+    growth_ratio: (expanding,) |R(z)| / |exp(z)| of these at z = step_size * lambda: 1 where the scheme grows as the
+        flow does.
     """
 
     step: float
@@ -108,7 +110,8 @@ def largest_stable_step(scheme, eigenvalues, step_size=1.0):
         step_size: h at which `amplification` and `growth_ratio` are reported.
 
     Returns:
-        A `StableStep`. For ie_skip the answer holds for normal Jacobians only: its step is no function of the Jacobian alone.
+        A `StableStep`. For ie_skip the answer holds for normal Jacobians only: its step is no function of the Jacobian
+        alone.
 
     Raises:
         ValueError: No eigenvalues, one that is not finite, a step size <= 0, or a scheme without R(z).
@@ -120,9 +123,9 @@ def largest_stable_step(scheme, eigenvalues, step_size=1.0):
     if not 0 < step_size < np.inf:
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
     contracting, expanding = eigenvalues[eigenvalues.real < 0], eigenvalues[eigenvalues.real > 0]
-    steps = np.concatenate([np.empty(0)] + [
-        _exits(scheme, part / abs(part), ratio=1.01) / abs(part)  # in portions: a ray takes some thousand samples
-        for part in np.array_split(contracting, -(-contracting.size // 128)) if part.size] if contracting.size else [np.empty(0)])
+    # In portions: each ray takes some thousand samples.
+    portions = np.array_split(contracting, 1 + contracting.size // 128)
+    steps = np.concatenate([_exits(scheme, part / abs(part), ratio=1.01) / abs(part) for part in portions])
     step = steps.min(initial=np.inf)
     return StableStep(float(step), complex(contracting[steps.argmin()]) if step < np.inf else None,
                       float(_modulus(scheme, step_size * eigenvalues).max()),
@@ -146,7 +149,8 @@ def _exits(scheme, directions, ratio, tolerance=STABLE):
     outside = modulus > 1 + tolerance
     # |R| may rise above 1 and fall again between two samples: look closer at the maxima that come near.
     rise = np.diff(np.minimum(modulus, 1e300), axis=0)
-    peaks = (modulus[1:-1] > 1 - 1e-2) & (rise[:-1] > 1e-12) & (rise[1:] < -1e-12)  # where |R| = 1, rounding has maxima too
+    # The margin keeps out the maxima that rounding makes where |R| = 1.
+    peaks = (modulus[1:-1] > 1 - 1e-2) & (rise[:-1] > 1e-12) & (rise[1:] < -1e-12)
     first = np.where(outside.any(0), outside.argmax(0), len(radii))
     low, high = radii[np.maximum(first, 1) - 1] * (first > 0), radii[np.minimum(first, len(radii) - 1)]
     for peak, ray in np.argwhere(peaks & (np.arange(1, len(radii) - 1)[:, None] < first)):
@@ -162,8 +166,8 @@ def _exits(scheme, directions, ratio, tolerance=STABLE):
 
 
 def _imaginary_interval(scheme):
-    # |R(iy)| = 1 + c y^p with c > 0 grows from the origin on, yet stays below 1 + tolerance for a while. Such a false end
-    # shrinks with the tolerance (by 1000^(1/p)), a true one does not.
+    # |R(iy)| = 1 + c y^p with c > 0 grows from the origin on, yet stays below 1 + tolerance for a while. Such a false
+    # end shrinks with the tolerance (by 1000^(1/p)), a true one does not.
     end, strict = (float(_exits(scheme, np.array([1j]), 1.0005, tolerance)[0]) for tolerance in (STABLE, STABLE / 1000))
     return 0.0 if strict < 0.7 * end else end
 
@@ -173,22 +177,15 @@ def _is_a_stable(scheme):
     # Denser towards the axis, where an analytic R has its maximum; pi/2 and pi included.
     angles = np.pi / 2 * (1 + np.linspace(0, 1, 121) ** 3)
     z = radii * np.where(angles == np.pi / 2, 1j, np.exp(1j * angles))
-    if scheme.tableau is not None:
-        if scheme.tableau.implicit and (poles(scheme.tableau).real <= 0).any():
-            return False
     return bool((_modulus(scheme, z) <= 1 + STABLE).all())
 
 
-def poles(tableau):
-    """Poles of R, the roots of det(I - zA) that P does not share, (p,) complex; none for an explicit scheme."""
-    P, Q = (np.polynomial.Polynomial(coefficients).trim(1e-14) for coefficients in tableau.stability_polynomials)
-    return np.array([root for root in Q.roots() if abs(P(root)) > 1e-8 * (1 + abs(root)) ** P.degree()], dtype=complex)
-
-
 def ssp_coefficient(A, b):
-    """Radius of absolute monotonicity: the largest r with K (I + rK)^-1 >= 0 and (I + rK)^-1 1 >= 0, K = [[A, 0], [b, 0]].
+    """Radius of absolute monotonicity: the largest r with K (I + rK)^-1 >= 0 and (I + rK)^-1 1 >= 0, K = [[A, 0], [b,
+    0]].
 
-    Up to h = r * h_Euler the scheme keeps every convex bound that explicit Euler keeps at h_Euler. inf for implicit Euler.
+    Up to h = r * h_Euler the scheme keeps every convex bound that explicit Euler keeps at h_Euler. inf for implicit
+    Euler.
 
     Source: Kraaijevanger (1991), BIT 31, theorem 4.2; Gottlieb, Ketcheson, Shu (2011), section 3.
     """
@@ -203,7 +200,8 @@ def ssp_coefficient(A, b):
             return False
         return (r * K @ inverse).min() >= -STABLE and inverse.sum(1).min() >= -STABLE
 
-    # Below the first radius a violation could hide in the tolerance. Absolute monotonicity at r implies it at every smaller one.
+    # Below the first radius a violation could hide in the tolerance. Absolute monotonicity at r implies it at every
+    # smaller one.
     low = 1e-4
     if not monotone(low):
         return 0.0

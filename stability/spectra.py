@@ -1,9 +1,9 @@
 """Eigenvalues, log-norm and norm of Jacobians, one for each sample, from products alone.
 
-Arnoldi for all samples of a batch at once on their device, with full re-orthogonalisation and without restarts: the Krylov
-space grows until the wanted pairs have converged, and a space as large as the state is exact. Eigenvalues are taken of
-J^T, which has those of J: a product is then one backward pass, three times cheaper than a forward-mode one, and possible
-through every stage. Source: Saad (2011), Numerical Methods for Large Eigenvalue Problems, chapter 6.
+Arnoldi for all samples of a batch at once on their device, with full re-orthogonalisation and without restarts: the
+Krylov space grows until the wanted pairs have converged, and a space as large as the state is exact. Eigenvalues are
+taken of J^T, which has those of J: a product is then one backward pass, three times cheaper than a forward-mode one,
+and possible through every stage. Source: Saad (2011), Numerical Methods for Large Eigenvalue Problems, chapter 6.
 """
 import warnings
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Spectrum:
     """Wanted eigenvalues of each sample's Jacobian, the most wanted first; complex tensors on the host.
 
     values: (B, k), complex. A conjugate pair may be cut at the k-th place; its member with Im > 0 comes first.
-    residuals: (B, k), ||J^T w - lambda w|| of the unit eigenvector, from an actual product, relative to |lambda| or, where
-        that is larger, to 10 eps ||J|| / tol: below it rounding decides. A backward error: lambda is an exact eigenvalue of a
-        matrix that differs from J by so much.
+    residuals: (B, k), ||J^T w - lambda w|| of the unit eigenvector, from an actual product, relative to |lambda| or,
+        where that is larger, to 10 eps ||J|| / tol: below it rounding decides. A backward error: lambda is an exact
+        eigenvalue of a matrix that differs from J by so much.
     converged: (B, k) bool, residual <= tol.
     products: products with J^T spent on each sample.
     """
@@ -44,8 +44,8 @@ def spectrum(f, y, k=6, which="LM", tol=None, max_dimension=300):
         k: Number of eigenvalues, at most the entries n of a sample.
         which: "LM" largest modulus, "LR" largest real part.
         tol: Relative residual, by default 1e-8 in float64 and 1e-4 in float32.
-        max_dimension: Cap on the Krylov dimension. Where it exceeds n, nothing can be missed; below, of a multiple eigenvalue
-            a Krylov space may hold one copy only.
+        max_dimension: Cap on the Krylov dimension. Where it exceeds n, nothing can be missed; below, of a multiple
+            eigenvalue a Krylov space may hold one copy only.
 
     Returns:
         A `Spectrum`; pairs that did not converge are there, and marked.
@@ -59,11 +59,15 @@ def spectrum(f, y, k=6, which="LM", tol=None, max_dimension=300):
     if which not in ("LM", "LR"):
         raise ValueError(f"which must be 'LM' (largest modulus) or 'LR' (largest real part), got {which!r}")
     tol = _tolerance(y, tol)
-    return _in_chunks(lambda part: _leading(reverse_product(f, part), part, k, which, tol, max_dimension), y, max_dimension)
+    def solve(part):
+        return _leading(reverse_product(f, part), part, k, which, tol, max_dimension)
+
+    return _in_chunks(solve, y, max_dimension)
 
 
 def ritz_values(f, y, dimension=40):
-    """All Ritz values of one Krylov space for each sample, (B, min(dimension, n)) complex: a sketch of the whole spectrum.
+    """All Ritz values of one Krylov space for each sample, (B, min(dimension, n)) complex: a sketch of the whole
+    spectrum.
 
     They lie in the numerical range; the outermost ones approximate eigenvalues, the inner ones only fill the cloud.
     """
@@ -82,8 +86,8 @@ def ritz_values(f, y, dimension=40):
 def log_norm(f, y, tol=None, max_dimension=300):
     """(B,) logarithmic 2-norm mu_2 of each sample's Jacobian: the rightmost eigenvalue of (J + J^T)/2, on the host.
 
-    Two solutions of y' = f(y) separate no faster than exp(t mu_2). Arguments as for `spectrum`. Lanczos values approach from
-    below; a sample that does not reach `tol` raises a RuntimeWarning.
+    Two solutions of y' = f(y) separate no faster than exp(t mu_2). Arguments as for `spectrum`. Lanczos values approach
+    from below; a sample that does not reach `tol` raises a RuntimeWarning.
 
     Source: Hairer, Norsett, Wanner I (1993), I.10; Soderlind (2006), BIT 46.
     """
@@ -109,8 +113,9 @@ def _extreme(operator, y, which, tol, max_dimension):
     found = _in_chunks(lambda part: _leading(operator(part), part, 1, which, tol, max_dimension), y, max_dimension)
     missed = int((~found.converged).sum())
     if missed:
-        warnings.warn(f"{missed} of {len(y)} samples did not reach tol={tol:g} within a Krylov dimension of {max_dimension} "
-                      f"(worst residual {float(found.residuals.max()):.1e}): their values are lower bounds", RuntimeWarning, 3)
+        warnings.warn(f"{missed} of {len(y)} samples did not reach tol={tol:g} in a Krylov space of dimension "
+                      f"{max_dimension} (worst residual {float(found.residuals.max()):.1e}): their values are lower "
+                      "bounds", RuntimeWarning, 3)
     return found.values[:, 0].real.clone()
 
 
@@ -158,7 +163,8 @@ class _Krylov:
             rest = w.norm(dim=1)
             if j + 1 == self.n:
                 break  # the space is full: what is left is rounding
-            # An invariant subspace ends the sequence, not the search: go on with a fresh direction, decoupled by a zero.
+            # An invariant subspace ends the sequence, not the search: go on with a fresh direction, decoupled by a
+            # zero.
             ended = rest <= 10 * torch.finfo(w.dtype).eps * size
             if bool(ended.any()):
                 fresh, _ = self._orthogonalise(direction(self.n, j + 1).to(w).expand_as(w), j + 1)

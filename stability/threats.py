@@ -7,7 +7,7 @@ import torch
 def _check_epsilon(threat):
     epsilon = threat.epsilon
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
-        raise ValueError(f"{type(threat).__name__}: epsilon must be a finite number >= 0 in pixel units, got {epsilon!r}")
+        raise ValueError(f"{type(threat).__name__}: epsilon must be finite and >= 0, in pixel units; got {epsilon!r}")
 
 
 def _rows(values, like):
@@ -63,7 +63,8 @@ class L2:
         return direction * (self.epsilon * radius / direction.norm().clamp_min(torch.finfo(dtype).tiny))
 
     def steepest(self, gradient):
-        """The step of size 1 along which a loss with this gradient grows fastest, (B, ...); 0 where the gradient is 0."""
+        """The step of size 1 along which a loss with this gradient grows fastest, (B, ...); 0 where it is 0."""
         # By the largest entry first: squares of small gradients would underflow.
-        scaled = gradient / _rows(gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
-        return scaled / _rows(self.size(scaled).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+        tiny = torch.finfo(gradient.dtype).tiny
+        scaled = gradient / _rows(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        return scaled / _rows(self.size(scaled).clamp_min(tiny), gradient)

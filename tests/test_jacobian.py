@@ -12,8 +12,8 @@ ACCURATE = {name: f"{name}(tol=1e-13,max_iterations=300)" if odenets.get_scheme(
 
 def conv_field(device, channels=4, seed=0):
     torch.manual_seed(seed)
-    layers = torch.nn.Sequential(torch.nn.GroupNorm(1, channels), torch.nn.Tanh(), torch.nn.Conv2d(channels, channels, 3, padding=1))
-    return layers.to(device, torch.float64)
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1)
+    return torch.nn.Sequential(torch.nn.GroupNorm(1, channels), torch.nn.Tanh(), conv).to(device, torch.float64)
 
 
 def dense(f, y):
@@ -69,15 +69,16 @@ def test_eigenvalues_of_a_step_on_a_linear_field(name):
     M = matrix(6)
     if name == "ie_skip":
         M = M - M.T - 0.2 * torch.eye(6, dtype=M.dtype)  # R(h lambda) holds for normal matrices only
-    J = stability.jacobian(odenets.ODEStage(lambda t, y: y @ M.T, ACCURATE[name], interval=0.7), torch.zeros(1, 6, dtype=M.dtype) + 0.1)
-    found = np.linalg.eigvals(J @ np.eye(6))
+    stage = odenets.ODEStage(lambda t, y: y @ M.T, ACCURATE[name], interval=0.7)
+    found = np.linalg.eigvals(stability.jacobian(stage, torch.full((1, 6), 0.1, dtype=M.dtype)) @ np.eye(6))
     expected = odenets.get_scheme(name).amplification(0.7 * np.linalg.eigvals(M.numpy()))
     assert abs(found[:, None] - expected).min(0).max() < 1e-9 and abs(found[:, None] - expected).min(1).max() < 1e-9
 
 
 def test_ie_skip_on_a_non_normal_matrix_follows_its_matrix_formula():
     M, gamma, I = matrix(6, size=0.5), 0.1, torch.eye(6, dtype=torch.float64)
-    J = stability.jacobian(odenets.ODEStage(lambda t, y: y @ M.T, f"ie_skip(gamma={gamma})"), torch.ones(1, 6, dtype=M.dtype))
+    stage = odenets.ODEStage(lambda t, y: y @ M.T, f"ie_skip(gamma={gamma})")
+    J = stability.jacobian(stage, torch.ones(1, 6, dtype=M.dtype))
     np.testing.assert_allclose(J @ np.eye(6), (I + M + 2 * gamma * (I - M).T @ M @ M).numpy(), atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Leading eigenvalues, log-norms and norms against LAPACK: a convolutional block, normal and badly non-normal matrices."""
+"""Leading eigenvalues, log-norms and norms against LAPACK: a convolutional block, normal and non-normal matrices."""
 import numpy as np
 import pytest
 import torch
@@ -59,11 +59,12 @@ def test_float32_reaches_its_tolerance(states):
 def test_log_norm_and_norm_against_lapack(states, device):
     f, y = block(device), states.to(device)
     matrices = [dense(f, y[i:i + 1]) for i in range(3)]
-    np.testing.assert_allclose(stability.log_norm(f, y), [np.linalg.eigvalsh((D + D.T) / 2)[-1] for D in matrices], atol=1e-10)
+    rightmost = [np.linalg.eigvalsh((D + D.T) / 2)[-1] for D in matrices]
+    np.testing.assert_allclose(stability.log_norm(f, y), rightmost, atol=1e-10)
     np.testing.assert_allclose(stability.spectral_norm(f, y), [np.linalg.norm(D, 2) for D in matrices], atol=1e-10)
 
 
-@pytest.mark.parametrize("scheme", ["implicit_euler(tol=1e-12,max_iterations=200)", "ie_skip(gamma=0.1)", "gauss4(tol=1e-12)"])
+@pytest.mark.parametrize("scheme", ["implicit_euler(tol=1e-12)", "ie_skip(gamma=0.1)", "gauss4(tol=1e-12)"])
 def test_through_a_stage(scheme):
     f = block("cpu")
     stage = odenets.ODEStage(lambda t, y: f(y), scheme)
@@ -82,7 +83,8 @@ def test_normal_matrix_beyond_one_krylov_space(generator):
     y = torch.zeros(2, 300, dtype=torch.float64)
     e = stability.spectrum(linear(M), y, k=3)
     np.testing.assert_allclose(e.values.real, [[5, -4.9, 4.8]] * 2, atol=1e-10)
-    np.testing.assert_allclose(stability.spectrum(linear(M), y, k=2, which="LR").values.real, [[5, 4.8]] * 2, atol=1e-10)
+    e = stability.spectrum(linear(M), y, k=2, which="LR")
+    np.testing.assert_allclose(e.values.real, [[5, 4.8]] * 2, atol=1e-10)
     assert not stability.spectrum(linear(M), y, k=3, max_dimension=6).converged.all()
     with pytest.warns(RuntimeWarning, match="2 of 2 samples"):
         assert (stability.log_norm(linear(M), y, max_dimension=6) <= 5).all()
@@ -103,7 +105,8 @@ def test_non_normal_matrices_get_backward_stable_eigenvalues(name, M, which):
 
 
 def test_multiple_eigenvalues_and_invariant_subspaces_are_complete():
-    e = stability.spectrum(linear(torch.diag(torch.tensor([3.0, 3, 3, 2, 2, 1, 0, 0]))), torch.zeros(1, 8, dtype=torch.float64), k=8)
+    M = torch.diag(torch.tensor([3.0, 3, 3, 2, 2, 1, 0, 0]))
+    e = stability.spectrum(linear(M), torch.zeros(1, 8, dtype=torch.float64), k=8)
     np.testing.assert_allclose(e.values[0].real, [3, 3, 3, 2, 2, 1, 0, 0], atol=1e-12)
     assert e.converged.all()
     identity = stability.spectrum(lambda y: -y, torch.zeros(2, 500, dtype=torch.float64), k=4)
