@@ -37,7 +37,23 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
         z.requires_grad_()
     with torch.enable_grad():
         r = residual(z, *samples)
+    if not (transforming or torch.autograd.forward_ad._current_level >= 0 or _has_other_leaves(r, z)):
+        return solution.value
     return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, solver, record, transforming))
+
+
+def _has_other_leaves(r, z):
+    """Whether the graph of r ends in any leaf but z; if not, the root is a constant and must not require gradients."""
+    seen, nodes = set(), [r.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if hasattr(node, "variable") and node.variable is not z:
+            return True
+        seen.add(node)
+        nodes.extend(parent for parent, _ in node.next_functions)
+    return False
 
 
 class _Jacobian:

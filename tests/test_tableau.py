@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from odenets.schemes.runge_kutta import FAMILIES, TABLEAUX
+from odenets.schemes import tableaux
 from odenets.schemes.tableau import Tableau, density, order_defects, rooted_trees, size
 
-ALL = [*TABLEAUX, *(family() for family in FAMILIES.values())]
+MEMBERS = [tableaux.rkc1(3, 0), tableaux.rkc1(12), tableaux.rkc2(2), tableaux.rkc2(9, 0), tableaux.theta(0.3), tableaux.theta(0.8), tableaux.theta(1)]
+ALL = [*(entry if isinstance(entry, Tableau) else entry() for entry in tableaux.CATALOGUE), *MEMBERS]
 
 
 def test_rooted_trees_are_counted_as_in_the_literature():
@@ -20,7 +21,7 @@ def test_density_of_tall_and_bushy_trees():
     assert density(tall) == 24 and density(((), (), ())) == 4
 
 
-@pytest.mark.parametrize("tableau", ALL, ids=lambda t: t.name)
+@pytest.mark.parametrize("tableau", ALL, ids=lambda t: f"{t.name}-{t.stages}")
 def test_every_coefficient_is_pinned(tableau):
     """Changing any one entry of A or b by 1e-6 raises: no tableau of the catalogue has an entry that cannot be checked."""
     def perturbed(name, index, change):
@@ -40,7 +41,7 @@ def test_every_coefficient_is_pinned(tableau):
     assert survivors == []
 
 
-@pytest.mark.parametrize("tableau", ALL, ids=lambda t: t.name)
+@pytest.mark.parametrize("tableau", ALL, ids=lambda t: f"{t.name}-{t.stages}")
 def test_order_is_neither_over_nor_understated(tableau):
     for wrong in (tableau.order + 1, tableau.order - 1):
         if wrong > 0:
@@ -48,7 +49,7 @@ def test_order_is_neither_over_nor_understated(tableau):
                 dataclasses.replace(tableau, order=wrong)
 
 
-@pytest.mark.parametrize("tableau", ALL, ids=lambda t: t.name)
+@pytest.mark.parametrize("tableau", ALL, ids=lambda t: f"{t.name}-{t.stages}")
 def test_stability_polynomials_agree_with_the_determinant_formula(tableau):
     # Hairer & Wanner II, proposition IV.3.2: R = det(I - zA + z 1 b^T) / det(I - zA), an independent construction.
     generator = np.random.default_rng(0)
@@ -60,15 +61,15 @@ def test_stability_polynomials_agree_with_the_determinant_formula(tableau):
         assert abs(tableau.amplification(value) - expected) < 1e-11 * max(1, abs(expected))
 
 
-@pytest.mark.parametrize("tableau", ALL, ids=lambda t: t.name)
+@pytest.mark.parametrize("tableau", ALL, ids=lambda t: f"{t.name}-{t.stages}")
 def test_amplification_approximates_the_exponential_to_its_order(tableau):
-    z = 0.05 * np.exp(1j * np.linspace(0, 6, 7))
+    z = (0.05 if tableau.order < 5 else 0.5) * np.exp(1j * np.linspace(0, 6, 7))
     coarse, fine = (np.abs(tableau.amplification(x) - np.exp(x)).max() for x in (z, z / 2))
     assert np.log2(coarse / fine) > tableau.order + 1 - 0.2
 
 
 def test_infinite_at_a_pole():
-    implicit_euler = next(t for t in TABLEAUX if t.name == "implicit_euler")
+    implicit_euler = tableaux.IMPLICIT_EULER
     assert np.isinf(implicit_euler.amplification(1.0)) and implicit_euler.r_at_infinity == 0
 
 

@@ -4,11 +4,14 @@ import re
 
 from odenets.schemes.adaptive import Adaptive
 from odenets.schemes.ie_skip import IESkip
-from odenets.schemes.runge_kutta import FAMILIES, SOLVE_DEFAULTS, TABLEAUX, RungeKutta
+from odenets.schemes.runge_kutta import SOLVE_DEFAULTS, RungeKutta
 from odenets.schemes.scheme import Scheme
+from odenets.schemes.tableau import Tableau
+from odenets.schemes.tableaux import CATALOGUE
 
 CLASSES = {cls.name: cls for cls in (IESkip, Adaptive)}
-FIXED = {tableau.name: tableau for tableau in TABLEAUX}
+FIXED = {entry.name: entry for entry in CATALOGUE if isinstance(entry, Tableau)}
+FAMILIES = {entry.__name__: entry for entry in CATALOGUE if not isinstance(entry, Tableau)}
 ALIASES = {"explicit": "explicit_euler", "implicit": "implicit_euler", "euler": "explicit_euler", "ssprk22": "heun"}
 
 _SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\)\s*)?")
@@ -16,7 +19,7 @@ _SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\)\s*)?")
 
 def list_schemes():
     """Real names of all schemes, in the order of the catalogue; each constructs without parameters."""
-    return [*FIXED, *FAMILIES, *CLASSES]
+    return [*(getattr(entry, "name", None) or entry.__name__ for entry in CATALOGUE), *CLASSES]
 
 
 def get_scheme(spec):

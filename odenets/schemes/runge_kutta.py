@@ -1,6 +1,5 @@
-"""Runge-Kutta schemes: the catalogue of tableaux, and the one step that serves explicit, diagonal and coupled ones alike."""
+"""Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
 from dataclasses import dataclass, field
-from math import sqrt
 
 import numpy as np
 import torch
@@ -11,48 +10,8 @@ from odenets.schemes.scheme import Scheme, with_backward_of
 from odenets.schemes.tableau import Tableau
 from odenets.solvers import SOLVERS
 
-SQRT2, SQRT3 = sqrt(2), sqrt(3)
-
 # What the spec of any scheme that solves equations may say.
 SOLVE_DEFAULTS = {"tol": 1e-3, "max_iterations": 40, "solver": "broyden", "on_failure": "record"}
-
-EXPLICIT_EULER = Tableau("explicit_euler", A=[[0]], b=[1], order=1, source="Hairer, Norsett, Wanner I (1993), II.1.1")
-
-MIDPOINT = Tableau("midpoint", A=[[0, 0], [1/2, 0]], b=[0, 1], order=2, source="Runge (1895); HNW I, equation II.1.4")
-
-# The trapezoid with an Euler predictor; the optimal two-stage SSP method, hence its alias ssprk22.
-HEUN = Tableau("heun", A=[[0, 0], [1, 0]], b=[1/2, 1/2], order=2, source="Heun (1900); Shu & Osher (1988), equation 2.16")
-
-RK4 = Tableau("rk4", A=[[0, 0, 0, 0], [1/2, 0, 0, 0], [0, 1/2, 0, 0], [0, 0, 1, 0]], b=[1/6, 1/3, 1/3, 1/6], order=4,
-              source="Kutta (1901); HNW I, table II.1.2")
-
-# R(infinity) pins the diagonal, which the one order condition leaves free.
-IMPLICIT_EULER = Tableau("implicit_euler", A=[[1]], b=[1], order=1, structure="diagonal", r_infinity=0,
-                         source="Hairer & Wanner II (1996), equation IV.3.3")
-
-# A-stable without damping: R(infinity) = -1, so that stiff components flip their sign at each step.
-TRAPEZOID = Tableau("trapezoid", A=[[0, 0], [1/2, 1/2]], b=[1/2, 1/2], order=2, structure="diagonal", r_infinity=-1,
-                    source="Hairer & Wanner II (1996), equation IV.3.4")
-
-IMPLICIT_MIDPOINT = Tableau("implicit_midpoint", A=[[1/2]], b=[1], order=2, structure="diagonal", r_infinity=-1,
-                            source="Hairer & Wanner II (1996), equation IV.3.5")
-
-# gamma = 1 - 1/sqrt 2 makes it L-stable and stiffly accurate: the last stage is the result.
-SDIRK2 = Tableau("sdirk2", A=[[1 - 1/SQRT2, 0], [1/SQRT2, 1 - 1/SQRT2]], b=[1/SQRT2, 1 - 1/SQRT2], order=2,
-                 structure="diagonal", equal_diagonal=True, r_infinity=0, source="Alexander (1977), table 1")
-
-# Two-stage Gauss: the highest order two stages can reach, A-stable; |R(inf)| = 1, so fast modes ring instead of dying.
-GAUSS4 = Tableau("gauss4", A=[[1/4, 1/4 - SQRT3/6], [1/4 + SQRT3/6, 1/4]], b=[1/2, 1/2], order=4, structure="coupled",
-                 r_infinity=1, source="Hairer & Wanner II (1996), table IV.5.1")
-
-# Radau IIA with two stages: L-stable, stiffly accurate, algebraically stable.
-RADAU3 = Tableau("radau3", A=[[5/12, -1/12], [3/4, 1/4]], b=[3/4, 1/4], order=3, structure="coupled", r_infinity=0,
-                 source="Hairer & Wanner II (1996), table IV.5.5")
-
-# In the order of tables, plots and the command line. A family is a function of its parameters that returns a Tableau.
-TABLEAUX = (EXPLICIT_EULER, MIDPOINT, HEUN, RK4, IMPLICIT_EULER, TRAPEZOID, IMPLICIT_MIDPOINT, SDIRK2, GAUSS4, RADAU3)
-FAMILIES = {}
-
 
 @dataclass(frozen=True, eq=False)
 class RungeKutta(Scheme):
