@@ -115,6 +115,20 @@ def test_the_iterate_of_highest_loss_is_returned_start_and_end_included():
     assert torch.equal(moved, x)
 
 
+def test_a_misclassified_iterate_counts_though_its_loss_is_lower():
+    # At the start three classes tie (loss 1.1) and the first wins; one step on, two tie (loss 0.7) and the second wins.
+    far = torch.tensor([[0.01, 0.0, 0.0], [0.0, 0.01, -9.0]])
+
+    def net(x):
+        moved = (x[:, 0].detach() > 0.55).long()
+        return far[moved] + 1e-6 * torch.stack([-x[:, 0], x[:, 0], x[:, 0]], 1)
+
+    x, y = torch.full((1, 2), 0.5), torch.zeros(1, dtype=torch.int64)
+    moved = stability.pgd(net, x, y, Linf(0.1), steps=1, random_start=False)
+    assert torch.nn.functional.cross_entropy(net(moved), y) < torch.nn.functional.cross_entropy(net(x), y)
+    assert net(moved).argmax(1).item() == 1
+
+
 def test_more_restarts_never_do_worse():
     net, x = conv_net(), images(64, dtype=torch.float32)
     y = net(x).argmax(1)
@@ -212,6 +226,10 @@ def test_an_untrusted_image_counts_as_broken():
 def test_an_image_within_the_ball_is_judged_bit_for_bit():
     net, x = conv_net(), images(dtype=torch.float32)
     y = net(x).argmax(1)
+    edge = 0.5 * x + 0.25  # moves by exactly epsilon, which the attacks themselves keep a rounding error away from
+    result = stability.worst_case(net, 0.5 * x, y, Linf(0.25), [lambda net, x, y: x + 0.25])
+    tried = result.broken_by != -2
+    assert torch.equal(result.x_adv[tried], edge[tried]) and tried.any()
     attack = partial(stability.pgd, threat=Linf(8 / 255), steps=3)
     result = stability.worst_case(net, x, y, Linf(8 / 255), [attack])
     assert result.names == ("pgd",) and torch.equal(result.x_adv, attack(net, x, y))

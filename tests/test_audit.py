@@ -7,7 +7,7 @@ import odenets
 import stability
 from stability import Linf, gradient_checks
 from stability.audit import CHECKS
-from stability.case import allowed
+from stability.case import allowed, cold_judge
 
 THREAT = Linf(0.1)
 
@@ -107,6 +107,8 @@ def test_a_wrong_backward_pass_is_caught(weights, sample, factor):
     assert found["finite_differences"] is False
     assert found["zero_gradients"] is (factor != 0)
     assert found["large_epsilon"] is (factor > 0)
+    if factor == 0:  # nothing moves, not even by chance
+        assert result.checks[list(CHECKS).index("large_epsilon")].figures["robust"] > 0.9
 
 
 def test_finite_differences_in_float32_where_no_copy_can_be_had(weights, sample, monkeypatch):
@@ -114,6 +116,23 @@ def test_finite_differences_in_float32_where_no_copy_can_be_had(weights, sample,
     only = {"checks": ["finite_differences"]}
     assert verdicts(trained(weights), sample, **only)[0].passed
     assert not verdicts(Wrapped(trained(weights), lambda x: Backward.apply(x, 0.5)), sample, **only)[0].passed
+
+
+def test_a_network_that_clamps_its_images_is_honest(weights, sample):
+    # Many pixels are exactly 0: half of a central difference there would fall on the flat side of the clamp.
+    net = Wrapped(trained(weights), lambda x: x.clamp(0, 1))
+    assert verdicts(net, sample, checks=["finite_differences"])[0].passed
+
+
+def test_the_judge_solves_anew_to_its_own_tolerance(weights, sample):
+    net = trained(weights, "implicit_euler(tol=0.3)")
+    with torch.no_grad():
+        logits, trusted = cold_judge(net)(sample[0])
+        with odenets.tightened(net, 1e-7):
+            accurate = net(sample[0])
+        loose = net(sample[0])
+    assert trusted.all() and (logits - accurate).abs().max() < 1e-3 < (loose - accurate).abs().max()
+    assert cold_judge(trained(weights))(sample[0])[1] is None
 
 
 def test_a_random_forward_pass_is_caught(weights, sample):

@@ -7,6 +7,7 @@ from argparse import BooleanOptionalAction
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -116,16 +117,21 @@ def conduct(config, cases, args):
 
 
 def _print_summary(console, run, failures):
-    rows = report.summary_table(run.config, run.records)
-    table = Table(*(str(cell) for cell in rows[0]), title="Accuracy, mean and 95 % interval over seeds")
-    for row in rows[1:]:
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
+    """The table of the report without its empty columns, wide enough for a pipe, then its first sentences."""
+    header, *rows = report.summary_table(run.config, run.records)
+    kept = [index for index in range(len(header)) if any(str(row[index]) not in ("", "0.0") for row in rows)]
+    table = Table(title="Accuracy, mean and 95 % interval over seeds", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index in kept:
+        table.add_column(str(header[index]), no_wrap=True, justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*(str(row[index]) for index in kept))
+    wide = console if console.is_terminal else Console(width=140)
+    wide.print(table)
     for sentence in report.headline(run.config, run.records):
-        console.print(sentence, markup=False, highlight=False)
+        wide.print(sentence, markup=False, highlight=False)
     for name, reason in failures.items():
-        console.print(f"{name} failed: {reason}", markup=False, highlight=False)
-    console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+        wide.print(f"{name} failed: {reason}", markup=False, highlight=False)
+    wide.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _one(text, option, kind, minimum):

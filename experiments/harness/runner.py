@@ -53,7 +53,7 @@ def run_cases(run, cases, console, workers=None):
             for record in records:
                 run.append(record)
             if records:
-                console.print(_line(case, records[0]), markup=False, highlight=False)
+                console.print(_line(case, records[0]), markup=False, highlight=False, soft_wrap=True)
             progress.advance(overall)
 
         execute = _in_processes if workers > 1 and len(todo) > 1 else _in_turn
