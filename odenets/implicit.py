@@ -24,22 +24,34 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
 
     Source: Bai, Kolter, Koltun (2019), theorem 1; Hairer & Wanner II, IV.8 for the stopping rule.
     """
-    record = [] if record is None else record
     with torch.no_grad():
-        fixed = tuple(sample.detach() for sample in samples)
-        solution = solver(residual, guess.detach(), fixed, scale, floor)
-    record.append(solution._replace(value=None))
-    transforming = torch._C._are_functorch_transforms_active()
-    if not (torch.is_grad_enabled() or transforming):
-        return solution.value
-    z = solution.value.detach()
+        solution = solver(residual, guess.detach(), tuple(sample.detach() for sample in samples), scale, floor)
+    if record is not None:
+        record.append(solution._replace(value=None))
+    return implicit_function(residual, solution.value, samples, solver.tol, solver.max_iterations, record)
+
+
+def implicit_function(residual, value, samples, tol, max_iterations, record=None):
+    """Give a root found elsewhere, without a graph, the derivatives of the implicit function; see `root`.
+
+    Args:
+        residual, samples: As in `root`.
+        value: The root, (B, ...).
+        tol, max_iterations: Of the backward solve.
+        record: As in `root`.
+    """
+    transforming, dual = torch._C._are_functorch_transforms_active(), torch.autograd.forward_ad._current_level >= 0
+    if not (torch.is_grad_enabled() or transforming or dual):
+        return value
+    z = value.detach()
     if not transforming:
         z.requires_grad_()
     with torch.enable_grad():
         r = residual(z, *samples)
-    if not (transforming or torch.autograd.forward_ad._current_level >= 0 or _has_other_leaves(r, z)):
-        return solution.value
-    return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, solver, record, transforming))
+    if not (transforming or dual or _has_other_leaves(r, z)):
+        return value
+    fixed = tuple(sample.detach() for sample in samples)
+    return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, tol, max_iterations, record, transforming))
 
 
 def _has_other_leaves(r, z):
@@ -59,9 +71,9 @@ def _has_other_leaves(r, z):
 class _Jacobian:
     """Solves with J = d residual/dz at the root, and with its transpose."""
 
-    def __init__(self, residual, r, z, samples, solver, record, transforming):
+    def __init__(self, residual, r, z, samples, tol, max_iterations, record, transforming):
         self.residual, self.r, self.z, self.samples = residual, r, z, samples
-        self.solver, self.record, self.transforming = solver, record, transforming
+        self.tol, self.max_iterations, self.record, self.transforming = tol, max_iterations, record, transforming
 
     def solve(self, b):
         """x with J x = b."""
@@ -80,8 +92,9 @@ class _Jacobian:
         def apply(v):
             return product(v.view(b.shape)).reshape(v.shape)
 
-        solution = gmres(apply, b.reshape(len(b), -1), self.solver.tol, self.solver.max_iterations)
-        self.record.append(solution._replace(value=None))
+        solution = gmres(apply, b.reshape(len(b), -1), self.tol, self.max_iterations)
+        if self.record is not None:
+            self.record.append(solution._replace(value=None))
         return solution.value.view(b.shape)
 
 
@@ -98,8 +111,25 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        return -ctx.jacobian.solve_transposed(g.detach()), None, None
+        u = -ctx.jacobian.solve_transposed(g.detach())
+        return (_FirstOrderOnly.apply(u, g) if g.requires_grad else u), None, None
 
     @staticmethod
     def jvp(ctx, r_tangent, z_tangent, _):
         return -ctx.jacobian.solve(r_tangent)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """u, which depends on g by a solve that records nothing: to differentiate it again is an error, not a wrong number."""
+
+    @staticmethod
+    def forward(u, g):
+        return u.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("an implicit step has first derivatives only; for products with its Jacobian use torch.func.jvp")

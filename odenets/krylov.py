@@ -80,3 +80,51 @@ def gmres(apply, b, tol, max_iterations, memory=30):
             directions, images, shrinking = [*directions, p], [*images, q], norm < 0.9 * previous
         p = torch.where(shrinking[:, None], r / norm.clamp_min(tiny)[:, None], q)
     return Solution(x, ~active, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
+
+
+def phi1(apply, b, tol, max_iterations):
+    """phi_1(A) b for each row, phi_1(z) = (e^z - 1) / z, by Arnoldi; each row ends with the dimension it needed.
+
+    Args:
+        apply: Linear map v -> A v, (B, N) -> (B, N), each row on its own.
+        b: (B, N).
+        tol: Relative error estimate per row, |h_{m+1,m} e_m^T phi_1(H_m) e_1|.
+        max_iterations: Cap on the Krylov dimension.
+
+    Returns:
+        A `Solution` with value (B, N) and the estimate as its residual; differentiable.
+
+    Source: Saad (1992), SIAM J. Numer. Anal. 29, section 5.2; phi_1 from the exponential of an augmented matrix, ibid. (10).
+    """
+    beta = torch.linalg.vector_norm(b, dim=1, keepdim=True)
+    eps = torch.finfo(b.dtype).eps
+    basis, columns = [b / torch.where(beta == 0, 1, beta)], []
+    value, estimate, active = torch.zeros_like(b), torch.ones_like(beta[:, 0]), beta[:, 0] > 0
+    estimate, iterations = torch.where(active, estimate, 0), torch.zeros(len(b), dtype=torch.int64, device=b.device)
+    while len(columns) < max_iterations and bool(active.any()):
+        w = apply(basis[-1])
+        scale = row_norm(w)[:, None]
+        column = []
+        for v in basis:
+            column.append(row_dot(v, w))
+            w = torch.addcmul(w, v, -column[-1])
+        for index, v in enumerate(basis):  # once more: Gram-Schmidt loses what it subtracts from
+            again = row_dot(v, w)
+            column[index] = column[index] + again
+            w = torch.addcmul(w, v, -again)
+        length = row_norm(w)[:, None]
+        fresh = length > 10 * eps * scale  # otherwise the space is invariant, and the approximation exact
+        length = torch.where(fresh, length, 0)
+        basis.append(torch.where(fresh, w / torch.where(fresh, length, 1), 0))
+        columns.append([*column, length.to(w.dtype)])
+        m = len(columns)
+        zero = torch.zeros_like(column[0])
+        rows = [torch.cat([*(c[i] if i < len(c) else zero for c in columns), torch.full_like(zero, float(i == 0))], 1) for i in range(m)]
+        augmented = torch.stack([*rows, torch.zeros_like(rows[0])], 1)
+        weights = torch.linalg.matrix_exp(augmented)[:, :m, m]
+        estimate = torch.where(active, (length[:, 0] * weights[:, -1].abs()).detach(), estimate)
+        iterations += active
+        approximation = beta * torch.einsum("bm,mbn->bn", weights, torch.stack(basis[:m]))
+        value = torch.where(active[:, None], approximation, value)
+        active = active & (estimate > tol)
+    return Solution(value, estimate <= tol, estimate, iterations, float(len(columns)))

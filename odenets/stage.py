@@ -71,11 +71,20 @@ class ODEStage(nn.Module):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._batch is None:
             raise ValueError("no statistics yet: run the stage first")
-        return StageStats(len(self.fields) * self.substeps, *self._batch, tuple(self._record))
+        return StageStats(self._steps, *self._batch, tuple(self._record), self._startup_only)
+
+    @property
+    def _steps(self):
+        return len(self.fields) * self.substeps
+
+    @property
+    def _startup_only(self):
+        return 0 < self._steps <= self.scheme.previous
 
     def extra_repr(self):
         """Scheme, interval, substeps and gradient for print(net)."""
-        return f"scheme={self.scheme}, interval={self.interval:g}, substeps={self.substeps}, gradient={self.gradient}"
+        note = " (of which only the start-up runs)" if self._startup_only else ""
+        return f"scheme={self.scheme}{note}, interval={self.interval:g}, substeps={self.substeps}, gradient={self.gradient}"
 
     def _refuse_impure_fields(self):
         for name, module in self.fields.named_modules():
@@ -109,13 +118,15 @@ def _checked(field, n):
 class StageStats:
     """What one pass through a stage did; every figure is computed when asked for.
 
-    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved.
+    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved. startup_only: the scheme
+    is a multistep one, but the stage has so few steps that only its start-up ran.
     """
 
     steps: int
     batch: int
     device: torch.device
     solutions: tuple
+    startup_only: bool = False
 
     def _per_sample(self, field, combine, start, backward=False):
         result = torch.full((self.batch,), start, device=self.device)
@@ -196,11 +207,11 @@ def set_gradient(net, gradient):
 
 @contextmanager
 def tightened(net, tol=1e-6, max_iterations=200):
-    """Within the context, implicit schemes of `net` solve to `tol` (or their own, if smaller); restored afterwards."""
+    """Within the context, the equations of `net` are solved to `tol` (or their own, if smaller); restored afterwards."""
     before = {stage: stage.scheme for stage in stages(net).values()}
     try:
         for stage, scheme in before.items():
-            if scheme.implicit:
+            if "tol" in scheme.parameters:
                 stage.configure(scheme=replace(scheme, tol=min(tol, scheme.tol), on_failure="record",
                                                max_iterations=max(max_iterations, scheme.max_iterations)))
         yield net
@@ -211,5 +222,5 @@ def tightened(net, tol=1e-6, max_iterations=200):
 
 def converged(net):
     """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solves none."""
-    found = [stage.stats.converged for stage in stages(net).values() if stage.scheme.implicit]
+    found = [stage.stats.converged for stage in stages(net).values() if "tol" in stage.scheme.parameters]
     return torch.stack(found).all(0) if found else None

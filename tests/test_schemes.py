@@ -7,14 +7,16 @@ import odenets
 from odenets.schemes.scheme import GRADIENTS
 
 NAMES = odenets.list_schemes()
-ONE_STEP = [name for name in NAMES if name != "adaptive"]
+STEPPED = [name for name in NAMES if name != "adaptive"]
+MULTISTEP = [name for name in STEPPED if odenets.get_scheme(name).previous]
+ONE_STEP = [name for name in STEPPED if name not in MULTISTEP]
 
 
 def tight(name):
     """The scheme, its equations solved to rounding."""
     if name == "adaptive":
         return odenets.get_scheme("adaptive(rtol=1e-9,atol=1e-10)")
-    return odenets.get_scheme(f"{name}(tol=1e-13,max_iterations=200)" if odenets.get_scheme(name).implicit else name)
+    return odenets.get_scheme(f"{name}(tol=1e-13,max_iterations=200)" if "tol" in odenets.get_scheme(name).parameters else name)
 
 
 @pytest.mark.parametrize("name", ONE_STEP)
@@ -47,6 +49,81 @@ def test_jacobian_of_a_step_on_a_linear_field_has_eigenvalues_R(name, device, ge
     assert max(min(abs(g - w) for w in wanted) for g in got) < 1e-9
 
 
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_schemes_follow_their_recurrence(name, device, generator):
+    """N steps on the test equation equal the scalar recurrence from the stated start-up; R is the spectral radius of its companion."""
+    scheme, h = tight(name), 0.3
+    for value in torch.complex(*torch.randn(2, 12, generator=generator, dtype=torch.float64)).tolist():
+        z = h * value
+        a, b, c = scheme.characteristic(z)
+        states = [1.0, 1 / (1 - z) if scheme.implicit else 1 + z]  # implicit or explicit Euler
+        for _ in range(6):
+            states.append(-(b * states[-1] + c * states[-2]) / a)
+        stage = odenets.ODEStage([lambda t, y, value=value: value * y], scheme, interval=7 * h, substeps=7)
+        got = stage(torch.ones(1, 1, dtype=torch.complex128, device=device), trajectory=True).flatten().cpu().numpy()
+        assert np.abs(got - states).max() < 1e-10 * np.abs(states).max()
+        companion = np.array([[-b / a, -c / a], [1, 0]])
+        dominant = scheme.amplification(np.array(z))
+        assert abs(abs(dominant) - np.abs(np.linalg.eigvals(companion)).max()) < 1e-12
+        assert min(abs(np.linalg.eigvals(companion) - dominant)) < 1e-12
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_history_runs_through_a_stage_and_ends_with_it(name, device):
+    """Two fields with one step each are one walk of two steps; a second forward pass starts up again."""
+    y = torch.rand(3, 2, dtype=torch.float64, device=device)
+    field = lambda t, y: -y  # noqa: E731
+    two_fields = odenets.ODEStage([field, field], tight(name))
+    assert torch.equal(two_fields(y), odenets.ODEStage([field], tight(name), interval=2.0, substeps=2)(y))
+    assert torch.equal(two_fields(y), two_fields(y)) and not two_fields.stats.startup_only
+    short = odenets.ODEStage([field], tight(name))
+    start = "implicit" if short.scheme.implicit else "explicit"
+    assert torch.allclose(short(y), odenets.ODEStage([field], tight(start + "_euler"))(y)) and short.stats.startup_only
+    assert "start-up" in repr(short) and "start-up" not in repr(two_fields)
+
+
+def test_two_constructions_of_one_scheme(device, generator):
+    W = (0.5 * torch.randn(4, 4, generator=generator, dtype=torch.float64)).to(device)
+    y = torch.randn(3, 4, generator=generator, dtype=torch.float64).to(device)
+
+    def run(spec, f):
+        return odenets.ODEStage([f], spec, substeps=3)(y)
+
+    curved, linear = (lambda t, y: torch.tanh(y @ W) * np.cos(float(t))), (lambda t, y: y @ W)
+    settings = "tol=1e-13,max_iterations=200"
+    pairs = [(f"theta(theta=0.5,{settings})", f"trapezoid({settings})", curved), (f"theta(theta=1,{settings})", tight("implicit_euler"), curved),
+             ("rkc1(stages=1,damping=0)", "explicit", curved), (f"rosenbrock_euler({settings})", tight("implicit_euler"), linear),
+             (f"lm_resnet(k=0)", "explicit", curved)]
+    for one, other, f in pairs:
+        assert torch.allclose(run(one, f), run(other, f), atol=1e-11), (one, other)
+    exact = y @ torch.linalg.matrix_exp(W)
+    assert torch.allclose(run(f"exponential_euler({settings})", linear), exact, atol=1e-11)
+
+
+def test_exponential_euler_has_order_2_on_autonomous_problems(device):
+    errors = []
+    for steps in (16, 32):
+        stage = odenets.ODEStage([lambda t, y: y**2], "exponential_euler(tol=1e-13)", interval=0.5, substeps=steps)
+        errors.append(abs(stage(torch.ones(1, 1, dtype=torch.float64, device=device)).item() - 2))
+    assert np.log2(errors[0] / errors[1]) > 1.8
+
+
+def test_krylov_schemes_report_and_obey_their_tolerance(device, generator):
+    W = torch.randn(30, 30, generator=generator, dtype=torch.float64).to(device) / 5
+    y = torch.randn(4, 30, generator=generator, dtype=torch.float64).to(device)
+    for name in ("rosenbrock_euler", "ros2", "exponential_euler"):
+        reference = odenets.ODEStage([lambda t, y: torch.tanh(y @ W)], f"{name}(tol=1e-13,max_iterations=60)")(y)
+        for tol in (1e-2, 1e-6):
+            stage = odenets.ODEStage([lambda t, y: torch.tanh(y @ W)], f"{name}(tol={tol})")
+            error = (stage(y) - reference).norm(dim=1) / (reference - y).norm(dim=1)
+            assert stage.stats.converged.all() and (error < 30 * tol).all() and (stage.stats.residual <= tol).all()
+        few = odenets.ODEStage([lambda t, y: torch.tanh(y @ W)], f"{name}(tol=1e-9,max_iterations=2)")
+        few(y)
+        assert not few.stats.converged.any()
+        with pytest.raises(RuntimeError, match="4 of 4 samples"):
+            odenets.ODEStage([lambda t, y: torch.tanh(y @ W)], f"{name}(tol=1e-9,max_iterations=2,on_failure=raise)")(y)
+
+
 def test_jacobian_of_ie_skip_on_a_linear_field(device, generator):
     """R(lambda) for normal M; for any M its matrix formula, whose eigenvalues are other ones."""
     scheme = odenets.get_scheme("ie_skip(gamma=0.07)")
@@ -75,7 +152,7 @@ def _error(scheme, steps, device):
     return np.abs(y + 1 / (1 + np.sin(np.linspace(0, 0.8, steps + 1)))).max()
 
 
-@pytest.mark.parametrize("name", [n for n in ONE_STEP if odenets.get_scheme(n).order])
+@pytest.mark.parametrize("name", [n for n in STEPPED if odenets.get_scheme(n).order])
 def test_order_on_a_nonlinear_non_autonomous_problem(name, device):
     scheme = tight(name)
     steps = {1: (256, 512), 2: (64, 128), 3: (32, 64), 4: (8, 16)}.get(scheme.order, (4, 8))
@@ -152,12 +229,13 @@ def test_gradients_of_weights_agree_with_finite_differences(name, device, genera
     assert torch.autograd.gradcheck(run, (weight, y), eps=1e-5, atol=1e-6)
 
 
-def test_forward_mode_without_transforms(device):
+@pytest.mark.parametrize("recording", [True, False])
+def test_forward_mode_without_transforms(recording, device):
     """Dual numbers of torch.autograd.forward_ad, beside torch.func."""
     y, u = torch.randn(2, 3, 4, dtype=torch.float64, device=device)
     for name in ("rk4", "ie_skip", "implicit_euler(tol=1e-12)", "adaptive"):
         stage = odenets.ODEStage([lambda t, y: torch.tanh(y)], name)
-        with torch.autograd.forward_ad.dual_level():
+        with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(recording):
             tangent = torch.autograd.forward_ad.unpack_dual(stage(torch.autograd.forward_ad.make_dual(y, u))).tangent
         assert torch.allclose(tangent, torch.func.jvp(stage, (y,), (u,))[1])
 

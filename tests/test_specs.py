@@ -10,7 +10,8 @@ def test_every_scheme_constructs_and_reads_back(name):
     scheme = odenets.get_scheme(name)
     assert str(scheme) == scheme.name == name and odenets.get_scheme(str(scheme)) == scheme and scheme.source
     assert scheme.order is None or scheme.order >= 1
-    assert scheme.implicit == ("tol" in scheme.parameters) == ("max_iterations" in scheme.parameters)
+    assert ("tol" in scheme.parameters) == ("max_iterations" in scheme.parameters)
+    assert "tol" in scheme.parameters or not scheme.implicit
 
 
 @pytest.mark.parametrize(("spec", "canonical"), [

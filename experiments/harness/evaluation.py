@@ -33,7 +33,7 @@ def parse_attack(name):
 
 def gradients(scheme):
     """The gradients that a scheme can be attacked with and that differ: the exact one first."""
-    return ("exact", "detached") if scheme.implicit or scheme.name == "ie_skip" else ("exact",)
+    return ("exact", "detached") if scheme.iterates and scheme.order is not None else ("exact",)
 
 
 def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None):
@@ -120,9 +120,9 @@ def _stage_inputs(net, images):
 @torch.no_grad()
 def measure_solver(net, images):
     """Statistics of the implicit solves on `images` at the scheme's own tolerance; {} where it solves nothing."""
-    if not any(stage.scheme.implicit for stage in odenets.stages(net).values()):
-        return {}
     net(images)
+    if odenets.converged(net) is None:
+        return {}
     stats = [stage.stats for stage in odenets.stages(net).values()]
     solves = sum(s.solves for s in stats)
     iterations = torch.cat([solution.iterations for s in stats for solution in s.solutions]).double()

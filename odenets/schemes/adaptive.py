@@ -1,6 +1,6 @@
 """Adaptive step sizes through torchdiffeq. The steps taken depend on the input, so attack gradients may be masked."""
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torchdiffeq import odeint
@@ -42,11 +42,6 @@ class Adaptive(Scheme):
         for key in ("rtol", "atol"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ValueError(f"adaptive: {key} must be positive and finite, got {getattr(self, key)}")
-
-    @property
-    def parameters(self):
-        """Declared parameters with their values and defaults."""
-        return {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """Integrate from t to t + h; see `Scheme.step`."""

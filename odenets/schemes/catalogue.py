@@ -4,12 +4,15 @@ import re
 
 from odenets.schemes.adaptive import Adaptive
 from odenets.schemes.ie_skip import IESkip
-from odenets.schemes.runge_kutta import SOLVE_DEFAULTS, RungeKutta
+from odenets.schemes.linearly_implicit import ROS2, ExponentialEuler, RosenbrockEuler
+from odenets.schemes.multistep import AB2, BDF2, LMResNet
+from odenets.schemes.runge_kutta import RungeKutta
 from odenets.schemes.scheme import Scheme
+from odenets.schemes.solving import SOLVE_DEFAULTS
 from odenets.schemes.tableau import Tableau
 from odenets.schemes.tableaux import CATALOGUE
 
-CLASSES = {cls.name: cls for cls in (IESkip, Adaptive)}
+CLASSES = {cls.name: cls for cls in (RosenbrockEuler, ROS2, ExponentialEuler, AB2, BDF2, LMResNet, IESkip, Adaptive)}
 FIXED = {entry.name: entry for entry in CATALOGUE if isinstance(entry, Tableau)}
 FAMILIES = {entry.__name__: entry for entry in CATALOGUE if not isinstance(entry, Tableau)}
 ALIASES = {"explicit": "explicit_euler", "implicit": "implicit_euler", "euler": "explicit_euler", "ssprk22": "heun"}

@@ -6,7 +6,7 @@ repeated `iterations` times. The square carries no 1/2, so that grad L = 2 (I - 
 iteration it has a polynomial R in z and conj z: never A-stable, and for a non-normal Jacobian the eigenvalues of the step
 are not R(h lambda). Source: Li, He, Lin, Implicit Euler Skip Connections, ICML 2020; the sign of its last stage corrected.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -51,11 +51,6 @@ class IESkip(Scheme):
     def evaluations(self):
         """Evaluations of f and transposed products with its Jacobian, counted alike."""
         return 1 + 2 * self.iterations
-
-    @property
-    def parameters(self):
-        """Declared parameters with their values and defaults."""
-        return {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """One step; see `Scheme.step`. "exact" and "unrolled" coincide: the iteration is the scheme."""

@@ -1,5 +1,6 @@
 """What every scheme offers, to the integrator, to the stability analysis and to the tests."""
 from abc import ABC, abstractmethod
+from dataclasses import fields
 
 GRADIENTS = ("exact", "unrolled", "detached")
 
@@ -14,11 +15,11 @@ class Scheme(ABC):
     implicit: Whether a step solves an equation.
     stages, evaluations: Stages of a step, and evaluations of f that an explicit step takes (None where a solve decides).
     source: Book or article.
-    parameters: {name: (value, default)} in declared order; what the spec may say.
     """
 
     tableau = None
     iterates = False  # evaluates f again and again at moving points, so that f must be a pure function
+    previous = 0  # how many steps before the current one a multistep scheme uses
 
     @abstractmethod
     def step(self, f, t, y, h, gradient="exact", record=None):
@@ -39,6 +40,11 @@ class Scheme(ABC):
     @abstractmethod
     def amplification(self, z):
         """R(z): the growth of one step on y' = lambda y, z = h lambda. Complex array in, complex array of that shape out."""
+
+    @property
+    def parameters(self):
+        """{name: (value, default)} in declared order: what the spec may say. By default the fields of the dataclass."""
+        return {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
 
     def stepper(self):
         """A function with the signature of `step` for one walk through a stage; multistep schemes keep their history in it."""

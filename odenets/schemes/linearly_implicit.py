@@ -1,0 +1,159 @@
+"""Schemes that need the Jacobian J = df/dy at the start of a step, and no nonlinear iteration.
+
+Rosenbrock methods solve linear systems with I - gamma h J by GMRES, the exponential Euler method applies phi_1(h J) by Arnoldi;
+both from products with J alone.
+"""
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from odenets.implicit import implicit_function
+from odenets.krylov import gmres, jacobian_products, phi1
+from odenets.schemes.scheme import Scheme, with_backward_of
+from odenets.solvers import failure_sentence
+
+GAMMA = 1 - 1 / np.sqrt(2)  # of ros2: makes it L-stable
+
+
+@dataclass(frozen=True, eq=False)
+class KrylovScheme(Scheme, ABC):
+    """Settings of schemes with one Krylov process a stage.
+
+    Args:
+        tol: Per sample, relative residual of the linear system or relative error estimate of phi_1; forward and backward.
+        max_iterations: Cap on products with J for each process.
+        on_failure: "record" or "raise".
+    """
+
+    tol: float = 1e-3
+    max_iterations: int = 40
+    on_failure: str = "record"
+
+    iterates = True
+    evaluations = None
+
+    def __post_init__(self):
+        if not 0 < self.tol < np.inf:
+            raise ValueError(f"tol must be positive and finite, got {self.tol}")
+        if self.max_iterations < 1:
+            raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
+        if self.on_failure not in ("record", "raise"):
+            raise ValueError(f"on_failure must be record or raise, got {self.on_failure!r}")
+
+    @abstractmethod
+    def increment(self, f, t, y, h, gradient, record):
+        """The new state minus y."""
+
+    def step(self, f, t, y, h, gradient="exact", record=None):
+        """One step; see `Scheme.step`."""
+        if gradient != "detached":
+            return y + self.increment(f, t, y, h, gradient, record)
+        with torch.no_grad():
+            value = y + self.increment(f, t, y, h, gradient, record)
+        return with_backward_of(y + h * f(t, y), value) if torch.is_grad_enabled() else value
+
+    def keep(self, solution, record):
+        """Record the outcome of a process, or raise where that is wanted."""
+        if record is not None:
+            record.append(solution._replace(value=None))
+        if self.on_failure == "raise" and not bool(solution.converged.all()):
+            raise RuntimeError(failure_sentence(solution.converged, solution.residual, self))
+
+    def solve(self, f, t, y, weight, rhs, gradient, record):
+        """x with (I - weight J) x = rhs, J = df/dy at (t, y)."""
+        def apply(x, y):
+            return x - weight * jacobian_products(lambda y: f(t, y), y)[0](x)
+
+        def product(y):
+            J = jacobian_products(lambda y: f(t, y), y)[0]
+            return lambda v: v - weight * J(v.view(y.shape)).reshape(v.shape)
+
+        unrolled = gradient == "unrolled"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and unrolled):
+            at, b = (y, rhs) if unrolled else (y.detach(), rhs.detach())
+            solution = gmres(product(at), b.reshape(len(b), -1), self.tol, self.max_iterations)
+        self.keep(solution._replace(backward=False), record)
+        value = solution.value.view(rhs.shape)
+        if unrolled:
+            return value
+        return implicit_function(lambda x, y, rhs: apply(x, y) - rhs, value, (y, rhs), self.tol, self.max_iterations, record)
+
+
+@dataclass(frozen=True, eq=False)
+class RosenbrockEuler(KrylovScheme):
+    """y + (I - h J)^-1 h f(t, y): implicit Euler after one Newton step; equal to it on autonomous linear fields."""
+
+    name = "rosenbrock_euler"
+    order = 1
+    implicit = True
+    stages = 1
+    source = "Rosenbrock (1963); Hairer & Wanner II (1996), equation IV.7.4 with one stage and gamma = 1"
+
+    def increment(self, f, t, y, h, gradient, record):
+        """See `KrylovScheme.increment`."""
+        return self.solve(f, t, y, h, h * f(t, y), gradient, record)
+
+    def amplification(self, z):
+        """1 / (1 - z)."""
+        return _quotient(1, 1 - np.asarray(z, dtype=np.complex128))
+
+
+@dataclass(frozen=True, eq=False)
+class ROS2(KrylovScheme):
+    """Two-stage Rosenbrock method with gamma = 1 - 1/sqrt 2: L-stable, of order 2 whatever stands for J and without df/dt.
+
+    (I - gamma h J) k1 = f(t, y), (I - gamma h J) k2 = f(t + h, y + h k1) - 2 k1, y + h (3/2 k1 + 1/2 k2).
+    """
+
+    name = "ros2"
+    order = 2
+    implicit = True
+    stages = 2
+    source = "Verwer, Spee, Blom, Hundsdorfer (1999), SIAM J. Sci. Comput. 20, equation 3.1"
+
+    def increment(self, f, t, y, h, gradient, record):
+        """See `KrylovScheme.increment`."""
+        first = self.solve(f, t, y, GAMMA * h, h * f(t, y), gradient, record)
+        second = self.solve(f, t, y, GAMMA * h, h * f(t + h, y + first) - 2 * first, gradient, record)
+        return 1.5 * first + 0.5 * second
+
+    def amplification(self, z):
+        """R(z) from its two stages."""
+        z = np.asarray(z, dtype=np.complex128)
+        first = _quotient(z, 1 - GAMMA * z)
+        return 1 + 1.5 * first + 0.5 * _quotient(z * (1 + first) - 2 * first, 1 - GAMMA * z)
+
+
+@dataclass(frozen=True, eq=False)
+class ExponentialEuler(KrylovScheme):
+    """y + h phi_1(h J) f(t, y), phi_1(z) = (e^z - 1) / z: exact on autonomous linear fields.
+
+    Of order 2 on autonomous problems, of order 1 in general, since df/dt is left out. It solves no equation; its tolerance is
+    that of the Krylov approximation, through which gradients pass.
+    """
+
+    name = "exponential_euler"
+    order = 1
+    implicit = False
+    stages = 1
+    source = "Hochbruck & Ostermann (2010), Acta Numerica 19, equation 2.11; Saad (1992) for the approximation"
+
+    def increment(self, f, t, y, h, gradient, record):
+        """See `KrylovScheme.increment`."""
+        b = h * f(t, y)
+        J = jacobian_products(lambda y: f(t, y), y)[0]
+        solution = phi1(lambda v: h * J(v.view(y.shape)).reshape(v.shape), b.reshape(len(b), -1), self.tol, self.max_iterations)
+        self.keep(solution, record)
+        return solution.value.view(y.shape)
+
+    def amplification(self, z):
+        """exp(z)."""
+        with np.errstate(over="ignore"):
+            return np.exp(np.asarray(z, dtype=np.complex128))
+
+
+def _quotient(a, b):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(b == 0, np.inf, a / np.where(b == 0, 1, b))

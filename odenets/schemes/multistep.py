@@ -1,0 +1,150 @@
+"""Linear multistep schemes: the history of a walk through a stage lives in its stepper, one entry per sample and step.
+
+Each starts up with a one-step scheme, whose error of order h^2 leaves the order of the whole unchanged. Where the fields
+change from block to block, the history crosses over: that is what these schemes mean for a residual network.
+"""
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from odenets.schemes.scheme import Scheme
+from odenets.schemes.solving import SolvingScheme, solve_increments
+
+
+class TwoStep(Scheme, ABC):
+    """A two-step scheme: `start` makes the first step, `advance` the others, each returning (new state, new history)."""
+
+    previous = 1
+    stages = 1
+
+    @abstractmethod
+    def start(self, f, t, y, h, gradient, record):
+        """The first step."""
+
+    @abstractmethod
+    def advance(self, f, t, y, h, history, gradient, record):
+        """A step from y, given what the step before left."""
+
+    @abstractmethod
+    def characteristic(self, z):
+        """Coefficients (a, b, c) of a x^2 + b x + c, whose roots are the growth factors on y' = lambda y."""
+
+    def stepper(self):
+        """See `Scheme.stepper`."""
+        history = []
+
+        def step(f, t, y, h, gradient="exact", record=None):
+            if history:
+                y, history[0] = self.advance(f, t, y, h, history[0], gradient, record)
+            else:
+                y, first = self.start(f, t, y, h, gradient, record)
+                history.append(first)
+            return y
+        return step
+
+    def step(self, f, t, y, h, gradient="exact", record=None):
+        """A first step: without a history only the start-up runs."""
+        return self.start(f, t, y, h, gradient, record)[0]
+
+    def amplification(self, z):
+        """The root of largest modulus of the characteristic polynomial; it tends to the numerical growth per step."""
+        a, b, c = np.broadcast_arrays(*(np.asarray(v, dtype=np.complex128) for v in self.characteristic(np.asarray(z))))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = np.sqrt(b * b - 4 * a * c)
+            # The sum without cancellation gives the root of larger modulus.
+            larger = np.where(np.abs(b + root) >= np.abs(b - root), b + root, b - root)
+            return np.where(a == 0, np.inf, -larger / (2 * np.where(a == 0, 1, a)))
+
+
+@dataclass(frozen=True, eq=False)
+class AB2(TwoStep):
+    """Adams-Bashforth of two steps: y_{n+1} = y_n + h (3/2 f_n - 1/2 f_{n-1}); starts with explicit Euler."""
+
+    name = "ab2"
+    order = 2
+    implicit = False
+    evaluations = 1
+    source = "Hairer, Norsett, Wanner I (1993), equation III.1.5"
+
+    def start(self, f, t, y, h, gradient, record):
+        """Explicit Euler."""
+        slope = f(t, y)
+        return y + h * slope, slope
+
+    def advance(self, f, t, y, h, history, gradient, record):
+        """See the class."""
+        slope = f(t, y)
+        return y + h * (1.5 * slope - 0.5 * history), slope
+
+    def characteristic(self, z):
+        """x^2 - (1 + 3/2 z) x + z/2."""
+        return 1, -(1 + 1.5 * z), 0.5 * z
+
+
+@dataclass(frozen=True, eq=False)
+class LMResNet(TwoStep):
+    """LM-ResNet with a constant k: y_{n+1} = (1 - k) y_n + k y_{n-1} + h f(t_n, y_n); starts with explicit Euler.
+
+    Its polynomial (x - 1)(x + k) is zero-stable for -1 < k <= 1. The scheme advances time by h / (1 + k) for each step, so
+    that it has no order with respect to h.
+
+    Args:
+        k: Weight of the state before, -1 < k <= 1.
+    """
+
+    k: float = -0.1
+
+    name = "lm_resnet"
+    order = None
+    implicit = False
+    evaluations = 1
+    source = "Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks, equation 7"
+
+    def __post_init__(self):
+        if not -1 < self.k <= 1:
+            raise ValueError(f"lm_resnet: k must lie in (-1, 1], got {self.k}")
+
+    def start(self, f, t, y, h, gradient, record):
+        """Explicit Euler."""
+        return y + h * f(t, y), y
+
+    def advance(self, f, t, y, h, history, gradient, record):
+        """See the class."""
+        return (1 - self.k) * y + self.k * history + h * f(t, y), y
+
+    def characteristic(self, z):
+        """x^2 - (1 - k + z) x - k."""
+        return 1, -(1 - self.k + z), -self.k
+
+
+@dataclass(frozen=True, eq=False)
+class BDF2(TwoStep, SolvingScheme):
+    """Backward differentiation of two steps: y_{n+1} - 4/3 y_n + 1/3 y_{n-1} = 2/3 h f_{n+1}; starts with implicit Euler.
+
+    A- and L-stable, one equation a step. The solve's settings are those of `SolvingScheme`.
+    """
+
+    name = "bdf2"
+    order = 2
+    implicit = True
+    iterates = True
+    evaluations = None
+    source = "Curtiss & Hirschfelder (1952); Hairer, Norsett, Wanner I (1993), equation III.1.22'"
+
+    def start(self, f, t, y, h, gradient, record):
+        """Implicit Euler."""
+        return self._solve(f, t, y, y, h, 1.0, gradient, record), y
+
+    def advance(self, f, t, y, h, history, gradient, record):
+        """See the class."""
+        return self._solve(f, t, y, (4 * y - history) / 3, h, 2 / 3, gradient, record), y
+
+    def _solve(self, f, t, y, base, h, weight, gradient, record):
+        def compute(solve):
+            return base + solve_increments(solve, f, [t + h], [[weight]], [base], y, h)[0]
+        return self.state(compute, lambda: base + weight * h * f(t, y), gradient, record)
+
+    def characteristic(self, z):
+        """(1 - 2/3 z) x^2 - 4/3 x + 1/3."""
+        return 1 - 2 / 3 * z, -4 / 3, 1 / 3
