@@ -24,16 +24,17 @@ class Increment(nn.Module):
 
 
 def convert(model, scheme="explicit", substeps=1):
-    """Read a torchvision ResNet as an ODE network: each maximal run of shape-preserving blocks becomes one `ODEStage`.
+    """Read a torchvision ResNet as an ODE network: each maximal run of shape-preserving blocks becomes an `ODEStage`.
 
     Blocks without a downsampling shortcut become fields f(t, y) = block(y) - y; everything else stays where it is, a
     replaced fc or stem and a subclass's own forward included. Explicit Euler with one substep gives the outputs and
     gradients of `model` up to rounding.
 
-    The blocks end in a ReLU after the addition, so that the ReLU is part of the field: f(y) = relu(y + g(y)) - y, and where
-    it is off f(y) = -y, a decay at rate 1. An implicit scheme solves with that f: implicit Euler with h = 1 is
-    2z = y + relu(z + g(z)), which keeps z >= 0 and has a unique root where relu(z + g(z)) has a Lipschitz constant below 2;
-    beyond it a nearby root may not exist, and the stage's `stats` say which samples were not solved.
+    The blocks end in a ReLU after the addition, so that the ReLU is part of the field: f(y) = relu(y + g(y)) - y, and
+    where it is off f(y) = -y, a decay at rate 1. Implicit Euler then solves (1 + h) z = y + h relu(z + g(z)): z >= 0
+    stays, and the root is unique where z -> relu(z + g(z)) has a Lipschitz constant below 1 + 1/h. Beyond, as may happen
+    in the first layer at h = 1, there may be none nearby; the stage's `stats` say so for each sample, and more substeps
+    help.
 
     Args:
         model: A torchvision ResNet of BasicBlock or Bottleneck with its BatchNorm frozen (`model.eval()`); it keeps its
@@ -42,14 +43,14 @@ def convert(model, scheme="explicit", substeps=1):
         substeps: Steps for each block, with h = 1 / substeps.
 
     Returns:
-        A module of the type of `model` whose layers hold `ODEStage`s. Its modules are those of `model`, not copies: training,
-        loading, train() and to() on either one are seen in both (take `copy.deepcopy(model)` first to keep them apart);
-        what is replaced afterwards, such as fc, is replaced in one. In training mode every evaluation of a block moves its
-        BatchNorm's statistics, and schemes that iterate refuse to run. Its attribute `key_of` gives for the name of every
-        parameter and buffer of `model` the name that it has here.
+        A module of the type of `model` whose layers hold `ODEStage`s. Its modules are those of `model`, not copies:
+        training, loading, train() and to() on either one are seen in both (convert `copy.deepcopy(model)` to keep them
+        apart); what is replaced afterwards, such as fc, is replaced in one. In training mode every evaluation of a
+        block moves its BatchNorm's statistics, and schemes that iterate refuse to run. The attribute `key_of` maps the
+        name of every parameter and buffer of `model` to its name here.
 
     Raises:
-        ValueError: Not such a ResNet, BatchNorm not frozen, no block to integrate, or a scheme or substeps out of range.
+        ValueError: Not such a ResNet, BatchNorm not frozen, no block to integrate, scheme or substeps out of range.
     """
     _check(model)
     net, moved = _twin(model), {}
@@ -58,34 +59,36 @@ def convert(model, scheme="explicit", substeps=1):
             net._modules[name], blocks = _integrated(layer, scheme, substeps)
             moved |= {f"{name}.{old}": f"{name}.{new}" for old, new in blocks.items()}
     if not moved:
-        raise ValueError(f"this {type(model).__name__} has no block without a downsampling shortcut, so nothing to integrate")
+        raise ValueError(f"this {type(model).__name__} has no BasicBlock or Bottleneck without a downsampling shortcut, "
+                         "so nothing to integrate")
     net.key_of = {key: _renamed(key, moved) for key in _keys(model)}
     return net
 
 
 def _check(model):
-    # Here and not above: whoever holds a ResNet has paid for the import, which would double that of odenets.
+    # Here and not above: whoever holds a ResNet has paid for this import, which nearly doubles that of odenets.
     from torchvision.models.resnet import ResNet
 
+    kind = type(model).__name__
     if not isinstance(model, ResNet):
-        raise ValueError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {type(model).__name__}; "
-                         "take the bare model out of DataParallel, torch.compile or any other wrapper")
+        raise ValueError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; of a "
+                         "wrapper such as DataParallel or torch.compile give the bare model")
     if stages(model):
-        raise ValueError(f"this {type(model).__name__} is converted already; odenets.set_scheme changes its scheme")
-    for name, value in vars(model).items():
-        if getattr(value, "__self__", None) is model:
-            raise ValueError(f"{name} was replaced on this one {type(model).__name__}, and would go on running the unconverted "
-                             f"network; define {name} in a subclass of torchvision.models.ResNet instead")
+        raise ValueError(f"this {kind} is converted already; odenets.set_scheme changes its scheme")
+    for name in {"forward", "_forward_impl"} & set(vars(model)):
+        raise ValueError(f"{name} was replaced on this one {kind} and may run the unconverted network; define it in a "
+                         "subclass of torchvision.models.ResNet instead")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-            why = "is in training mode; call model.eval() first" if module.training else "keeps no running statistics"
-            raise ValueError(f"convert takes a ResNet with frozen BatchNorm, but {name}, a {type(module).__name__}, {why}")
+            why = "in training mode: call model.eval() first" if module.training else "without running statistics"
+            raise ValueError(f"convert takes a {kind} with frozen BatchNorm, but {name} is a {type(module).__name__} {why}")
 
 
 def _twin(module):
-    """The same module with containers of its own: changing the children or hooks of the one leaves the other as it is."""
+    """The same module over again, with children and hooks of its own; parameters and buffers are shared, moves by to() too."""
     twin = copy(module)
-    vars(twin).update({key: copy(value) for key, value in vars(module).items() if isinstance(value, (dict, set))})
+    own = {key: copy(value) for key, value in vars(module).items() if isinstance(value, dict)}
+    vars(twin).update({key: value for key, value in own.items() if key not in ("_parameters", "_buffers")})
     return twin
 
 
@@ -100,7 +103,7 @@ def _integrated(layer, scheme, substeps):
         stage = ODEStage([Increment(block) for block in run.values()], scheme, substeps=substeps)
         for module in (stage, stage.fields, *stage.fields):
             module.training = layer.training  # not train(): the blocks keep their modes
-        first = next(iter(run))
+        first = next(iter(run))  # the stage takes the name of its first block, so that no other child is renamed
         children[first] = stage
         moved |= {name: f"{first}.fields.{n}.block" for n, name in enumerate(run)}
     twin = _twin(layer)

@@ -88,7 +88,7 @@ def phi1(apply, b, tol, max_iterations):
     Args:
         apply: Linear map v -> A v, (B, N) -> (B, N), each row on its own.
         b: (B, N).
-        tol: Relative error estimate per row, |h_{m+1,m} e_m^T phi_1(H_m) e_1|.
+        tol: Relative error estimate per row, |h_{m+1,m} e_m^T phi_1(H_m) e_1|; not below 4 rounding units.
         max_iterations: Cap on the Krylov dimension.
 
     Returns:
@@ -98,6 +98,7 @@ def phi1(apply, b, tol, max_iterations):
     """
     beta = torch.linalg.vector_norm(b, dim=1, keepdim=True)
     eps = torch.finfo(b.dtype).eps
+    tol = max(tol, 4 * eps)
     basis, columns = [b / torch.where(beta == 0, 1, beta)], []
     value, estimate, active = torch.zeros_like(b), torch.ones_like(beta[:, 0]), beta[:, 0] > 0
     estimate, iterations = torch.where(active, estimate, 0), torch.zeros(len(b), dtype=torch.int64, device=b.device)
