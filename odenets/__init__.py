@@ -6,6 +6,6 @@ from odenets.resnet import MODELS, ODEResNet, ode_resnet18, ode_resnet34, ode_re
 from odenets.schemes import GRADIENTS, Scheme, Tableau, get_scheme, list_schemes
 from odenets.stage import ODEStage, converged, set_gradient, set_scheme, stages, tightened
 
-__all__ = ["GRADIENTS", "MODELS", "ODEResNet", "ODEStage", "Scheme", "Tableau", "converged", "convert", "fields", "get_scheme",
-           "list_schemes", "ode_resnet18", "ode_resnet34", "ode_resnet50", "ode_resnet_small", "root", "set_gradient",
-           "set_scheme", "stages", "tightened"]
+__all__ = ["GRADIENTS", "MODELS", "ODEResNet", "ODEStage", "Scheme", "Tableau", "converged", "convert", "fields",
+           "get_scheme", "list_schemes", "ode_resnet18", "ode_resnet34", "ode_resnet50", "ode_resnet_small", "root",
+           "set_gradient", "set_scheme", "stages", "tightened"]

@@ -32,9 +32,9 @@ def convert(model, scheme="explicit", substeps=1):
 
     The blocks end in a ReLU after the addition, so that the ReLU is part of the field: f(y) = relu(y + g(y)) - y, and
     where it is off f(y) = -y, a decay at rate 1. Implicit Euler then solves (1 + h) z = y + h relu(z + g(z)): z >= 0
-    stays, and the root is unique where z -> relu(z + g(z)) has a Lipschitz constant below 1 + 1/h. Beyond, as may happen
-    in the first layer at h = 1, there may be none nearby; the stage's `stats` say so for each sample, and more substeps
-    help.
+    stays, and the root is unique where z -> relu(z + g(z)) has a Lipschitz constant below 1 + 1/h. Beyond, as may
+    happen in the first layer at h = 1, there may be none nearby; the stage's `stats` say so for each sample, and more
+    substeps help.
 
     Args:
         model: A torchvision ResNet of BasicBlock or Bottleneck with its BatchNorm frozen (`model.eval()`); it keeps its
@@ -56,11 +56,13 @@ def convert(model, scheme="explicit", substeps=1):
     net, moved = _twin(model), {}
     for name, layer in model._modules.items():
         if isinstance(layer, nn.Sequential):
-            net._modules[name], blocks = _integrated(layer, scheme, substeps)
-            moved |= {f"{name}.{old}": f"{name}.{new}" for old, new in blocks.items()}
+            twin, blocks = _integrated(layer, scheme, substeps)
+            if blocks:
+                net._modules[name] = twin
+                moved |= {f"{name}.{old}": f"{name}.{new}" for old, new in blocks.items()}
     if not moved:
-        raise ValueError(f"this {type(model).__name__} has no BasicBlock or Bottleneck without a downsampling shortcut, "
-                         "so nothing to integrate")
+        raise ValueError(f"nothing to integrate: this {type(model).__name__} has no BasicBlock or Bottleneck without a "
+                         "downsampling shortcut")
     net.key_of = {key: _renamed(key, moved) for key in _keys(model)}
     return net
 
@@ -71,8 +73,8 @@ def _check(model):
 
     kind = type(model).__name__
     if not isinstance(model, ResNet):
-        raise ValueError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; of a "
-                         "wrapper such as DataParallel or torch.compile give the bare model")
+        raise ValueError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; "
+                         "where that wraps one (DataParallel, torch.compile), give the model inside")
     if stages(model):
         raise ValueError(f"this {kind} is converted already; odenets.set_scheme changes its scheme")
     for name in {"forward", "_forward_impl"} & set(vars(model)):
@@ -81,11 +83,11 @@ def _check(model):
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             why = "in training mode: call model.eval() first" if module.training else "without running statistics"
-            raise ValueError(f"convert takes a {kind} with frozen BatchNorm, but {name} is a {type(module).__name__} {why}")
+            raise ValueError(f"convert takes a ResNet with frozen BatchNorm: {name} is a {type(module).__name__} {why}")
 
 
 def _twin(module):
-    """The same module over again, with children and hooks of its own; parameters and buffers are shared, moves by to() too."""
+    """A module with the same parameters and buffers, whatever to() does to them, but children and hooks of its own."""
     twin = copy(module)
     own = {key: copy(value) for key, value in vars(module).items() if isinstance(value, dict)}
     vars(twin).update({key: value for key, value in own.items() if key not in ("_parameters", "_buffers")})
