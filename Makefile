@@ -27,6 +27,7 @@ test-all: setup
 
 bench: setup
 	$(BIN)/python experiments/benchmark.py
+	$(BIN)/python experiments/benchmark_peers.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
