@@ -30,11 +30,14 @@ class Solver(ABC):
         tol: A sample has converged when ||residual|| <= tol * scale (+ floor), in the 2-norm.
         max_iterations: Cap on the evaluations after the first.
         on_failure: "record" returns the best iterate and says so; "raise" raises RuntimeError.
+        fixed: Make exactly `max_iterations` iterations for all samples, without a branch that depends on data: for
+            torch.compile and CUDA graphs. Convergence is reported all the same.
     """
 
     tol: float = 1e-3
     max_iterations: int = 40
     on_failure: str = "record"
+    fixed: bool = False
 
     def __post_init__(self):
         if not 0 < self.tol < float("inf"):
@@ -43,6 +46,8 @@ class Solver(ABC):
             raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
         if self.on_failure not in ("record", "raise"):
             raise ValueError(f"on_failure must be record or raise, got {self.on_failure!r}")
+        if self.fixed and self.on_failure == "raise":
+            raise ValueError("on_failure=raise looks at the residual, which fixed=true must not")
 
     @abstractmethod
     def steps(self, iterate):
@@ -77,7 +82,7 @@ class Solver(ABC):
         r = flat(z)
         differentiable = r.requires_grad  # somebody wants the derivative of the iteration itself
         norm = row_norm(r.detach())
-        if not bool(torch.isfinite(norm).all()):
+        if not self.fixed and not bool(torch.isfinite(norm).all()):
             raise ValueError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
         scale = norm if scale is None else scale
         target = self.tol * scale + floor
@@ -87,6 +92,17 @@ class Solver(ABC):
         rows, evaluations = torch.arange(batch, device=z.device), 1.0
         method = self.steps(Iterate(z, r, flat, None))
         step = next(method)
+        if self.fixed:
+            for n in range(1, self.max_iterations + 1):
+                z = z + step
+                r = flat(z)
+                norm = row_norm(r.detach())
+                better = norm < best
+                best_z, best = torch.where(better[:, None], z, best_z), torch.where(better, norm, best)
+                if n < self.max_iterations:
+                    step = method.send(Iterate(z, r, flat, None))
+            counts = torch.full_like(iterations, self.max_iterations)
+            return Solution(best_z.view(guess.shape), best <= target, best / scale.clamp_min(_TINY), counts, 1.0 + self.max_iterations)
 
         for n in range(1, self.max_iterations + 1):
             alive = int(active.sum())

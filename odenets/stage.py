@@ -1,6 +1,6 @@
 """A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -212,8 +212,7 @@ def tightened(net, tol=1e-6, max_iterations=200):
     try:
         for stage, scheme in before.items():
             if "tol" in scheme.parameters:
-                stage.configure(scheme=replace(scheme, tol=min(tol, scheme.tol), on_failure="record",
-                                               max_iterations=max(max_iterations, scheme.max_iterations)))
+                stage.configure(scheme=scheme.tightened(tol, max_iterations))
         yield net
     finally:
         for stage, scheme in before.items():

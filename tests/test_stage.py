@@ -146,3 +146,31 @@ def test_a_refused_setting_changes_nothing():
     with pytest.raises(ValueError):
         stage.configure(scheme="heun", substeps=0)
     assert str(stage.scheme) == "rk4" and stage.substeps == 1
+
+
+@pytest.mark.parametrize("gradient", ["none", "unrolled"])
+@pytest.mark.parametrize("spec", ["rk4", "implicit(fixed=true,max_iterations=6)", "gauss4(fixed=true,max_iterations=6,solver=anderson)"])
+def test_compiles_without_a_graph_break(spec, gradient, device, generator):
+    stage = odenets.ODEStage(_fields(2), spec, substeps=2).to(device).eval()
+    odenets.set_gradient(stage, "unrolled")
+    y = torch.randn(3, 4, 5, 5, generator=generator).to(device).requires_grad_(gradient == "unrolled")
+    compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(gradient == "unrolled"):
+        expected, value = stage(y), compiled(y)
+        assert torch.allclose(value, expected, atol=1e-5)
+        if gradient == "unrolled":
+            one, other = (torch.autograd.grad(out.square().sum(), y)[0] for out in (expected, value))
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_fixed_iterations_report_and_agree(device, generator):
+    y = torch.randn(20, 6, generator=generator, dtype=torch.float64).to(device)
+    field = [lambda t, y: torch.tanh(2 * y)]
+    fixed = odenets.ODEStage(field, "implicit(fixed=true,max_iterations=15,tol=1e-6)", substeps=4)
+    free = odenets.ODEStage(field, "implicit(tol=1e-12,max_iterations=100)", substeps=4)
+    assert torch.allclose(fixed(y), free(y), atol=1e-5) and fixed.stats.converged.all() and (fixed.stats.iterations == 60).all()
+    short = odenets.ODEStage(field, "implicit(fixed=true,max_iterations=2,tol=1e-6)", substeps=4)
+    short(y)
+    assert not short.stats.converged.all() and (short.stats.residual > 1e-6).any()
+    with pytest.raises(ValueError, match="fixed=true must not"):
+        odenets.get_scheme("implicit(fixed=true,on_failure=raise)")

@@ -1,8 +1,6 @@
 """Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, combine, solve_increments
 from odenets.schemes.tableau import Tableau
 
@@ -76,18 +74,13 @@ class RungeKutta(SolvingScheme):
         The slopes of a block come out of its increments Z = h A K as K = (hA)^-1 Z without another evaluation of f,
         consistent with the equations and damped where f is stiff. Source: Hairer & Wanner II (1996), IV.8.
         """
-        A, b, c = self.tableau.A, self.tableau.b, self.tableau.c
         slopes, value = [], y
-        for start, stop in self.tableau.blocks:
-            bases = [combine(y, h, A[i, :start], slopes) for i in range(start, stop)]
-            block = A[start:stop, start:stop]
-            if not block.any():
-                value = bases[0]
-                slopes.append(f(t + c[start] * h, value))
-                continue
-            times = [t + float(node) * h for node in c[start:stop]]
-            increments = solve_increments(solve, f, times, block, bases, y, h)
-            value = bases[-1] + increments[-1]
-            slopes += [combine(None, 1 / h, row, increments) for row in np.linalg.inv(block)]
-        # Stiffly accurate: the last stage already is the result.
-        return value if self.implicit and np.array_equal(A[-1], b) else combine(y, h, b, slopes)
+        for known, A, inverse, c in self.tableau.plan:
+            bases = [combine(y, h, row, slopes) for row in known]
+            if inverse is None:
+                slopes.append(f(t + c[0] * h, bases[0]))
+            else:
+                increments = solve_increments(solve, f, [t + node * h for node in c], A, bases, y, h)
+                value = bases[-1] + increments[-1]
+                slopes += [combine(None, 1 / h, row, increments) for row in inverse]
+        return value if self.tableau.weights is None else combine(y, h, self.tableau.weights, slopes)

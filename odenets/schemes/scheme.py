@@ -1,6 +1,6 @@
 """What every scheme offers, to the integrator, to the stability analysis and to the tests."""
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import fields, replace
 
 GRADIENTS = ("exact", "unrolled", "detached")
 
@@ -49,6 +49,12 @@ class Scheme(ABC):
     def stepper(self):
         """A function with the signature of `step` for one walk through a stage; multistep schemes keep their history in it."""
         return self.step
+
+    def tightened(self, tol, max_iterations):
+        """The same scheme, solving to `tol` (or its own, if smaller), stopping by residual and recording failures."""
+        loose = {"on_failure": "record", "fixed": False}
+        changes = {"tol": min(tol, self.tol), "max_iterations": max(max_iterations, self.max_iterations), **loose}
+        return replace(self, **{key: value for key, value in changes.items() if key in self.parameters})
 
     def __str__(self):
         """Canonical spec: the real name and the parameters that differ from their default, in declared order."""

@@ -20,17 +20,19 @@ class SolvingScheme(Scheme, ABC):
         max_iterations: Cap on the iterations of a solve, forward and backward.
         solver: One of broyden, anderson, fixed_point, newton.
         on_failure: "record" or "raise".
+        fixed: Exactly `max_iterations` iterations, for torch.compile and CUDA graphs.
     """
 
     tol: float = 1e-3
     max_iterations: int = 40
     solver: str = "broyden"
     on_failure: str = "record"
+    fixed: bool = False
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
             raise ValueError(f"unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
-        object.__setattr__(self, "solve", SOLVERS[self.solver](self.tol, self.max_iterations, self.on_failure))
+        object.__setattr__(self, "solve", SOLVERS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
 
     def state(self, compute, predictor, gradient, record):
         """compute(solve), differentiated as `gradient` says.
@@ -63,7 +65,7 @@ def combine(y, h, coefficients, vectors):
     """y + h * sum_i coefficients_i vectors_i, skipping zeros; y may be None for 0."""
     for coefficient, vector in zip(coefficients, vectors):
         if coefficient != 0:
-            weight = h * float(coefficient)
+            weight = h * coefficient
             if y is None:
                 y = vector * weight
             elif isinstance(weight, float):

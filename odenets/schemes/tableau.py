@@ -5,6 +5,7 @@ Knows numpy and nothing else. The nodes c and the stability function R are deriv
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,15 @@ def order_defects(A, b, order):
         return prod((A @ weights(branch) for branch in tree), start=np.ones(len(b)))
 
     return max(abs(b @ weights(tree) - 1 / density(tree)) for tree in rooted_trees(order))
+
+
+class Block(NamedTuple):
+    """Stages solved together: known, their rows of A before the block; A within it; its inverse (None: explicit); nodes."""
+
+    known: tuple
+    A: tuple
+    inverse: tuple | None
+    c: tuple
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +147,24 @@ class Tableau:
                 blocks.append((start, stop))
                 start = stop
         return tuple(blocks)
+
+    @cached_property
+    def plan(self):
+        """The `Block`s of stages in order, in plain numbers: what a step goes through."""
+        def plain(rows):
+            return tuple(tuple(map(float, row)) for row in rows)
+
+        blocks = []
+        for start, stop in self.blocks:
+            A = self.A[start:stop, start:stop]
+            inverse = plain(np.linalg.inv(A)) if A.any() else None
+            blocks.append(Block(plain(self.A[start:stop, :start]), plain(A), inverse, tuple(map(float, self.c[start:stop]))))
+        return tuple(blocks)
+
+    @cached_property
+    def weights(self):
+        """b in plain numbers; None where the last stage is the result already (stiffly accurate)."""
+        return None if self.implicit and np.array_equal(self.A[-1], self.b) else tuple(map(float, self.b))
 
     @cached_property
     def stability_polynomials(self):
