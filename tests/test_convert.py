@@ -205,7 +205,6 @@ def test_models_that_users_changed(device):
 
 
 @pytest.mark.parametrize("scheme", odenets.list_schemes())
-@pytest.mark.filterwarnings("ignore:adaptive")
 def test_every_scheme_runs(scheme, device):
     model, x = _small().to(device), _images(2, 6).to(device).requires_grad_()
     net = odenets.convert(model, scheme, substeps=4)
