@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from odenets.krylov import Solution
 from odenets.schemes import GRADIENTS, get_scheme
 
 
@@ -71,7 +72,9 @@ class ODEStage(nn.Module):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._batch is None:
             raise ValueError("no statistics yet: run the stage first")
-        return StageStats(self._steps, *self._batch, tuple(self._record), self._startup_only)
+        solutions = tuple(entry for entry in self._record if isinstance(entry, Solution))
+        accepted = tuple(entry for entry in self._record if not isinstance(entry, Solution))
+        return StageStats(self._steps, *self._batch, solutions, accepted, self._startup_only)
 
     @property
     def _steps(self):
@@ -118,14 +121,16 @@ def _checked(field, n):
 class StageStats:
     """What one pass through a stage did; every figure is computed when asked for.
 
-    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved. startup_only: the scheme
-    is a multistep one, but the stage has so few steps that only its start-up ran.
+    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved. accepted: of an adaptive
+    scheme, the `AcceptedSteps` of each sample and interval. startup_only: the scheme is a multistep one, but the stage has so
+    few steps that only its start-up ran.
     """
 
     steps: int
     batch: int
     device: torch.device
     solutions: tuple
+    accepted: tuple = ()
     startup_only: bool = False
 
     def _per_sample(self, field, combine, start, backward=False):

@@ -165,6 +165,20 @@ def test_adaptive_reaches_its_tolerance(device):
     assert _error(odenets.get_scheme("adaptive(rtol=1e-8,atol=1e-10)"), 1, device) < 1e-7
 
 
+def test_adaptive_reports_the_steps_of_each_sample(device):
+    """A stiffer sample takes more steps, and does not change those of its neighbours; coupled, they share them."""
+    y = torch.tensor([[0.1], [2.0]], dtype=torch.float64, device=device)
+    stage = odenets.ODEStage([lambda t, y: -20 * y**3], "adaptive(rtol=1e-6,atol=1e-8)")
+    stage(y)
+    mild, stiff = stage.stats.accepted
+    assert (mild.sample, stiff.sample) == (0, 1) and len(stiff.sizes) > 2 * len(mild.sizes) and sum(mild.sizes) >= 1
+    stage(y[:1])
+    assert stage.stats.accepted == (mild,) and stage.stats.solves == 0
+    odenets.set_scheme(stage, "adaptive(rtol=1e-6,atol=1e-8,coupled=true)")
+    stage(y)
+    assert [entry.sample for entry in stage.stats.accepted] == [None]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_are_independent(name, device, generator):
     """Permuting, padding or cutting a batch leaves each sample's result unchanged (up to 3 tol where stopping adapts)."""

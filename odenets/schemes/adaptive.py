@@ -1,6 +1,7 @@
 """Adaptive step sizes through torchdiffeq. The steps taken depend on the input, so attack gradients may be masked."""
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torchdiffeq import odeint
@@ -44,20 +45,44 @@ class Adaptive(Scheme):
                 raise ValueError(f"adaptive: {key} must be positive and finite, got {getattr(self, key)}")
 
     def step(self, f, t, y, h, gradient="exact", record=None):
-        """Integrate from t to t + h; see `Scheme.step`."""
-        if self.coupled:
-            return self._integrate(f, t, y, h)
-        return torch.cat([self._integrate(f, t, sample, h) for sample in y.split(1)])
+        """Integrate from t to t + h; see `Scheme.step`. The sizes of the accepted steps go to `record`."""
+        if not self.coupled and len(y) != 1:
+            return torch.cat([self._integrate(f, t, sample, h, record, index) for index, sample in enumerate(y.split(1))])
+        return self._integrate(f, t, y, h, record, None if self.coupled else 0)
 
-    def _integrate(self, f, t, y, h):
+    def _integrate(self, f, t, y, h, record, sample):
         real = torch.empty(0, dtype=y.dtype).real.dtype
-        times = torch.stack([torch.as_tensor(t, dtype=real, device=y.device), torch.as_tensor(t + h, dtype=real, device=y.device)])
+        times = torch.stack([torch.as_tensor(v, dtype=real, device=y.device) for v in (t, t + h)])
+        observed = _Observed(f)
         with _composable():
-            return odeint(f, y, times, method=self.method, rtol=self.rtol, atol=self.atol)[-1]
+            end = odeint(observed, y, times, method=self.method, rtol=self.rtol, atol=self.atol)[-1]
+        if record is not None:
+            record.append(AcceptedSteps(sample, tuple(float(size) for size in observed.sizes)))
+        return end
 
     def amplification(self, z):
         """Undefined: the steps depend on the data."""
         raise ValueError("adaptive has no stability function R(z): its step sizes depend on the data")
+
+
+class AcceptedSteps(NamedTuple):
+    """The step sizes of one run; the last one may reach beyond its end. sample: its index, None where the batch is coupled."""
+
+    sample: int | None
+    sizes: tuple
+
+
+class _Observed:
+    """f, with torchdiffeq's hook for accepted steps."""
+
+    def __init__(self, f):
+        self.f, self.sizes = f, []
+
+    def __call__(self, t, y):
+        return self.f(t, y)
+
+    def callback_accept_step(self, t, y, size):
+        self.sizes.append(size.detach())
 
 
 class _Assign:
