@@ -102,7 +102,7 @@ class Solver(ABC):
                 if n < self.max_iterations:
                     step = method.send(Iterate(z, r, flat, None))
             counts = torch.full_like(iterations, self.max_iterations)
-            return Solution(best_z.view(guess.shape), best <= target, best / scale.clamp_min(_TINY), counts, 1.0 + self.max_iterations)
+            return Solution(best_z.view(guess.shape), best <= target, best / scale.clamp_min(torch.finfo(scale.dtype).tiny), counts, 1.0 + self.max_iterations)
 
         for n in range(1, self.max_iterations + 1):
             alive = int(active.sum())
@@ -136,10 +136,8 @@ class Solver(ABC):
         converged = final <= self.tol * scale + floor
         if self.on_failure == "raise" and not bool(converged.all()):
             raise RuntimeError(failure_sentence(converged, final / scale, self))
-        return Solution(value.view(guess.shape), converged, final / scale.clamp_min(_TINY), iterations, evaluations)
+        return Solution(value.view(guess.shape), converged, final / scale.clamp_min(torch.finfo(scale.dtype).tiny), iterations, evaluations)
 
-
-_TINY = 1e-300
 
 
 def failure_sentence(converged, residual, solver):

@@ -128,3 +128,8 @@ def test_jacobian_products_against_jacrev(device, generator):
     dense = torch.func.jacrev(lambda z: torch.tanh(z @ W))(z)[0, :, 0, :]
     product, transposed = jacobian_products(lambda z: torch.tanh(z @ W), z)
     assert torch.allclose(product(v)[0], dense @ v[0]) and torch.allclose(transposed(v)[0], dense.mT @ v[0])
+
+
+def test_a_field_of_zero_is_solved_at_once(device):
+    solution = Broyden()(lambda z: z, torch.zeros(2, 3, device=device))
+    assert solution.converged.all() and not solution.residual.any() and not solution.iterations.any()
