@@ -79,7 +79,7 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     found = list(odenets.stages(net).values())
     total = sum(len(stage.fields) for stage in found)
     with odenets.tightened(net, JUDGE_TOL):
-        for index, (stage, y) in enumerate(zip(found, _stage_inputs(net, images))):
+        for index, (stage, y) in enumerate(zip(found, stage_inputs(net, images))):
             with torch.no_grad():
                 states = stage(y, trajectory=True)[:: stage.substeps]
             points = []
@@ -108,7 +108,8 @@ def _block_figures(scheme, field, t, h, state, dimension):
 
 
 @torch.no_grad()
-def _stage_inputs(net, images):
+def stage_inputs(net, images):
+    """The state that enters each stage of `net`, in order."""
     inputs = []
     hooks = [stage.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for stage in odenets.stages(net).values()]
     net(images)

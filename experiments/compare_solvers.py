@@ -1,0 +1,93 @@
+"""How many evaluations does one implicit Euler step of a trained block take, and how few could any Krylov method take?
+
+    python experiments/compare_solvers.py runs/compare [--tol 1e-3] [--images 256] [--out FILE.csv]
+
+For every checkpoint of a run, at the states that test images reach under the scheme trained with: median and 90th percentile
+over images of the evaluations of f of each solver from a cold start, the share of images unsolved, and beside them the steps
+that GMRES needs for the linear system with the Jacobian at the root itself. A method that learns the Jacobian from residuals
+alone cannot do much better than that last column: it is the floor. About a minute for the default run.
+"""
+import csv
+import json
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import odenets
+from experiments.harness.case import build, load_data
+from experiments.harness.evaluation import stage_inputs
+from experiments.harness.options import Parser, parse_numbers, run_cli
+from odenets.krylov import gmres, jacobian_products, row_norm
+from odenets.solvers import SOLVERS, Broyden
+
+COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %", "unsolved")
+
+
+@run_cli
+def main(argv=None):
+    """The script; returns its exit code."""
+    parser = Parser(prog="compare_solvers.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", help="folder of a run of compare_schemes.py")
+    parser.add_argument("--tol", default="1e-3", help="relative residual of each image")
+    parser.add_argument("--images", default="256", help="test images")
+    parser.add_argument("--out", help="write the table to this CSV file too")
+    args = parser.parse_args(argv)
+    tol, images = parse_numbers(args.tol, "--tol", float, 1e-12)[0], parse_numbers(args.images, "--images", int, 1)[0]
+    folder = Path(args.run)
+    checkpoints = sorted(folder.glob("checkpoints/*.pt"))
+    if not checkpoints:
+        raise ValueError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
+    config = json.loads((folder / "config.json").read_text())
+    x, console = load_data(config).test.images[:images], Console()
+    rows = []
+    for path in track(checkpoints, description="checkpoints", console=console, transient=True):
+        saved = torch.load(path, weights_only=True)
+        net = build(config, saved["num_classes"], saved["in_channels"], saved["scheme"], saved["substeps"])
+        net.load_state_dict(saved["state_dict"])
+        for stage, block, field, state, h in _blocks(net.eval(), x):
+            rows += [(saved["scheme"], saved["seed"], stage, block, *row) for row in _measure(lambda y, f=field, h=h: h * f(0.0, y), state, tol)]
+    table = Table(*COLUMNS, box=SIMPLE_HEAD, title=f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
+    for row in rows:
+        table.add_row(*map(str, row))
+    (console if console.is_terminal else Console(width=120)).print(table)
+    if args.out:
+        with open(args.out, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+    return 0
+
+
+@torch.no_grad()
+def _blocks(net, x):
+    """(stage, block, field, state at its input, step size) along a network."""
+    for index, (stage, y) in enumerate(zip(odenets.stages(net).values(), stage_inputs(net, x))):
+        for block, (field, state) in enumerate(zip(stage.fields, stage(y, trajectory=True)[:: stage.substeps])):
+            yield index, block, field, state, stage.step_size
+
+
+@torch.no_grad()
+def _measure(increment, x, tol):
+    """Rows (method, median, 90 %, unsolved) for z = increment(x + z)."""
+    def residual(z, x):
+        return z - increment(x + z)
+
+    floor = 4 * torch.finfo(x.dtype).eps * row_norm(x.flatten(1))
+    for name, solver in SOLVERS.items():
+        if name != "newton":  # its iterations hide a Krylov process each
+            yield name, *_summary(solver(tol=tol)(residual, torch.zeros_like(x), (x,), floor=floor), 1)
+    root = Broyden(tol=tol, max_iterations=300, memory=300)(residual, torch.zeros_like(x), (x,), floor=floor).value
+    product, _ = jacobian_products(lambda z: residual(z.view(x.shape), x).flatten(1), root.flatten(1))
+    yield "GMRES, Jacobian at the root", *_summary(gmres(product, increment(x).flatten(1), tol, 100, memory=100), 0)
+
+
+def _summary(solution, first):
+    counts = (solution.iterations + first).double()
+    unsolved = 1 - solution.converged.double().mean().item()
+    return round(counts.median().item()), round(counts.quantile(0.9).item()), f"{100 * unsolved:.1f} %"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
