@@ -1,0 +1,30 @@
+"""Stages whose integration is trained along with the weights: opt-in, since a scheme of the catalogue has no parameters."""
+import torch
+from torch import nn
+
+from odenets.schemes.multistep import LMResNet
+
+
+class LearnedLMStage(nn.Module):
+    """LM-ResNet as its authors train it: y_{n+1} = (1 - k) y_n + k y_{n-1} + f_n(y_n) with one trainable k for each step but
+    the first, which is explicit Euler. `set_scheme` leaves it alone.
+
+    Args:
+        fields: As in `ODEStage`, modules; one step each, h = 1.
+        k: Initial value, in (-1, 1].
+
+    Source: Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks, equation 7.
+    """
+
+    def __init__(self, fields, k=-0.1):
+        super().__init__()
+        LMResNet(k)  # the same range, the same complaint
+        self.fields = nn.ModuleList(fields)
+        self.k = nn.Parameter(torch.full((len(self.fields) - 1,), float(k)))
+
+    def forward(self, y, trajectory=False):
+        """The state at the end, (B, ...); with `trajectory`, all states (1 + fields, B, ...), y first."""
+        states = [y, y + self.fields[0](0.0, y)]
+        for n, (field, k) in enumerate(zip(self.fields[1:], self.k), start=1):
+            states.append((1 - k) * states[-1] + k * states[-2] + field(float(n), states[-1]))
+        return torch.stack(states) if trajectory else states[-1]
