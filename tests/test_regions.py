@@ -5,7 +5,7 @@ import pytest
 import odenets
 import stability
 from odenets import Scheme
-from stability.regions import is_algebraically_stable, ssp_coefficient
+from stability.contractivity import is_algebraically_stable, ssp_coefficient
 
 INF = float("inf")
 # real and imaginary interval, A-stable, L-stable, SSP coefficient, algebraically stable (nodepy; Hairer & Wanner II,
@@ -107,6 +107,29 @@ def test_a_narrow_gap_of_stability_ends_the_interval(end):
 def test_growth_from_the_origin_leaves_no_imaginary_interval(power):
     assert stability.region(Formula(lambda z: 1 + 0.3 * abs(z) ** power)).imaginary_interval == 0
     assert stability.region(Formula(lambda z: 1 - 0.3 * abs(z) ** power)).imaginary_interval > 0.9
+
+
+def _bdf3(z):
+    """Largest root of the three-step BDF, sum_j (1 - 1/x)^j / j = z."""
+    companion = np.zeros((*z.shape, 3, 3), dtype=complex)
+    companion[..., 0, :] = np.array([18, -9, 2]) / (11 - 6 * z[..., None])
+    companion[..., 1, 0] = companion[..., 2, 1] = 1
+    return abs(np.linalg.eigvals(companion)).max(-1)
+
+
+def test_angle_of_the_stable_sector():
+    angles = {name: stability.region(name).a_alpha for name in ("rk4", "ie_skip", "ab2", "theta(theta=0.49)", "bdf2", "gauss6")}
+    assert angles == {"rk4": 0, "ie_skip": 0, "ab2": 0, "theta(theta=0.49)": 0, "bdf2": 90, "gauss6": 90}
+    r = stability.region(Formula(_bdf3))  # in closed form: BIT 60 (2020), doi 10.1007/s10543-019-00796-x, tan = 329/135 sqrt 35
+    assert not r.a_stable and r.a_alpha == pytest.approx(np.degrees(np.arctan(329 / 135 * 35**0.5)), abs=1e-4)
+    for edge in (0.3, 17.2, 89.6):
+        wedge = Formula(lambda z, edge=edge: np.where(abs(np.angle(-z)) <= np.deg2rad(edge), 0.9, 1.1))
+        assert stability.region(wedge).a_alpha == pytest.approx(edge, abs=1e-4)
+
+
+def test_l_stability_tells_a_slow_decay_from_a_small_limit():
+    verdicts = {spec: stability.region(spec).l_stable for spec in ("bdf2", "sdirk2", "theta(theta=0.9999)", "theta(theta=0.999999)")}
+    assert verdicts == {"bdf2": True, "sdirk2": True, "theta(theta=0.9999)": False, "theta(theta=0.999999)": False}
 
 
 def test_algebraic_criteria_beyond_the_catalogue():
