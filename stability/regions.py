@@ -76,7 +76,7 @@ def region(scheme, window=None, resolution=401):
         if len(window) != 4 or not (window[0] < window[1] and window[2] < window[3]) or not np.isfinite(window).all():
             raise ValueError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
     real = float(_exits(scheme, np.array([-1.0]), ratio=1.0005)[0])
-    a_stable = _is_a_stable(scheme)
+    a_stable = real == np.inf and _is_a_stable(scheme)
     return Region(scheme, real, np.inf if a_stable else _imaginary_interval(scheme), a_stable,
                   a_stable and _vanishes_at_infinity(scheme), _sector(scheme, real, a_stable),
                   scheme.tableau and ssp_coefficient(scheme.tableau.A, scheme.tableau.b),
@@ -185,7 +185,8 @@ def _is_a_stable(scheme):
 
 def _vanishes_at_infinity(scheme):
     # Its size alone would not tell R(infinity) = 1e-3 from a slow decay: the roots of BDF2 go as |z|^(-1/2).
-    far, near = (_modulus(scheme, radius * np.exp(1j * np.linspace(np.pi / 2, np.pi, 31))) for radius in (FARTHEST, FARTHEST / 100))
+    directions = np.exp(1j * np.linspace(np.pi / 2, np.pi, 31))
+    far, near = (_modulus(scheme, radius * directions) for radius in (FARTHEST, FARTHEST / 100))
     return bool(((far < 1e-2) & (far <= 0.2 * near)).all())
 
 

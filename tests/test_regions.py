@@ -118,9 +118,10 @@ def _bdf3(z):
 
 
 def test_angle_of_the_stable_sector():
-    angles = {name: stability.region(name).a_alpha for name in ("rk4", "ie_skip", "ab2", "theta(theta=0.49)", "bdf2", "gauss6")}
+    specs = ("rk4", "ie_skip", "ab2", "theta(theta=0.49)", "bdf2", "gauss6")
+    angles = {spec: stability.region(spec).a_alpha for spec in specs}
     assert angles == {"rk4": 0, "ie_skip": 0, "ab2": 0, "theta(theta=0.49)": 0, "bdf2": 90, "gauss6": 90}
-    r = stability.region(Formula(_bdf3))  # in closed form: BIT 60 (2020), doi 10.1007/s10543-019-00796-x, tan = 329/135 sqrt 35
+    r = stability.region(Formula(_bdf3))  # closed form: BIT 60 (2020), doi 10.1007/s10543-019-00796-x
     assert not r.a_stable and r.a_alpha == pytest.approx(np.degrees(np.arctan(329 / 135 * 35**0.5)), abs=1e-4)
     for edge in (0.3, 17.2, 89.6):
         wedge = Formula(lambda z, edge=edge: np.where(abs(np.angle(-z)) <= np.deg2rad(edge), 0.9, 1.1))
@@ -128,7 +129,8 @@ def test_angle_of_the_stable_sector():
 
 
 def test_l_stability_tells_a_slow_decay_from_a_small_limit():
-    verdicts = {spec: stability.region(spec).l_stable for spec in ("bdf2", "sdirk2", "theta(theta=0.9999)", "theta(theta=0.999999)")}
+    specs = ("bdf2", "sdirk2", "theta(theta=0.9999)", "theta(theta=0.999999)")
+    verdicts = {spec: stability.region(spec).l_stable for spec in specs}
     assert verdicts == {"bdf2": True, "sdirk2": True, "theta(theta=0.9999)": False, "theta(theta=0.999999)": False}
 
 
