@@ -49,7 +49,8 @@ def main(argv=None):
         net = build(config, saved["num_classes"], saved["in_channels"], saved["scheme"], saved["substeps"])
         net.load_state_dict(saved["state_dict"])
         for stage, block, field, state, h in _blocks(net.eval(), x):
-            rows += [(saved["scheme"], saved["seed"], stage, block, *row) for row in _measure(lambda y, f=field, h=h: h * f(0.0, y), state, tol)]
+            measured = _measure(lambda y, f=field, h=h: h * f(0.0, y), state, tol)
+            rows += [(saved["scheme"], saved["seed"], stage, block, *row) for row in measured]
     table = Table(*COLUMNS, box=SIMPLE_HEAD, title=f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
     for row in rows:
         table.add_row(*map(str, row))

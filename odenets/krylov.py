@@ -120,8 +120,9 @@ def phi1(apply, b, tol, max_iterations):
         columns.append([*column, length.to(w.dtype)])
         m = len(columns)
         zero = torch.zeros_like(column[0])
-        rows = [torch.cat([*(c[i] if i < len(c) else zero for c in columns), torch.full_like(zero, float(i == 0))], 1) for i in range(m)]
-        augmented = torch.stack([*rows, torch.zeros_like(rows[0])], 1)
+        entries = [[c[i] if i < len(c) else zero for c in columns] + [zero + (i == 0)] for i in range(m)]
+        rows = [torch.cat(row, 1) for row in entries]
+        augmented = torch.stack([*rows, torch.zeros_like(rows[0])], 1)  # (H e_1; 0 0)
         weights = torch.linalg.matrix_exp(augmented)[:, :m, m]
         estimate = torch.where(active, (length[:, 0] * weights[:, -1].abs()).detach(), estimate)
         iterations += active

@@ -23,7 +23,8 @@ class ODEResNet(nn.Module):
 
     def __init__(self, layers, depths, widths, num_classes=10, in_channels=3, scheme="explicit", substeps=1, stem_width=16):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, stem_width, 3, 1, 1, bias=False), nn.GroupNorm(1, stem_width), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, stem_width, 3, 1, 1, bias=False), nn.GroupNorm(1, stem_width),
+                                  nn.ReLU())
         blocks, inputs = [], stem_width
         for index, (depth, width) in enumerate(zip(depths, widths)):
             stride = 1 if index == 0 else 2

@@ -102,7 +102,7 @@ class Solver(ABC):
                 if n < self.max_iterations:
                     step = method.send(Iterate(z, r, flat, None))
             counts = torch.full_like(iterations, self.max_iterations)
-            return Solution(best_z.view(guess.shape), best <= target, best / scale.clamp_min(torch.finfo(scale.dtype).tiny), counts, 1.0 + self.max_iterations)
+            return Solution(best_z.view(guess.shape), best <= target, _relative(best, scale), counts, 1.0 + self.max_iterations)
 
         for n in range(1, self.max_iterations + 1):
             alive = int(active.sum())
@@ -110,7 +110,7 @@ class Solver(ABC):
                 break
             keep = None
             if alive < len(active) and not differentiable:
-                value, final = _write(value, rows, best_z), _write(final, rows, best)
+                value, final = value.index_copy(0, rows, best_z), final.index_copy(0, rows, best)
                 keep = active.nonzero()[:, 0]
                 z, step, best_z, best, target, rows = _select(keep, z, step, best_z, best, target, rows)
                 samples = _select(keep, *samples)
@@ -131,13 +131,16 @@ class Solver(ABC):
             if n < self.max_iterations:
                 step = method.send(Iterate(z, r, flat, keep))
 
-        value = best_z if len(rows) == batch else _write(value, rows, best_z)
-        final = best if len(rows) == batch else _write(final, rows, best)
+        value, final = value.index_copy(0, rows, best_z), final.index_copy(0, rows, best)
         converged = final <= self.tol * scale + floor
         if self.on_failure == "raise" and not bool(converged.all()):
-            raise RuntimeError(failure_sentence(converged, final / scale, self))
-        return Solution(value.view(guess.shape), converged, final / scale.clamp_min(torch.finfo(scale.dtype).tiny), iterations, evaluations)
+            raise RuntimeError(failure_sentence(converged, _relative(final, scale), self))
+        return Solution(value.view(guess.shape), converged, _relative(final, scale), iterations, evaluations)
 
+
+
+def _relative(norm, scale):
+    return norm / scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
 def failure_sentence(converged, residual, solver):
@@ -151,10 +154,6 @@ def failure_sentence(converged, residual, solver):
 
 def _select(keep, *tensors):
     return tuple(tensor.index_select(0, keep) for tensor in tensors)
-
-
-def _write(target, rows, source):
-    return target.index_copy(0, rows, source)
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,8 @@ class Anderson(Solver):
 class Broyden(Solver):
     """Good Broyden from the identity; the inverse Jacobian is kept as the steps taken, one vector an iteration.
 
-    Restarts from the identity when `memory` steps are stored (measured: a restart at 20 costs hard samples more than it saves). Source: Kelley (1995), Iterative Methods, section 7.3, brsol.
+    Restarts from the identity when `memory` steps are stored: as many as the default cap, since a restart half-way was
+    measured to cost hard samples more than it saves. Source: Kelley (1995), Iterative Methods, section 7.3, brsol.
     """
 
     memory: int = 40

@@ -112,7 +112,8 @@ def _checked(field, n):
     def f(t, y):
         slope = field(t, y)
         if slope.shape != y.shape:
-            raise ValueError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the shape")
+            raise ValueError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
+                             f"shape")
         return slope
     return f
 

@@ -83,7 +83,8 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
     if case.seed == config["seeds"][0]:
         with _timed(seconds, "audit"):
             progress("audit", 0, 1)
-            audit = evaluation.measure_audit(net, split.test, config["audit_epsilon"], min(config["audit_images"], len(split.test)))
+            count = min(config["audit_images"], len(split.test))
+            audit = evaluation.measure_audit(net, split.test, config["audit_epsilon"], count)
     record = {**asdict(case), "trained_substeps": case.substeps, "trained_as": case.scheme, "training": config["training"],
               "dataset": config["dataset"], "model": config["model"], "parameters": sum(p.numel() for p in net.parameters()),
               "history": history, "measurements": measurements, "stability": stability_rows, "cloud": cloud,
@@ -93,8 +94,9 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
     for substeps in case.rerun_with:
         odenets.set_scheme(net, case.scheme, substeps=substeps)
         measurements = _accuracy(net, split, config, case, functools.partial(progress, f"attacks, {substeps} substeps"))
-        records.append({**record, "substeps": substeps, "measurements": measurements, "stability": [], "cloud": {}, "audit": None,
-                        "solver": evaluation.measure_solver(net, split.test.images), "history": [], "seconds": {}})
+        solver = evaluation.measure_solver(net, split.test.images)
+        records.append({**record, "substeps": substeps, "measurements": measurements, "solver": solver, "history": [],
+                        "stability": [], "cloud": {}, "audit": None, "seconds": {}})
     return records
 
 
@@ -104,8 +106,8 @@ def _accuracy(net, split, config, case, progress):
 
 def _save_checkpoint(net, config, case, split, path):
     temporary = path.with_suffix(".tmp")
-    torch.save({"format": CHECKPOINT_FORMAT, "model": config["model"], "dataset": config["dataset"], "num_classes": split.classes,
-                "in_channels": split.channels, **asdict(case), "state_dict": net.state_dict()}, temporary)
+    torch.save({"format": CHECKPOINT_FORMAT, "model": config["model"], "dataset": config["dataset"], **asdict(case),
+                "num_classes": split.classes, "in_channels": split.channels, "state_dict": net.state_dict()}, temporary)
     os.replace(temporary, path)
 
 

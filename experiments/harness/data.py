@@ -93,7 +93,8 @@ def _read(name, folder, train, download):
         dataset = REMOTE[name][0](str(folder), train=train, download=False)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         if _present(name, folder):
-            raise ValueError(f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download again") from None
+            raise ValueError(f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download "
+                             f"again") from None
         if not download:
             raise ValueError(f"no {name} files in {folder} and --no-download given; put torchvision's files there "
                              f"(--data-dir), or use --dataset digits, which needs none") from None

@@ -99,10 +99,12 @@ def _block_figures(scheme, field, t, h, state, dimension):
 
     ritz = stability.ritz_values(increment, state, dimension=dimension)
     figures = {"max_real": ritz.real.amax(1), "spectral_radius": ritz.abs().amax(1),
-               "expanding_share": (ritz.real > 0).double().mean(1), "log_norm": stability.log_norm(increment, state, tol=NORM_TOL)}
+               "expanding_share": (ritz.real > 0).double().mean(1),
+               "log_norm": stability.log_norm(increment, state, tol=NORM_TOL)}
     if scheme.name != "adaptive":
         growth = torch.as_tensor(np.abs(scheme.amplification(ritz.numpy())))
-        figures |= {"mean_abs_R": growth.mean(1), "p95_abs_R": growth.quantile(0.95, dim=1), "share_outside": (growth > 1).double().mean(1)}
+        figures |= {"mean_abs_R": growth.mean(1), "p95_abs_R": growth.quantile(0.95, dim=1),
+                    "share_outside": (growth > 1).double().mean(1)}
     figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state, tol=NORM_TOL)
     return {key: float(value.double().mean()) for key, value in figures.items()}, ritz
 
@@ -134,8 +136,8 @@ def measure_solver(net, images):
 def measure_audit(net, test, epsilon, count):
     """The audit on the first `count` test images, as a JSON-ready dict."""
     audit = stability.audit(net, test.images[:count], test.labels[:count], stability.Linf(epsilon))
-    checks = [{"name": c.name, "passed": c.passed, "figures": _plain(c.figures), "thresholds": _plain(c.thresholds), "reason": c.reason}
-              for c in audit.checks]
+    checks = [{"name": check.name, "passed": check.passed, "reason": check.reason, "figures": _plain(check.figures),
+               "thresholds": _plain(check.thresholds)} for check in audit.checks]
     return {"passed": audit.passed, "images": count, "epsilon": epsilon, "checks": checks}
 
 

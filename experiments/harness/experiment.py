@@ -29,13 +29,14 @@ DEFAULTS = {
     "cifar100": {"epsilons": [2 / 255, 4 / 255, 8 / 255], "epochs": 20},
 }
 # A run that exercises every path in seconds; its numbers mean nothing.
-SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2, "audit_images": 8}
+SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2,
+         "audit_images": 8}
 
 
 def add_arguments(parser, seeds="0,1,2"):
     """The options that the experiments share; None stands for a default that depends on the data set."""
     names = ", ".join(odenets.list_schemes())
-    parser.add_argument("--schemes", required=True, help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05); of: {names}")
+    parser.add_argument("--schemes", required=True, help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
@@ -77,10 +78,12 @@ def make_config(args, script):
     config = {
         "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
         "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
-        "train_limit": _one(args.train_limit, "--train-limit", int, 1), "test_limit": _one(args.test_limit, "--test-limit", int, 1),
-        "model": args.model, "training": args.training, "train_epsilon": _one(args.train_epsilon, "--train-epsilon", float, 0) or middle,
+        "train_limit": _one(args.train_limit, "--train-limit", int, 1),
+        "test_limit": _one(args.test_limit, "--test-limit", int, 1), "model": args.model, "training": args.training,
+        "train_epsilon": _one(args.train_epsilon, "--train-epsilon", float, 0) or middle,
         "train_steps": _one(args.train_steps, "--train-steps", int, 1),
-        "epochs": _one(args.epochs, "--epochs", int, 1) or defaults["epochs"], "batch_size": _one(args.batch_size, "--batch-size", int, 1),
+        "epochs": _one(args.epochs, "--epochs", int, 1) or defaults["epochs"],
+        "batch_size": _one(args.batch_size, "--batch-size", int, 1),
         "learning_rate": _one(args.learning_rate, "--learning-rate", float, 1e-8),
         "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": list(dict.fromkeys(attacks)), "epsilons": epsilons,
         "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
@@ -88,8 +91,9 @@ def make_config(args, script):
     }
     if args.smoke:
         config |= SMOKE
+    packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
     config["environment"] = {"python": platform.python_version(), "platform": platform.platform(),
-                             **{name: _version(name) for name in ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")},
+                             **{name: _version(name) for name in packages},
                              "gpu": torch.cuda.get_device_name() if config["device"].startswith("cuda") else None}
     config["command"] = shlex.join(["python", *sys.argv])
     return config

@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures", "checkpoints")
+OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
+             "checkpoints")
 # What may change between the start of a run and its resumption: nothing here moves a result.
 INCIDENTAL = ("command", "environment", "data_dir", "workers")
 
@@ -26,9 +27,11 @@ class Run:
         self.folder = Path(folder)
         present = [name for name in OWN_FILES if (self.folder / name).exists()]
         if present and not resume:
-            raise ValueError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume to go on with it")
+            raise ValueError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume to "
+                             f"go on with it")
         if present and not (self.folder / "config.json").exists():
-            raise ValueError(f"{folder} holds {', '.join(present)} but no config.json, so it cannot be resumed; choose another --out")
+            raise ValueError(f"{folder} holds {', '.join(present)} but no config.json, so it cannot be resumed; choose "
+                             f"another --out")
         config = json.loads(json.dumps(config))
         if present:
             _refuse_changes(folder, _read_json(self.folder / "config.json"), config)

@@ -17,7 +17,8 @@ class Adaptive(Scheme):
     """An embedded pair of torchdiffeq with error control, differentiated through its steps.
 
     A run chooses its steps from the data: it has no R(z), and its output changes by about the tolerance where a step is
-    accepted or rejected. Attacks on it need a gradient-free check (SONet's PGD-20 accuracy of 62 % fell to 24 % under PGD-1000).
+    accepted or rejected. Attacks on it need a gradient-free check: SONet's PGD-20 accuracy of 62 % fell to 24 % under
+    PGD-1000.
 
     Args:
         method: One of dopri5, dopri8, bosh3, fehlberg2, adaptive_heun.

@@ -21,7 +21,8 @@ MIDPOINT = Tableau("midpoint", A=[[0, 0], [1/2, 0]], b=[0, 1], order=2, source="
 HEUN = Tableau("heun", A=[[0, 0], [1, 0]], b=[1/2, 1/2], order=2, source="Heun (1900); Shu & Osher (1988), equation 2.16")
 
 # The smallest bound on the truncation error among two-stage methods of order 2.
-RALSTON2 = Tableau("ralston2", A=[[0, 0], [2/3, 0]], b=[1/4, 3/4], order=2, source="Ralston (1962), Math. Comp. 16, equation 3.5")
+RALSTON2 = Tableau("ralston2", A=[[0, 0], [2/3, 0]], b=[1/4, 3/4], order=2,
+                   source="Ralston (1962), Math. Comp. 16, equation 3.5")
 
 KUTTA3 = Tableau("kutta3", A=[[0, 0, 0], [1/2, 0, 0], [-1, 2, 0]], b=[1/6, 2/3, 1/6], order=3,
                  source="Kutta (1901); " + HNW + ", table II.1.1")
@@ -38,11 +39,12 @@ RK38 = Tableau("rk38", A=[[0, 0, 0, 0], [1/3, 0, 0, 0], [-1/3, 1, 0, 0], [1, -1,
 
 # SSP coefficient 6 for ten evaluations: 0.6 of an Euler step each, against a third for ssprk33.
 _HALVES = np.tril(np.full((5, 5), 1/6), -1)
-SSPRK104 = Tableau("ssprk104", A=np.block([[_HALVES, np.zeros((5, 5))], [np.full((5, 5), 1/15), _HALVES]]), b=[1/10] * 10, order=4,
-                   source="Ketcheson (2008), SIAM J. Sci. Comput. 30, pseudocode 3")
+SSPRK104 = Tableau("ssprk104", A=np.block([[_HALVES, np.zeros((5, 5))], [np.full((5, 5), 1/15), _HALVES]]),
+                   b=[1/10] * 10, order=4, source="Ketcheson (2008), SIAM J. Sci. Comput. 30, pseudocode 3")
 
 # At fixed steps, and without the seventh stage, which only serves the error estimate.
-DOPRI5 = Tableau("dopri5", A=[[0, 0, 0, 0, 0, 0], [1/5, 0, 0, 0, 0, 0], [3/40, 9/40, 0, 0, 0, 0], [44/45, -56/15, 32/9, 0, 0, 0],
+DOPRI5 = Tableau("dopri5", A=[[0, 0, 0, 0, 0, 0], [1/5, 0, 0, 0, 0, 0], [3/40, 9/40, 0, 0, 0, 0],
+                              [44/45, -56/15, 32/9, 0, 0, 0],
                               [19372/6561, -25360/2187, 64448/6561, -212/729, 0, 0],
                               [9017/3168, -355/33, 46732/5247, 49/176, -5103/18656, 0]],
                  b=[35/384, 0, 500/1113, 125/192, -2187/6784, 11/84], order=5, source=HNW + ", table II.5.2")
@@ -104,18 +106,21 @@ def rkc2(stages=5, damping=2/13):
     unit = np.eye(stages)
     rows = [np.zeros(stages), b[1] * w1 * unit[0]]
     for j in range(2, stages + 1):
-        slope = 2 * b[j] / b[j - 1] * w1
-        rows.append(2 * b[j] / b[j - 1] * w0 * rows[-1] - b[j] / b[j - 2] * rows[-2] + slope * (unit[j - 1] - a[j - 1] * unit[0]))
+        ratio = 2 * b[j] / b[j - 1]
+        slope = ratio * w1 * (unit[j - 1] - a[j - 1] * unit[0])
+        rows.append(ratio * w0 * rows[-1] - b[j] / b[j - 2] * rows[-2] + slope)
     A, weights = _from_recurrence(stages, rows)
     polynomial = _taylor(T[stages], w0, w1, b[stages])
     polynomial[0] += a[stages]
-    return Tableau("rkc2", A, weights, order=2, r_polynomial=tuple(polynomial), source="Sommeijer, Shampine, Verwer (1998), equation 2.1")
+    return Tableau("rkc2", A, weights, order=2, r_polynomial=tuple(polynomial),
+                   source="Sommeijer, Shampine, Verwer (1998), equation 2.1")
 
 
 # --- diagonally implicit --------------------------------------------------------------------------------------------------
 
 # R(infinity) pins the diagonal, which the one order condition leaves free.
-IMPLICIT_EULER = Tableau("implicit_euler", A=[[1]], b=[1], order=1, structure="diagonal", r_infinity=0, source=HW + ", equation IV.3.3")
+IMPLICIT_EULER = Tableau("implicit_euler", A=[[1]], b=[1], order=1, structure="diagonal", r_infinity=0,
+                         source=HW + ", equation IV.3.3")
 
 # A-stable without damping: R(infinity) = -1, so that stiff components flip their sign at each step.
 TRAPEZOID = Tableau("trapezoid", A=[[0, 0], [1/2, 1/2]], b=[1/2, 1/2], order=2, structure="diagonal", r_infinity=-1,
@@ -140,7 +145,8 @@ def theta(theta=0.5):
 
 # gamma = 1 - 1/sqrt 2 makes it L-stable and stiffly accurate: the last stage is the result.
 SDIRK2 = Tableau("sdirk2", A=[[1 - 1/SQRT2, 0], [1/SQRT2, 1 - 1/SQRT2]], b=[1/SQRT2, 1 - 1/SQRT2], order=2,
-                 structure="diagonal", equal_diagonal=True, r_infinity=0, source="Alexander (1977), SIAM J. Numer. Anal. 14, table 1")
+                 structure="diagonal", equal_diagonal=True, r_infinity=0,
+                 source="Alexander (1977), SIAM J. Numer. Anal. 14, table 1")
 
 # gamma is the root of x^3 - 3 x^2 + 3/2 x - 1/6 between 1/6 and 1/2.
 _GAMMA3 = 0.43586652150845899942
@@ -151,8 +157,8 @@ SDIRK3 = Tableau("sdirk3", A=[[_GAMMA3, 0, 0], [(1 - _GAMMA3)/2, _GAMMA3, 0],
 
 # Half a step of the trapezoid, then BDF2 over both: L-stable, one diagonal coefficient, the first stage explicit.
 _GAMMA = 2 - SQRT2
-TR_BDF2 = Tableau("tr_bdf2", A=[[0, 0, 0], [_GAMMA/2, _GAMMA/2, 0], [SQRT2/4, SQRT2/4, _GAMMA/2]], b=[SQRT2/4, SQRT2/4, _GAMMA/2],
-                  order=2, structure="diagonal", equal_diagonal=True, r_infinity=0,
+TR_BDF2 = Tableau("tr_bdf2", A=[[0, 0, 0], [_GAMMA/2, _GAMMA/2, 0], [SQRT2/4, SQRT2/4, _GAMMA/2]],
+                  b=[SQRT2/4, SQRT2/4, _GAMMA/2], order=2, structure="diagonal", equal_diagonal=True, r_infinity=0,
                   source="Bank et al. (1985); Hosea & Shampine (1996), Appl. Numer. Math. 20, table 1")
 
 # --- fully implicit -------------------------------------------------------------------------------------------------------
@@ -179,4 +185,5 @@ LOBATTO_IIIC4 = Tableau("lobatto_iiic4", A=[[1/6, -1/3, 1/6], [1/6, 5/12, -1/12]
 
 # In the order of tables, plots and the command line. A family is a function of its parameters that returns a Tableau.
 CATALOGUE = (EXPLICIT_EULER, MIDPOINT, HEUN, RALSTON2, KUTTA3, SSPRK33, RK4, RK38, SSPRK104, DOPRI5, rkc1, rkc2,
-             IMPLICIT_EULER, TRAPEZOID, IMPLICIT_MIDPOINT, theta, SDIRK2, SDIRK3, TR_BDF2, GAUSS4, GAUSS6, RADAU3, RADAU5, LOBATTO_IIIC4)
+             IMPLICIT_EULER, TRAPEZOID, IMPLICIT_MIDPOINT, theta, SDIRK2, SDIRK3, TR_BDF2,
+             GAUSS4, GAUSS6, RADAU3, RADAU5, LOBATTO_IIIC4)
