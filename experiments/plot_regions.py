@@ -1,36 +1,52 @@
 """Stability regions of the schemes, singly and as one sheet, with a table of what the theory says of each.
 
     python experiments/plot_regions.py --schemes all
+    python experiments/plot_regions.py --schemes rk4,implicit --spectrum runs/compare/records.jsonl
+    python experiments/plot_regions.py --readme README.md
 
 About a second a scheme. Everything is computed from R(z), A and b; nothing is copied from a book, and the tests
 compare the intervals with published ones.
 """
-import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from experiments.harness import scheme_table
 from experiments.harness.figures import save
 from experiments.harness.options import Parser, parse_schemes, run_cli
-from experiments.harness.regions import has_region, region_of, region_sheet
-
-COLUMNS = ("scheme", "order", "stages", "implicit", "real", "imag.", "A", "L", "SSP", "alg.", "source")
-TITLE = "|R| <= 1 on (-real, 0) and on i (-imag., imag.); A-, L- and algebraically stable; SSP coefficient"
+from experiments.harness.records import write_atomically
+from experiments.harness.regions import analytic, has_region, region_sheet
+from experiments.harness.spectrum_file import read_spectrum
 
 
 @run_cli
 def main(argv=None):
     """The script; returns its exit code."""
     parser = Parser(prog="plot_regions.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--schemes", required=True, help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or "
-                                                         "all")
+    parser.add_argument("--schemes", help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or all")
     parser.add_argument("--out", default="runs/regions", help="folder of the drawings")
+    parser.add_argument("--spectrum", metavar="FILE", help="eigenvalues h*lambda to draw on top: a CSV with columns re,im, or "
+                                                           "the records.jsonl of a run (a scheme's own nets, else all of them)")
+    parser.add_argument("--readme", metavar="FILE", help="rewrite the table of all schemes between its markers in FILE")
     args = parser.parse_args(argv)
-    schemes, out, console = parse_schemes(args.schemes), Path(args.out), _console()
+    if args.schemes is None and args.readme is None:
+        raise ValueError("nothing to do: give --schemes (a list of specs, or all) to draw, or --readme FILE to write its table")
+    console = _console()
+    if args.readme is not None:
+        _write_readme(args.readme, console)
+    if args.schemes is not None:
+        _draw(parse_schemes(args.schemes), args, console)
+    return 0
+
+
+def _draw(schemes, args, console):
+    out = Path(args.out)
+    cloud_for = read_spectrum(args.spectrum) if args.spectrum is not None else lambda scheme: {}
     _make_writable(out)
     drawable = [scheme for scheme in schemes if has_region(scheme)]
     for scheme in schemes:
@@ -38,22 +54,42 @@ def main(argv=None):
             console.print(f"{scheme}: skipped, its steps depend on the data and so it has no R(z)", highlight=False)
     if not drawable:
         raise ValueError(f"none of the schemes {args.schemes!r} has a region to draw; choose others, or all")
-    table = Table(title=TITLE, box=SIMPLE_HEAD, pad_edge=False)
-    for column in COLUMNS:
+    clouds = {str(scheme): cloud_for(scheme) for scheme in drawable}
+    table = Table(title=scheme_table.LEGEND, box=SIMPLE_HEAD, pad_edge=False)
+    for column in scheme_table.COLUMNS:
         table.add_column(column, no_wrap=column != "source")
-    notes = {}
+    notes, growth = {}, []
     for scheme in track(drawable, description="regions", console=console, transient=True):
-        region = region_of(scheme)
-        intervals = _number(region.real_interval), _number(region.imaginary_interval)
-        notes[str(scheme)] = f"order {_number(scheme.order)}, real {intervals[0]}, imaginary {intervals[1]}"
-        table.add_row(str(scheme), _number(scheme.order), _number(scheme.stages), _word(scheme.implicit), *intervals,
-                      _word(region.a_stable), _word(region.l_stable), _number(region.ssp),
-                      _word(region.algebraically_stable), scheme.source)
-        save(region_sheet([scheme], notes), out, _file_name(scheme))
-    save(region_sheet(drawable, notes), out, "sheet")
+        cells = scheme_table.row(scheme)
+        table.add_row(*cells)
+        notes[str(scheme)] = f"order {cells[1]}, real {cells[5]}, imaginary {cells[6]}"
+        growth.append(_growth(scheme, clouds[str(scheme)]))
+        save(region_sheet([scheme], notes, clouds), out, _file_name(scheme))
+    save(region_sheet(drawable, notes, clouds), out, "sheet")
     console.print(table)
+    for line in filter(None, growth):
+        console.print(line, highlight=False)
     console.print(f"Drawings: {out.resolve()}, all of them on sheet.png", markup=False, highlight=False, soft_wrap=True)
-    return 0
+
+
+def _growth(scheme, cloud):
+    """A line on the spectrum under a scheme; None without one."""
+    if not cloud:
+        return None
+    z = np.concatenate(list(cloud.values())) @ (1, 1j)
+    modulus = np.abs(scheme.amplification(z))
+    caveat = "" if analytic(scheme) else " (R is not analytic: exact for normal Jacobians only)"
+    return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} eigenvalues, |R| > 1 at {(modulus > 1 + 1e-10).sum()}{caveat}"
+
+
+def _write_readme(path, console):
+    try:
+        text = Path(path).read_text()
+        write_atomically(path, scheme_table.replaced(text, path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ValueError(f"cannot rewrite --readme {path!r} ({reason})") from None
+    console.print(f"{path}: table of all schemes written", markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_writable(out):
@@ -68,15 +104,7 @@ def _make_writable(out):
 
 def _console():
     console = Console()
-    return console if console.is_terminal else Console(width=140)  # a pipe has no width to respect
-
-
-def _number(value):
-    return "\u2013" if value is None else "\u221e" if math.isinf(value) else f"{value:.4g}"
-
-
-def _word(value):
-    return {True: "yes", False: "no", None: "\u2013"}[value]
+    return console if console.is_terminal else Console(width=160)  # a pipe has no width to respect
 
 
 def _file_name(scheme):

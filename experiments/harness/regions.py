@@ -81,9 +81,9 @@ def draw_region(ax, scheme, cloud=None, window=None):
     return shades
 
 
-def cloud_of(records, scheme):
-    """{stage: (n, 2)} of the h lambda measured in all nets of a scheme; records keep one of each conjugate pair."""
-    clouds = [record["cloud"] for record in records if record["scheme"] == scheme and record.get("cloud")]
+def cloud_of(records, scheme=None):
+    """{stage: (n, 2)} of the h lambda measured in all nets of a scheme (None: of all); records keep one of each pair."""
+    clouds = [record["cloud"] for record in records if scheme in (None, record["scheme"]) and record.get("cloud")]
     merged = {}
     for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):
         points = np.concatenate([np.reshape(cloud[stage], (-1, 2)) for cloud in clouds if stage in cloud])
@@ -106,33 +106,59 @@ def clouds_figure(config, records):
     for ax, (scheme, cloud) in zip(axes, clouds.items()):
         shades = draw_region(ax, scheme, cloud, (left, right, -height, height))
         ax.set_title(label(scheme, records))
-        z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
-        if z.size:
-            amplified = np.abs(odenets.get_scheme(scheme).amplification(z)) > 1 + 1e-10
-            ax.text(0.02, 0.03, f"{100 * (z.real > 0).mean():.0f} % have Re $z$ > 0\n{100 * amplified.mean():.0f} % "
-                                "have |$R$| > 1",
-                    fontsize=8, transform=ax.transAxes, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
+        _count(ax, scheme, cloud)
+    return _framed(figure, axes, columns, shades, _dots(clouds))
+
+
+def _count(ax, scheme, cloud):
+    """Write into the axes how much of a cloud grows."""
+    z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
+    if z.size:
+        amplified = np.abs(odenets.get_scheme(scheme).amplification(z)) > 1 + 1e-10
+        text = f"{100 * (z.real > 0).mean():.0f} % have Re $z$ > 0\n{100 * amplified.mean():.0f} % have |$R$| > 1"
+        caveat = "" if analytic(scheme) else "\n(normal Jacobians only)"
+        ax.text(0.02, 0.03, text + caveat, fontsize=8, transform=ax.transAxes,
+                bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
+
+
+def _dots(clouds):
     stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
-    dots = [Line2D([], [], ls="", marker="o", color=colour, mec=INK, mew=0.4, label=rf"$h\lambda$ of stage {stage}")
+    return [Line2D([], [], ls="", marker="o", color=colour, mec=INK, mew=0.4,
+                   label=rf"$h\lambda$ of stage {stage}" if len(stages) > 1 else r"$h\lambda$")
             for stage, colour in zip(stages, STAGE_COLOURS * 9)]
-    return _framed(figure, axes, columns, shades, dots)
 
 
 @matplotlib.rc_context(STYLE)
-def region_sheet(schemes, notes=None):
-    """All regions in one window where they fit (one alone in its own); {spec: note} goes below the titles."""
+def region_sheet(schemes, notes=None, clouds=None):
+    """All regions in one window where they fit (one alone in its own).
+
+    Args:
+        schemes: `Scheme`s that have an R(z).
+        notes: {spec: note}, text below the titles.
+        clouds: {spec: {stage: (n, 2) points}} of h lambda, drawn on top; a window grows until it holds them.
+    """
     columns = min(4, len(schemes))
     figure, axes = _panels(len(schemes), columns, 3.4 if columns > 1 else 6, 1)
+    clouds = {str(scheme): (clouds or {}).get(str(scheme), {}) for scheme in schemes}
+    common = COMMON_WINDOW
+    for cloud in clouds.values():
+        common = _square(common, cloud)
     for ax, scheme in zip(axes, schemes):
-        window = region_of(odenets.get_scheme(scheme)).window
+        window, cloud = region_of(odenets.get_scheme(scheme)).window, clouds[str(scheme)]
         fits = max(map(abs, window)) <= 8  # an unbounded region has the window [-8, 8]^2
-        centre, half = (window[0] + window[1]) / 2, max(window[1] - window[0], window[3] - window[2]) / 2
-        common = fits and columns > 1
-        own = centre - half, centre + half, -half, half
-        shades = draw_region(ax, scheme, window=COMMON_WINDOW if common else own)
+        shades = draw_region(ax, scheme, cloud, common if fits and columns > 1 else _square(window, cloud))
         note = f"\n{notes[str(scheme)]}" if notes else ""
         ax.set_title(f"{scheme}{'' if fits else ', own scale'}{note}", fontsize=9)
-    return _framed(figure, axes, columns, shades, [])
+        _count(ax, scheme, cloud)
+    return _framed(figure, axes, columns, shades, _dots(clouds))
+
+
+def _square(window, cloud):
+    """The smallest square about the real axis that holds a window, and a cloud with a margin."""
+    points = np.concatenate([np.zeros((0, 2)), *cloud.values()])
+    left, right = (1.05 * points[:, 0]).min(initial=window[0]), (1.05 * points[:, 0]).max(initial=window[1])
+    half = (1.05 * abs(points[:, 1])).max(initial=max((right - left) / 2, window[3]))
+    return (left + right) / 2 - half, (left + right) / 2 + half, -half, half
 
 
 def _panels(count, columns, width, aspect):
