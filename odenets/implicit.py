@@ -1,5 +1,6 @@
 """Differentiable roots: the solver finds them, the implicit function theorem differentiates them."""
 import torch
+from torch.autograd.graph import get_gradient_edge
 
 from odenets.krylov import gmres, jacobian_products
 
@@ -72,7 +73,9 @@ class _Jacobian:
     """Solves with J = d residual/dz at the root, and with its transpose."""
 
     def __init__(self, residual, r, z, samples, tol, max_iterations, record, transforming):
-        self.residual, self.r, self.z, self.samples = residual, r, z, samples
+        self.residual, self.z, self.samples = residual, z, samples
+        # The edges of the graph, not the tensor: nobody needs the value of the residual again.
+        self.edges = None if transforming else (get_gradient_edge(r), get_gradient_edge(z))
         self.tol, self.max_iterations, self.record, self.transforming = tol, max_iterations, record, transforming
 
     def solve(self, b):
@@ -83,7 +86,7 @@ class _Jacobian:
         """x with J^T x = b; outside transforms on the very graph that the rest of the backward pass uses."""
         if self.transforming:
             return self._gmres(self._products()[1], b)
-        return self._gmres(lambda w: torch.autograd.grad(self.r, self.z, w, retain_graph=True)[0], b)
+        return self._gmres(lambda w: torch.autograd.grad(*self.edges, w, retain_graph=True)[0], b)
 
     def _products(self):
         return jacobian_products(lambda z: self.residual(z, *self.samples), self.z.detach())
@@ -103,7 +106,8 @@ class _ImplicitFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(r, z, jacobian):
-        return z.clone()
+        # The very memory that r's graph holds; a transform may not see a view of an input.
+        return z.clone() if torch._C._are_functorch_transforms_active() else z.view_as(z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

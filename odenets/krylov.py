@@ -13,6 +13,7 @@ class Solution(NamedTuple):
     iterations: torch.Tensor  # (B,) evaluations of the residual after the first
     evaluations: float  # evaluations that were computed, the mean over the samples
     backward: bool = False  # whether it belongs to a gradient
+    start: int = 0  # index of the first sample, where a batch is solved in pieces
 
 
 def row_norm(v):

@@ -138,7 +138,9 @@ class StageStats:
         result = torch.full((self.batch,), start, device=self.device)
         for solution in self.solutions:
             if solution.backward == backward:
-                result = combine(result, getattr(solution, field).to(result.dtype))
+                values = getattr(solution, field).to(result.dtype)
+                part = slice(solution.start, solution.start + len(values))
+                result[part] = combine(result[part], values)
         return result
 
     @property
@@ -174,12 +176,13 @@ class StageStats:
     @property
     def solves(self):
         """Number of equations solved for each sample in the forward pass."""
-        return sum(not solution.backward for solution in self.solutions)
+        return sum(not solution.backward and solution.start == 0 for solution in self.solutions)
 
     @property
     def evaluations(self):
         """Evaluations of the fields spent on the equations of the forward pass, the mean per sample."""
-        return sum(solution.evaluations for solution in self.solutions if not solution.backward)
+        spent = (solution.evaluations * len(solution.converged) for solution in self.solutions if not solution.backward)
+        return sum(spent) / max(1, self.batch)
 
 
 def stages(net):

@@ -174,3 +174,25 @@ def test_fixed_iterations_report_and_agree(device, generator):
     assert not short.stats.converged.all() and (short.stats.residual > 1e-6).any()
     with pytest.raises(ValueError, match="fixed=true must not"):
         odenets.get_scheme("implicit(fixed=true,on_failure=raise)")
+
+
+@pytest.mark.parametrize("name", [name for name in odenets.list_schemes() if odenets.get_scheme(name).implicit])
+def test_a_batch_solved_in_pieces_is_the_same(name, device, generator, monkeypatch):
+    f = nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double().to(device)
+    y = torch.randn(10, 6, generator=generator, dtype=torch.float64).to(device)
+    u = torch.randn(10, 6, generator=generator, dtype=torch.float64).to(device)
+    stage = odenets.ODEStage([lambda t, y: 1.5 * f(y)] * 2, f"{name}(tol=1e-11,max_iterations=100)")
+
+    def everything():
+        leaf = y.clone().requires_grad_()
+        gradients = torch.autograd.grad(stage(leaf), [leaf, *f.parameters()], u)
+        stats = stage.stats
+        return (stage.stats.solves, [*gradients, torch.func.jvp(stage, (y,), (u,))[1], stage(y)],
+                [stats.converged, stats.backward_converged, stats.iterations, stats.residual > 0])
+
+    solves, values, statistics = everything()
+    for unknowns in (6, 20, 42):  # 1, 3 and 7 samples at a time: the last piece is smaller
+        monkeypatch.setattr("odenets.schemes.solving.PIECE", {"cpu": unknowns, "cuda": unknowns})
+        solves_in_pieces, in_pieces, statistics_in_pieces = everything()
+        assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(values, in_pieces)) and solves == solves_in_pieces
+        assert all(torch.equal(a, b) for a, b in zip(statistics, statistics_in_pieces))

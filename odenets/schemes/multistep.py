@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from odenets.schemes.scheme import Scheme
-from odenets.schemes.solving import SolvingScheme, solve_increments
+from odenets.schemes.solving import SolvingScheme, solve_stages
 
 
 class TwoStep(Scheme, ABC):
@@ -141,9 +141,11 @@ class BDF2(TwoStep, SolvingScheme):
         return self._solve(f, t, y, (4 * y - history) / 3, h, 2 / 3, gradient, record), y
 
     def _solve(self, f, t, y, base, h, weight, gradient, record):
-        def compute(solve):
-            return base + solve_increments(solve, f, [t + h], [[weight]], [base], y, h)[0]
-        return self.state(compute, lambda: base + weight * h * f(t, y), gradient, record)
+        def advance(record, y, base):
+            def compute(solve):
+                return solve_stages(solve, f, [t + h], [[weight]], [base], y, h)[0]
+            return self.state(compute, lambda: base + weight * h * f(t, y), gradient, record)
+        return self.in_pieces(advance, record, y, base)
 
     def characteristic(self, z):
         """(1 - 2/3 z) x^2 - 4/3 x + 1/3."""

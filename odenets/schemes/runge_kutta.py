@@ -1,7 +1,7 @@
 """Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
 from dataclasses import dataclass, field
 
-from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, combine, solve_increments
+from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, combine, solve_stages
 from odenets.schemes.tableau import Tableau
 
 
@@ -16,6 +16,10 @@ class RungeKutta(SolvingScheme):
 
     tableau: Tableau
     family: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.tableau.plan, self.tableau.weights  # computed now: torch.compile cannot trace the lock of a cached property
 
     @property
     def name(self):
@@ -66,7 +70,10 @@ class RungeKutta(SolvingScheme):
         """One step; see `Scheme.step`."""
         if not self.implicit:
             return self._walk(f, t, y, h)
-        return self.state(lambda solve: self._walk(f, t, y, h, solve), lambda: y + h * f(t, y), gradient, record)
+
+        def advance(record, y):
+            return self.state(lambda solve: self._walk(f, t, y, h, solve), lambda: y + h * f(t, y), gradient, record)
+        return self.in_pieces(advance, record, y)
 
     def _walk(self, f, t, y, h, solve=None):
         """Go through the blocks of A: an explicit stage is evaluated, the stages of an implicit block are solved together.
@@ -80,7 +87,9 @@ class RungeKutta(SolvingScheme):
             if inverse is None:
                 slopes.append(f(t + c[0] * h, bases[0]))
             else:
-                increments = solve_increments(solve, f, [t + node * h for node in c], A, bases, y, h)
-                value = bases[-1] + increments[-1]
-                slopes += [combine(None, 1 / h, row, increments) for row in inverse]
+                stages = solve_stages(solve, f, [t + node * h for node in c], A, bases, y, h)
+                value = stages[-1]
+                if self.tableau.weights is not None or len(slopes) + len(stages) < self.stages:
+                    increments = [stage - base for stage, base in zip(stages, bases)]
+                    slopes += [combine(None, 1 / h, row, increments) for row in inverse]
         return value if self.tableau.weights is None else combine(y, h, self.tableau.weights, slopes)

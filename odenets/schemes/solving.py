@@ -4,10 +4,13 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from odenets.implicit import root
+from odenets.implicit import implicit_function
 from odenets.krylov import row_norm
 from odenets.schemes.scheme import Scheme, with_backward_of
 from odenets.solvers import SOLVERS
+
+# Unknowns solved together; CUDA wants larger kernels.
+PIECE = {"cpu": 2**17, "cuda": 2**22}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,24 +41,58 @@ class SolvingScheme(Scheme, ABC):
         """compute(solve), differentiated as `gradient` says.
 
         Args:
-            compute: Takes solve(residual, guess, samples, floor) -> root and returns the new state.
+            compute: Takes solve(equations, base, floor) -> stages and returns the new state; see `solve_stages`.
             predictor: () -> the explicit predictor, whose backward is the detached gradient.
             gradient, record: As in `Scheme.step`.
         """
-        def solve(residual, guess, samples, floor):
-            return root(residual, guess, self.solve, samples, floor=floor, record=record)
-
-        def iterate(residual, guess, samples, floor):
-            solution = self.solve(residual, guess, samples, floor=floor)
+        def increment(equations, base, floor):
+            solution = self.solve(lambda z, base: equations(z, base + z), torch.zeros_like(base), (base,), floor=floor)
             if record is not None:
                 record.append(solution._replace(value=None))
             return solution.value
 
+        def unrolled(equations, base, floor):
+            return base + increment(equations, base, floor)
+
+        def exact(equations, base, floor):
+            with torch.no_grad():
+                stages = base + increment(equations, base.detach(), floor)
+            # Differentiated at the stages, not at the increments: they are what the next step saves anyway.
+            return implicit_function(lambda stages, base: equations(stages - base, stages), stages, (base,), self.tol,
+                                     self.max_iterations, record)
+
         if gradient != "detached":
-            return compute(solve if gradient == "exact" else iterate)
+            return compute(exact if gradient == "exact" else unrolled)
         with torch.no_grad():
-            value = compute(solve)
+            value = compute(exact)
         return with_backward_of(predictor(), value) if torch.is_grad_enabled() else value
+
+    def in_pieces(self, advance, record, *states):
+        """advance(record, *states) for a piece of the batch after the other, joined.
+
+        Samples are independent, so nothing changes but memory and time: what a solver keeps stays in the cache and is gone
+        before the next piece, and each piece stops by itself.
+
+        Args:
+            advance: As the name says; returns the new states of the piece.
+            record: As in `Scheme.step`.
+            states: Tensors (B, ...), the first of which gives the number of unknowns.
+        """
+        rows = max(1, PIECE.get(states[0].device.type, PIECE["cuda"]) // max(1, states[0][:1].numel()))
+        if len(states[0]) <= rows or self.on_failure == "raise":
+            return advance(record, *states)
+        records = (None if record is None else _Offset(record, start) for start in range(0, len(states[0]), rows))
+        return torch.cat([advance(*part) for part in zip(records, *(state.split(rows) for state in states))])
+
+
+class _Offset:
+    """A record that notes where in the batch a piece starts."""
+
+    def __init__(self, record, start):
+        self.record, self.start = record, start
+
+    def append(self, solution):
+        self.record.append(solution._replace(start=self.start))
 
 
 SOLVE_DEFAULTS = {field.name: field.default for field in fields(SolvingScheme)}
@@ -75,10 +112,11 @@ def combine(y, h, coefficients, vectors):
     return y
 
 
-def solve_increments(solve, f, times, block, bases, y, h):
-    """Increments Z_i = h sum_j block_ij f(t_j, base_j + Z_j) of stages that are solved together.
+def solve_stages(solve, f, times, block, bases, y, h):
+    """Stages Y_i = base_i + h sum_j block_ij f(t_j, Y_j) that are solved together.
 
-    Increments are smaller than the state, and so is their rounding. Source: Hairer & Wanner II (1996), equation IV.8.2.
+    The unknowns are the increments Y - base: smaller than the state, and so is their rounding.
+    Source: Hairer & Wanner II (1996), equation IV.8.2.
 
     Args:
         solve: As `SolvingScheme.state` gives it.
@@ -88,18 +126,17 @@ def solve_increments(solve, f, times, block, bases, y, h):
         bases: m states (B, ...), what is known of each stage.
 
     Returns:
-        A list of m increments (B, ...).
+        A list of m stages (B, ...).
     """
     count = len(bases)
 
-    def residual(z, *bases):
-        parts = [z] if count == 1 else z.unbind(1)
-        slopes = [f(time, base + part) for time, base, part in zip(times, bases, parts)]
-        rows = [combine(part, -h, row, slopes) for part, row in zip(parts, block)]
+    def equations(increments, stages):
+        increments, stages = ([v] if count == 1 else v.unbind(1) for v in (increments, stages))
+        slopes = [f(time, stage) for time, stage in zip(times, stages)]
+        rows = [combine(increment, -h, row, slopes) for increment, row in zip(increments, block)]
         return rows[0] if count == 1 else torch.stack(rows, 1)
 
-    guess = torch.zeros_like(bases[0] if count == 1 else torch.stack(bases, 1))
     # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
     floor = 4 * torch.finfo(y.dtype).eps * row_norm(y.detach().reshape(len(y), -1))
-    z = solve(residual, guess, tuple(bases), floor)
-    return [z] if count == 1 else list(z.unbind(1))
+    stages = solve(equations, bases[0] if count == 1 else torch.stack(bases, 1), floor)
+    return [stages] if count == 1 else list(stages.unbind(1))
