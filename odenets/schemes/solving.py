@@ -10,7 +10,7 @@ from odenets.schemes.scheme import Scheme, with_backward_of
 from odenets.solvers import SOLVERS
 
 # Unknowns solved together; CUDA wants larger kernels.
-PIECE = {"cpu": 2**17, "cuda": 2**22}
+PIECE = {"cpu": 3 * 2**15, "cuda": 2**22}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
