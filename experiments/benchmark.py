@@ -84,7 +84,7 @@ def training_cost(device, smoke):
         torch.manual_seed(0)
         net = odenets.ode_resnet_small(scheme=scheme).to(device)
         odenets.set_gradient(net, gradient)
-        unconverged[scheme] = training.train(net, digits, settings, 0)[1]
+        unconverged[scheme] = training.train(net, digits, settings, 0)[1]["training_unconverged_share"]
 
     cases = [("explicit", "exact", None), ("ie_skip", "detached", 1.5), ("ie_skip", "exact", 3.0),
              ("implicit(tol=1e-2)", "exact", 6.0), ("implicit", "exact", None)]

@@ -95,7 +95,7 @@ class _Jacobian:
         def apply(v):
             return product(v.view(b.shape)).reshape(v.shape)
 
-        solution = gmres(apply, b.reshape(len(b), -1), self.tol, self.max_iterations)
+        solution = gmres(apply, b.flatten(1), self.tol, self.max_iterations)
         if self.record is not None:
             self.record.append(solution._replace(value=None))
         return solution.value.view(b.shape)

@@ -56,11 +56,15 @@ def gmres(apply, b, tol, max_iterations, memory=30):
 
     Source: Saad & Schultz (1986); Jiranek & Rozloznik (2010), Numer. Algorithms 53.
     """
-    scale = row_norm(b.detach())
     tiny = torch.finfo(b.dtype).tiny
+    # Each row in its own units, so that the result is linear in b even where the squares of its entries would underflow.
+    unit = b.detach().abs().amax(1, keepdim=True) if b.shape[1] else row_norm(b)[:, None]
+    unit = torch.where((unit > 0) & torch.isfinite(unit), unit, 1)
+    b = b / unit
+    scale = row_norm(b.detach())
     x, r, norm = torch.zeros_like(b), b, scale
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    active, directions, images, products = norm > 0, [], [], 0
+    active, directions, images, products = norm != 0, [], [], 0  # NaN is active, and never converges
     p = r / norm.clamp_min(tiny)[:, None]
     while products < max_iterations and bool(active.any()):
         q = apply(p)
@@ -70,7 +74,7 @@ def gmres(apply, b, tol, max_iterations, memory=30):
             p, q = torch.addcmul(p, p_j, -a), torch.addcmul(q, q_j, -a)
         length = row_norm(q).clamp_min(tiny)[:, None]
         p, q = p / length, q / length
-        a = row_dot(q, r) * active[:, None]
+        a = torch.where(active[:, None], row_dot(q, r), 0)
         x, r = torch.addcmul(x, p, a), torch.addcmul(r, q, -a)
         previous, norm = norm, row_norm(r.detach())
         iterations += active
@@ -80,7 +84,7 @@ def gmres(apply, b, tol, max_iterations, memory=30):
         else:
             directions, images, shrinking = [*directions, p], [*images, q], norm < 0.9 * previous
         p = torch.where(shrinking[:, None], r / norm.clamp_min(tiny)[:, None], q)
-    return Solution(x, ~active, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
+    return Solution(x * unit, norm <= tol * scale, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
 
 
 def phi1(apply, b, tol, max_iterations):
@@ -101,7 +105,7 @@ def phi1(apply, b, tol, max_iterations):
     eps = torch.finfo(b.dtype).eps
     tol = max(tol, 4 * eps)
     basis, columns = [b / torch.where(beta == 0, 1, beta)], []
-    value, estimate, active = torch.zeros_like(b), torch.ones_like(beta[:, 0]), beta[:, 0] > 0
+    value, estimate, active = torch.zeros_like(b), torch.ones_like(beta[:, 0]), beta[:, 0] != 0
     estimate, iterations = torch.where(active, estimate, 0), torch.zeros(len(b), dtype=torch.int64, device=b.device)
     while len(columns) < max_iterations and bool(active.any()):
         w = apply(basis[-1])

@@ -71,10 +71,10 @@ class Solver(ABC):
             RuntimeError: `on_failure` is "raise" and a sample did not converge.
         """
         batch = len(guess)
-        z = guess.reshape(batch, -1)
+        z = guess.flatten(1) if guess.dim() > 1 else guess[:, None]
 
         def flat(z):
-            r = residual(z.view(-1, *guess.shape[1:]), *samples)
+            r = residual(z.view(len(z), *guess.shape[1:]), *samples)
             if r.shape[1:] != guess.shape[1:]:
                 raise ValueError(f"the residual has shape {tuple(r.shape)} at a state of shape {tuple(guess.shape)}")
             return r.reshape(z.shape)

@@ -1,6 +1,7 @@
 """A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -30,22 +31,22 @@ class ODEStage(nn.Module):
         if not fields:
             raise ValueError("a stage needs at least one field")
         self.fields = nn.ModuleList(f if isinstance(f, nn.Module) else _Function(f) for f in fields)
-        if not interval > 0:
-            raise ValueError(f"interval must be positive, got {interval}")
+        if not 0 < interval < float("inf"):
+            raise ValueError(f"interval must be positive and finite, got {interval}")
         self.interval = float(interval)
         self.configure(scheme=scheme, substeps=substeps, gradient="exact")
-        self._record, self._batch = [], None
+        self._last = None  # what the last forward pass was, for `stats`; never read by a forward pass
 
     def configure(self, scheme=None, substeps=None, gradient=None):
         """Change scheme, substeps or gradient; None leaves each as it is. Nothing changes when a value is refused."""
         scheme = self.scheme if scheme is None else get_scheme(scheme)
         substeps = self.substeps if substeps is None else substeps
         gradient = self.gradient if gradient is None else gradient
-        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+        if isinstance(substeps, bool) or not isinstance(substeps, Integral) or substeps < 1:
             raise ValueError(f"substeps must be a whole number of at least 1, got {substeps!r}")
         if gradient not in GRADIENTS:
             raise ValueError(f"unknown gradient {gradient!r}; choose from {', '.join(GRADIENTS)}")
-        self.scheme, self.substeps, self.gradient = scheme, substeps, gradient
+        self.scheme, self.substeps, self.gradient = scheme, int(substeps), gradient
 
     @property
     def step_size(self):
@@ -57,7 +58,7 @@ class ODEStage(nn.Module):
         if self.scheme.iterates:
             self._refuse_impure_fields()
         record, h, states = [], self.step_size, [y]
-        self._record, self._batch = record, (len(y), y.device)
+        self._last = (record, len(y), y.device, self._steps, self._startup_only, "tol" in self.scheme.parameters)
         step = self.scheme.stepper()
         for n, field in enumerate(self.fields):
             f = _checked(field, n)
@@ -70,11 +71,16 @@ class ODEStage(nn.Module):
     @property
     def stats(self):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
-        if self._batch is None:
+        if self._last is None:
             raise ValueError("no statistics yet: run the stage first")
-        solutions = tuple(entry for entry in self._record if isinstance(entry, Solution))
-        accepted = tuple(entry for entry in self._record if not isinstance(entry, Solution))
-        return StageStats(self._steps, *self._batch, solutions, accepted, self._startup_only)
+        record, batch, device, steps, startup_only, solving = self._last
+        solutions = tuple(entry for entry in record if isinstance(entry, Solution))
+        accepted = tuple(entry for entry in record if not isinstance(entry, Solution))
+        return StageStats(steps, batch, device, solutions, accepted, startup_only, solving)
+
+    def __getstate__(self):
+        """Without the last pass: its tensors may belong to a transform that has ended, and a copy has not run yet."""
+        return {**self.__dict__, "_last": None}
 
     @property
     def _steps(self):
@@ -91,8 +97,12 @@ class ODEStage(nn.Module):
 
     def _refuse_impure_fields(self):
         for name, module in self.fields.named_modules():
-            impure = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-            if module.training and (impure or isinstance(module, nn.modules.dropout._DropoutNd)):
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if batch_norm and module.running_mean is None:
+                raise ValueError(f"field {name} is a {type(module).__name__} without running statistics: each sample would depend "
+                                 f"on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm")
+            tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+            if module.training and (batch_norm or tracking or isinstance(module, nn.modules.dropout._DropoutNd)):
                 raise ValueError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
                                  f"state alone, so {self.scheme} cannot solve with it: call eval() or use GroupNorm")
 
@@ -133,6 +143,7 @@ class StageStats:
     solutions: tuple
     accepted: tuple = ()
     startup_only: bool = False
+    solving: bool = False  # whether the scheme solves equations at all
 
     def _per_sample(self, field, combine, start, backward=False):
         result = torch.full((self.batch,), start, device=self.device)
@@ -228,7 +239,11 @@ def tightened(net, tol=1e-6, max_iterations=200):
             stage.configure(scheme=scheme)
 
 
-def converged(net):
-    """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solves none."""
-    found = [stage.stats.converged for stage in stages(net).values() if "tol" in stage.scheme.parameters]
-    return torch.stack(found).all(0) if found else None
+def converged(net, backward=False):
+    """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solved none.
+
+    With `backward`, the linear systems of the backward passes through it so far.
+    """
+    found = [stats for stats in (stage.stats for stage in stages(net).values()) if stats.solving]
+    name = "backward_converged" if backward else "converged"
+    return torch.stack([getattr(stats, name) for stats in found]).all(0) if found else None

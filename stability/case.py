@@ -12,6 +12,7 @@ from stability.attacks import pgd
 from stability.judge import worst_case
 
 JUDGE_TOLERANCE = 1e-6
+ATTACK_TOLERANCE = 1e-3  # gradients at 1e-3 find what those at 1e-5 find; looser ones attack another function than the judge's
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Case:
             generator = torch.Generator().manual_seed(self.seed)
             settings_ = {"threat": self.threat, "steps": self.steps, **settings}
             return pgd(net, x, y, generator=generator, indices=indices, batch_size=self.batch_size, **settings_)
-        return attack
+        return before_the_judge(attack, self.batch_size)
 
     def judged(self, attacks, threat=None):
         """What attacks break under the cold judge."""
@@ -71,6 +72,35 @@ def cold_judge(net, tol=JUDGE_TOLERANCE):
         with tightened(net, tol):
             return net(x), converged(net)
     return judge
+
+
+def before_the_judge(attack, batch_size=512):
+    """An attack on the function that `cold_judge` evaluates, for `worst_case`.
+
+    Equations are solved to 1e-3 (or tighter, where the net's own tolerance is). An image that falls there while the judge
+    still finds it right is attacked again at the judge's tolerance: otherwise a loose solve would end attacks early, and
+    the looser the tolerance, the more robust a net would seem.
+
+    Args:
+        attack: (net, x, y, indices) -> adversarial images.
+        batch_size: Images judged at once.
+    """
+    def on_its_function(net, x, y, indices):
+        with tightened(net, ATTACK_TOLERANCE, max_iterations=1):
+            adversarial = attack(net, x, y, indices).detach()
+            fell = _wrong(net, adversarial, y, batch_size)
+        with tightened(net, JUDGE_TOLERANCE):
+            again = fell & ~_wrong(net, adversarial, y, batch_size)
+            if bool(again.any()):
+                adversarial = adversarial.clone()
+                adversarial[again] = attack(net, x[again], y[again], indices[again.to(indices.device)]).detach()
+        return adversarial
+    return on_its_function
+
+
+@torch.no_grad()
+def _wrong(net, x, y, batch_size):
+    return torch.cat([net(part).argmax(1) for part in x.split(batch_size)]) != y
 
 
 def allowed(share, count):

@@ -114,3 +114,44 @@ def test_root_without_gradients_records_no_graph(device, generator):
     W, x, _ = _setting(device, generator)
     with torch.no_grad():
         assert not _root(W, x).requires_grad
+
+
+@pytest.mark.parametrize("name", ["implicit", "gauss4", "rosenbrock_euler", "bdf2"])
+def test_the_backward_pass_is_linear_in_what_comes_in(name, device, generator):
+    """Saturated images have tiny gradients: they must not underflow into a solve that ends at once."""
+    f = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Tanh()).to(device)
+    y = torch.randn(3, 5, generator=generator).to(device).requires_grad_()
+    g = torch.randn(3, 5, generator=generator).to(device)
+    stage = odenets.ODEStage([lambda t, y: f(y)], name)
+    (reference,) = torch.autograd.grad(stage(y), y, g)
+    (tiny,) = torch.autograd.grad(stage(y), y, 1e-30 * g)
+    assert torch.allclose(1e30 * tiny, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["implicit", "gauss4", "bdf2", "rosenbrock_euler", "ros2", "exponential_euler"])
+def test_nan_weights_are_an_error_not_an_identity(name, device):
+    f = torch.nn.Linear(3, 3).to(device)
+    torch.nn.init.constant_(f.weight, float("nan"))
+    with pytest.raises(ValueError, match="NaN or Inf"), torch.no_grad():
+        odenets.ODEStage([lambda t, y: f(y)], name)(torch.ones(2, 3, device=device))
+
+
+def test_a_nan_in_a_linear_system_never_counts_as_solved(device):
+    from odenets.krylov import gmres
+    b = torch.ones(3, 4, device=device)
+    b[1] = float("nan")
+    solution = gmres(lambda v: 2 * v, b, 1e-6, 5)
+    assert solution.converged.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["ie_skip", "implicit", "bdf2", "rosenbrock_euler"])
+def test_detached_gradients_are_adjoint_too(name, device, generator):
+    f = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Tanh()).double().to(device)
+    y, u, v = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64).to(device)
+    stage = odenets.ODEStage([lambda t, y: f(y)], name)
+    odenets.set_gradient(stage, "detached")
+    value, Ju = torch.func.jvp(stage, (y,), (u,))
+    _, pullback = torch.func.vjp(stage, y)
+    assert Ju.norm() > 0 and abs((Ju * v).sum() - (u * pullback(v)[0]).sum()) < 1e-10
+    odenets.set_scheme(stage, "explicit")
+    assert torch.allclose(Ju, torch.func.jvp(stage, (y,), (u,))[1])

@@ -190,9 +190,10 @@ def test_samples_are_independent(name, device, generator):
     y = torch.randn(6, 5, generator=generator, dtype=torch.float64).to(device) * torch.tensor([1, 1, 1e3, 1e-2, 1, 1.0], device=device)[:, None]
     stage = odenets.ODEStage([lambda t, y: net(y)] * 2, name, substeps=2)
     whole, order = stage(y), [3, 0, 5, 1, 4, 2]
-    tol = 3e-3 * whole.norm() / 30 if stage.scheme.implicit else 1e-12
-    assert (stage(y[order]) - whole[order]).norm() <= tol
-    assert (torch.cat([stage(sample) for sample in y.split(1)]) - whole).norm() <= tol
+    # Row by row: 3 tol of the row's own increment for each of its four steps, and what they amplify.
+    tol = 3e-2 * torch.ones_like(whole[:, 0]) if stage.scheme.implicit else 1e-12 * whole.norm(dim=1)
+    assert ((stage(y[order]) - whole[order]).norm(dim=1) <= tol[order]).all()
+    assert ((torch.cat([stage(sample) for sample in y.split(1)]) - whole).norm(dim=1) <= tol).all()
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

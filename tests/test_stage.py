@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +97,8 @@ def test_tightened_restores_and_tightens():
     assert all(stage.scheme == odenets.get_scheme("implicit") for stage in odenets.stages(net).values())
     assert odenets.converged(net).shape == (3,)
     odenets.set_scheme(net, "explicit")
+    assert odenets.converged(net).all(), "of the last forward pass, which was implicit"
+    net(x)
     assert odenets.converged(net) is None
 
 
@@ -196,3 +201,43 @@ def test_a_batch_solved_in_pieces_is_the_same(name, device, generator, monkeypat
         solves_in_pieces, in_pieces, statistics_in_pieces = everything()
         assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(values, in_pieces)) and solves == solves_in_pieces
         assert all(torch.equal(a, b) for a, b in zip(statistics, statistics_in_pieces))
+
+
+def test_statistics_are_those_of_the_pass_that_ran(device):
+    stage = odenets.ODEStage([lambda t, y: -y], "implicit", substeps=2)
+    y = torch.rand(3, 2, device=device)
+    stage(y)
+    odenets.set_scheme(stage, "explicit", substeps=8)
+    assert stage.stats.steps == 2 and stage.stats.solves == 2 and stage.stats.solving
+
+
+@pytest.mark.parametrize("name", odenets.list_schemes())
+def test_copies_after_a_transform(name, device):
+    stage = odenets.ODEStage([odenets.fields.Block(odenets.fields.basic_layers, 2)], name).double().to(device)
+    y = torch.rand(1, 2, 3, 3, dtype=torch.float64, device=device)
+    torch.func.vjp(stage, y)
+    assert torch.allclose(copy.deepcopy(stage)(y), stage(y)) and torch.equal(pickle.loads(pickle.dumps(stage))(y), stage(y))
+
+
+@pytest.mark.parametrize("name", [name for name in odenets.list_schemes() if name != "adaptive"])
+def test_an_empty_batch_stays_empty(name, device):
+    assert odenets.ODEStage([lambda t, y: torch.sin(y)], name)(torch.rand(0, 3, 2, device=device)).shape == (0, 3, 2)
+
+
+def test_batch_norm_without_running_statistics_is_refused():
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.BatchNorm1d(3, track_running_stats=False)
+
+        def forward(self, t, y):
+            return self.inner(y)
+
+    with pytest.raises(ValueError, match="without running statistics"):
+        odenets.ODEStage([Field()], "implicit").eval()(torch.rand(4, 3))
+
+
+def test_a_tableau_of_ones_own():
+    mine = odenets.Tableau("mine", A=[[0, 0], [1/4, 0]], b=[-1, 2], order=2, source="test")
+    stage = odenets.ODEStage([lambda t, y: -y], mine)
+    assert str(stage.scheme) == "mine" and torch.allclose(stage(torch.ones(1, 1)), torch.tensor(0.5))

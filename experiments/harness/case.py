@@ -71,14 +71,14 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
     net = build(config, split.classes, split.channels, case.scheme, case.substeps).to(device)
     with _timed(seconds, "training"):
-        history, unconverged = training.train(net, split, config, case.seed, functools.partial(progress, "training"))
+        history, unsolved = training.train(net, split, config, case.seed, functools.partial(progress, "training"))
     _save_checkpoint(net, config, case, split, Path(folder, "checkpoints", case.name + ".pt"))
     probe = split.test.images[: config["probe_images"]]
     with _timed(seconds, "attacks"):
         measurements = _accuracy(net, split, config, case, functools.partial(progress, "attacks"))
     with _timed(seconds, "stability"):
         stability_rows, cloud = evaluation.measure_stability(net, probe, progress=functools.partial(progress, "stability"))
-        solver = evaluation.measure_solver(net, split.test.images)
+        solver = evaluation.measure_solver(net, split.test)
     audit = None
     if case.seed == config["seeds"][0]:
         with _timed(seconds, "audit"):
@@ -88,13 +88,13 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
     record = {**asdict(case), "trained_substeps": case.substeps, "trained_as": case.scheme, "training": config["training"],
               "dataset": config["dataset"], "model": config["model"], "parameters": sum(p.numel() for p in net.parameters()),
               "history": history, "measurements": measurements, "stability": stability_rows, "cloud": cloud,
-              "solver": solver and {**solver, "training_unconverged_share": unconverged}, "audit": audit,
+              "solver": solver and {**solver, **unsolved}, "audit": audit,
               "seconds": {key: round(value, 2) for key, value in seconds.items()}}
     records = [record]
     for substeps in case.rerun_with:
         odenets.set_scheme(net, case.scheme, substeps=substeps)
         measurements = _accuracy(net, split, config, case, functools.partial(progress, f"attacks, {substeps} substeps"))
-        solver = evaluation.measure_solver(net, split.test.images)
+        solver = evaluation.measure_solver(net, split.test)
         records.append({**record, "substeps": substeps, "measurements": measurements, "solver": solver, "history": [],
                         "stability": [], "cloud": {}, "audit": None, "seconds": {}})
     return records

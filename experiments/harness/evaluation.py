@@ -1,5 +1,6 @@
 """Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
 import copy
+import functools
 import re
 
 import numpy as np
@@ -8,27 +9,22 @@ import torch
 import odenets
 import stability
 
-JUDGE_TOL = 1e-6
+STEP_TOL = 1e-6  # of implicit steps whose dynamics are measured
 NORM_TOL = 1e-2  # of the residual; the norms are extreme eigenvalues of symmetric operators, whose error is of its square
 
 
-def judge(net):
-    """The judge of a network: images -> (logits, trusted), from a cold re-solve at tolerance 1e-6."""
-    def classify(x):
-        with odenets.tightened(net, JUDGE_TOL):
-            return net(x), odenets.converged(net)
-    return classify
-
-
 def parse_attack(name):
-    """(net, x, y, threat, generator) -> adversarial images, for "fgsm" or "pgdN" with N steps."""
+    """(net, x, y, threat, generator, indices) -> adversarial images, for "fgsm" or "pgdN" with N steps."""
     match = re.fullmatch(r"fgsm|pgd([1-9]\d*)", name)
     if not match:
         raise ValueError(f"unknown attack {name!r}; choose fgsm or pgd with a number of steps, such as pgd20")
     if name == "fgsm":
-        return lambda net, x, y, threat, generator: stability.fgsm(net, x, y, threat)
-    steps = int(match[1])
-    return lambda net, x, y, threat, generator: stability.pgd(net, x, y, threat, steps=steps, generator=generator)
+        return lambda net, x, y, threat, generator, indices: stability.fgsm(net, x, y, threat)
+    return functools.partial(_pgd, int(match[1]))
+
+
+def _pgd(steps, net, x, y, threat, generator, indices):
+    return stability.pgd(net, x, y, threat, steps=steps, generator=generator, indices=indices)
 
 
 def gradients(scheme):
@@ -51,7 +47,7 @@ def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, t
         threat = stability.Linf(epsilon)
         attack = [] if name == "clean" else [(name, _seeded(parse_attack(name), threat, seed))]
         odenets.set_gradient(net, gradient)
-        result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=judge(net))
+        result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
         odenets.set_gradient(net, "exact")
         robust = result.robust.cpu().numpy()
         measurements.append({"attack": name, "epsilon": epsilon, "gradient": gradient, "correct": int(robust.sum()),
@@ -62,7 +58,10 @@ def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, t
 
 
 def _seeded(attack, threat, seed):
-    return lambda net, x, y: attack(net, x, y, threat, torch.Generator().manual_seed(seed))
+    """The attack with noise that depends on the seed and an image's index, so that all schemes meet the same."""
+    def seeded(net, x, y, indices):
+        return attack(net, x, y, threat, torch.Generator().manual_seed(seed), indices)
+    return stability.before_the_judge(seeded)
 
 
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
@@ -78,7 +77,7 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     rows, cloud = [], {}
     found = list(odenets.stages(net).values())
     total = sum(len(stage.fields) for stage in found)
-    with odenets.tightened(net, JUDGE_TOL):
+    with odenets.tightened(net, STEP_TOL):
         for index, (stage, y) in enumerate(zip(found, stage_inputs(net, images))):
             with torch.no_grad():
                 states = stage(y, trajectory=True)[:: stage.substeps]
@@ -98,14 +97,13 @@ def _block_figures(scheme, field, t, h, state, dimension):
         return h * field(t, y)
 
     ritz = stability.ritz_values(increment, state, dimension=dimension)
+    # Extreme quantities only: the outermost Ritz values approximate eigenvalues, but their density means nothing.
     figures = {"max_real": ritz.real.amax(1), "spectral_radius": ritz.abs().amax(1),
-               "expanding_share": (ritz.real > 0).double().mean(1),
                "log_norm": stability.log_norm(increment, state, tol=NORM_TOL)}
     if scheme.name != "adaptive":
-        growth = torch.as_tensor(np.abs(scheme.amplification(ritz.numpy())))
-        figures |= {"mean_abs_R": growth.mean(1), "p95_abs_R": growth.quantile(0.95, dim=1),
-                    "share_outside": (growth > 1).double().mean(1)}
-    figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state, tol=NORM_TOL)
+        figures["max_abs_R"] = torch.as_tensor(np.abs(scheme.amplification(ritz.numpy()))).amax(1)
+    if not scheme.previous:  # a multistep step has no Jacobian of its own
+        figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state, tol=NORM_TOL)
     return {key: float(value.double().mean()) for key, value in figures.items()}, ritz
 
 
@@ -120,17 +118,27 @@ def stage_inputs(net, images):
     return inputs
 
 
-@torch.no_grad()
-def measure_solver(net, images):
-    """Statistics of the implicit solves on `images` at the scheme's own tolerance; {} where it solves nothing."""
-    net(images)
-    if odenets.converged(net) is None:
-        return {}
-    stats = [stage.stats for stage in odenets.stages(net).values()]
-    solves = sum(s.solves for s in stats)
-    iterations = torch.cat([solution.iterations for s in stats for solution in s.solutions]).double()
-    return {"unconverged_share": float((~odenets.converged(net)).double().mean()), "iterations_mean": float(iterations.mean()),
-            "iterations_max": int(iterations.max()), "evaluations_mean": sum(s.evaluations for s in stats) / solves}
+def measure_solver(net, split, batch_size=500):
+    """Statistics of the implicit solves on a split at the scheme's own tolerance; {} where it solves nothing.
+
+    Forward on all images; backward, the gradient of the cross-entropy, on the first batch.
+    """
+    solved, solutions, backward = [], [], None
+    for x, y in zip(split.images.split(batch_size), split.labels.split(batch_size)):
+        with torch.set_grad_enabled(backward is None):
+            logits = net(x)
+            if odenets.converged(net) is None:
+                return {}
+            solved.append(odenets.converged(net))
+            solutions += [solution for stage in odenets.stages(net).values() for solution in stage.stats.solutions]
+        if backward is None:
+            torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), list(net.parameters()))
+            backward = odenets.converged(net, backward=True)
+    iterations = torch.cat([solution.iterations for solution in solutions]).double()
+    evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)
+    return {"unconverged_share": 1 - torch.cat(solved).double().mean().item(),
+            "backward_unconverged_share": 1 - backward.double().mean().item(), "iterations_mean": iterations.mean().item(),
+            "iterations_max": int(iterations.max()), "evaluations_mean": evaluations / len(iterations)}
 
 
 def measure_audit(net, test, epsilon, count):

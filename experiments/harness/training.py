@@ -22,7 +22,7 @@ def train(net, data, settings, seed, progress=lambda done, total: None):
         progress: Called with (batches done, batches in all).
 
     Returns:
-        (history, unconverged): a dict per epoch, and the share of samples per batch with an unsolved equation.
+        (history, unsolved): a dict per epoch, and the shares of samples with an equation unsolved, forward and backward.
 
     Raises:
         ValueError: The loss became NaN or infinite.
@@ -32,7 +32,7 @@ def train(net, data, settings, seed, progress=lambda done, total: None):
     total = batches * settings["epochs"]
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings["learning_rate"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["learning_rate"], total_steps=total + 1)
-    history, failed, solved = [], 0, 0
+    history, failed, solved = [], [0, 0], 0
     for epoch in range(settings["epochs"]):
         net.train()
         order = torch.randperm(len(data.train), generator=generator).to(data.train.labels.device)
@@ -42,11 +42,11 @@ def train(net, data, settings, seed, progress=lambda done, total: None):
             if settings["training"] == "pgd":
                 x = _attack(net, x, y, settings["train_epsilon"], settings["train_steps"], generator)
             loss = F.cross_entropy(net(x), y)
-            solution = odenets.converged(net)
-            if solution is not None:
-                failed, solved = failed + int((~solution).sum()), solved + len(solution)
             optimizer.zero_grad()
             loss.backward()
+            if odenets.converged(net) is not None:
+                failed = [count + int((~odenets.converged(net, backward=way)).sum()) for way, count in enumerate(failed)]
+                solved += len(x)
             torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimizer.step()
             schedule.step()
@@ -56,7 +56,8 @@ def train(net, data, settings, seed, progress=lambda done, total: None):
             progress(epoch * batches + batch + 1, total)
         net.eval()
         history.append({"epoch": epoch + 1, "loss": sum(losses) / batches, "held_out": accuracy(net, data.held_out)})
-    return history, failed / solved if solved else 0.0
+    shares = [count / solved if solved else 0.0 for count in failed]
+    return history, dict(zip(("training_unconverged_share", "training_backward_unconverged_share"), shares))
 
 
 @torch.no_grad()

@@ -30,13 +30,15 @@ def get_scheme(spec):
 
     Args:
         spec: A name or alias, with parameters in parentheses where wanted: "rk4", "implicit_euler(tol=1e-10)",
-            "ie_skip(gamma=0.05,iterations=2)". A `Scheme` is returned as it is.
+            "ie_skip(gamma=0.05,iterations=2)". A `Scheme` is returned as it is, a `Tableau` of one's own becomes a scheme.
 
     Raises:
         ValueError: Malformed spec, unknown name or parameter, or a value of the wrong type or out of range.
     """
     if isinstance(spec, Scheme):
         return spec
+    if isinstance(spec, Tableau):
+        return RungeKutta(spec)
     match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
     if not match:
         raise ValueError(f"cannot read the scheme {spec!r}; write name or name(parameter=value,...)")

@@ -52,10 +52,12 @@ class KrylovScheme(Scheme, ABC):
             return y + self.increment(f, t, y, h, gradient, record)
         with torch.no_grad():
             value = y + self.increment(f, t, y, h, gradient, record)
-        return with_backward_of(y + h * f(t, y), value) if torch.is_grad_enabled() else value
+        return with_backward_of(y + h * f(t, y), value)
 
     def keep(self, solution, record):
         """Record the outcome of a process, or raise where that is wanted."""
+        if not bool(torch.isfinite(solution.residual).all()):
+            raise ValueError("the field or its Jacobian is not finite in a step: NaN or Inf in the weights or the input")
         if record is not None:
             record.append(solution._replace(value=None))
         if self.on_failure == "raise" and not bool(solution.converged.all()):
@@ -73,7 +75,7 @@ class KrylovScheme(Scheme, ABC):
         unrolled = gradient == "unrolled"
         with torch.set_grad_enabled(torch.is_grad_enabled() and unrolled):
             at, b = (y, rhs) if unrolled else (y.detach(), rhs.detach())
-            solution = gmres(product(at), b.reshape(len(b), -1), self.tol, self.max_iterations)
+            solution = gmres(product(at), b.flatten(1), self.tol, self.max_iterations)
         self.keep(solution._replace(backward=False), record)
         value = solution.value.view(rhs.shape)
         if unrolled:
@@ -147,7 +149,7 @@ class ExponentialEuler(KrylovScheme):
         """See `KrylovScheme.increment`."""
         b = h * f(t, y)
         J = jacobian_products(lambda y: f(t, y), y)[0]
-        solution = phi1(lambda v: h * J(v.view(y.shape)).reshape(v.shape), b.reshape(len(b), -1), self.tol, self.max_iterations)
+        solution = phi1(lambda v: h * J(v.view(y.shape)).reshape(v.shape), b.flatten(1), self.tol, self.max_iterations)
         self.keep(solution, record)
         return solution.value.view(y.shape)
 

@@ -2,6 +2,8 @@
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 
+import torch
+
 GRADIENTS = ("exact", "unrolled", "detached")
 
 
@@ -70,4 +72,5 @@ class Scheme(ABC):
 
 def with_backward_of(predictor, value):
     """`value`, differentiated as if it were `predictor`: the detached gradient of the authors' code."""
-    return predictor + (value - predictor).detach() if predictor.requires_grad else value.detach()
+    forwards = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return predictor + (value - predictor).detach() if predictor.requires_grad or forwards else value.detach()

@@ -65,7 +65,7 @@ class SolvingScheme(Scheme, ABC):
             return compute(exact if gradient == "exact" else unrolled)
         with torch.no_grad():
             value = compute(exact)
-        return with_backward_of(predictor(), value) if torch.is_grad_enabled() else value
+        return with_backward_of(predictor(), value)
 
     def in_pieces(self, advance, record, *states):
         """advance(record, *states) for a piece of the batch after the other, joined.
@@ -137,6 +137,6 @@ def solve_stages(solve, f, times, block, bases, y, h):
         return rows[0] if count == 1 else torch.stack(rows, 1)
 
     # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
-    floor = 4 * torch.finfo(y.dtype).eps * row_norm(y.detach().reshape(len(y), -1))
+    floor = 4 * torch.finfo(y.dtype).eps * row_norm(y.detach().flatten(1))
     stages = solve(equations, bases[0] if count == 1 else torch.stack(bases, 1), floor)
     return [stages] if count == 1 else list(stages.unbind(1))

@@ -53,10 +53,10 @@ DOPRI5 = Tableau("dopri5", A=[[0, 0, 0, 0, 0, 0], [1/5, 0, 0, 0, 0, 0], [3/40, 9
 
 
 def _chebyshev_arguments(name, stages, damping, fewest):
-    if isinstance(stages, bool) or stages != int(stages) or not fewest <= stages <= 100:
-        raise ValueError(f"{name}: stages must be a whole number from {fewest} to 100, got {stages}")
-    if not 0 <= damping < np.inf:
-        raise ValueError(f"{name}: damping must be at least 0 and finite, got {damping}")
+    if isinstance(stages, bool) or stages != int(stages) or not fewest <= stages <= 50:
+        raise ValueError(f"{name}: stages must be a whole number from {fewest} to 50, got {stages}")
+    if not 0 <= damping <= 10:
+        raise ValueError(f"{name}: damping must lie in [0, 10], got {damping}")
     T = [Chebyshev.basis(j) for j in range(stages + 1)]
     return T, 1 + damping / stages**2
 
@@ -136,8 +136,8 @@ def theta(theta=0.5):
 
     Source: Hairer & Wanner II (1996), example IV.3.2 (iv).
     """
-    if not 0 < theta <= 1:
-        raise ValueError(f"theta: theta must lie in (0, 1], got {theta}")
+    if not (0.001 <= theta <= 1 and (theta == 1/2 or abs(theta - 1/2) > 1e-6)):
+        raise ValueError(f"theta: theta must lie in [0.001, 1], and not so near 1/2 that its order is in doubt; got {theta}")
     A, b = ([[0, 0], [1 - theta, theta]], [1 - theta, theta]) if theta < 1 else ([[1]], [1])
     return Tableau("theta", A, b, order=2 if theta == 1/2 else 1, structure="diagonal", r_infinity=(theta - 1) / theta,
                    source=HW + ", example IV.3.2")
