@@ -93,7 +93,7 @@ def test_two_constructions_of_one_scheme(device, generator):
     settings = "tol=1e-13,max_iterations=200"
     pairs = [(f"theta(theta=0.5,{settings})", f"trapezoid({settings})", curved), (f"theta(theta=1,{settings})", tight("implicit_euler"), curved),
              ("rkc1(stages=1,damping=0)", "explicit", curved), (f"rosenbrock_euler({settings})", tight("implicit_euler"), linear),
-             (f"lm_resnet(k=0)", "explicit", curved)]
+             ("lm_resnet(k=0)", "explicit", curved)]
     for one, other, f in pairs:
         assert torch.allclose(run(one, f), run(other, f), atol=1e-11), (one, other)
     exact = y @ torch.linalg.matrix_exp(W)
