@@ -70,8 +70,12 @@ def finite_differences(case, directions=7, images=64):
                  f"{limit:g} on {wrong} of {count} images")
 
 
-def exact_gradient(case, images=64, limit=0.999, loose_limit=0.98):
-    """Fails where the gradient in use is not the scheme's exact one, or not that of its equations solved accurately."""
+def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0.98):
+    """Fails where the gradient in use is not the scheme's exact one, or not that of its equations solved accurately.
+
+    Counted image by image: a gradient that is wrong on a third of them has a perfect median. The tolerance has a looser
+    limit, and one for the median too: near a kink an honest solve to 1e-2 may land on the other side of it.
+    """
     if not case.iterated:
         return Check("exact_gradient", None, {}, {}, "no stage iterates, so that autograd's gradient is the exact one")
     gradient = partial(_gradient, case.net, case.x[:images], case.y[:images], "margin", case.batch_size)
@@ -80,21 +84,27 @@ def exact_gradient(case, images=64, limit=0.999, loose_limit=0.98):
         with configured(case.net, gradient=name):
             found[name] = gradient()
     exact = found.pop("exact")
-    figures = {}
-    for name, other in found.items():
-        figures[f"{name}_cosine"] = _median_cosine(other, exact)
-        figures[f"{name}_sign_agreement"] = float((other.sign() == exact.sign()).double().mean())
+    cosines = {name: _cosines(other, exact) for name, other in found.items()}
+    signs = {f"{name}_sign_agreement": float((other.sign() == exact.sign()).double().mean()) for name, other in found.items()}
     with configured(case.net, gradient="exact"), tightened(case.net, JUDGE_TOLERANCE):
-        figures["tolerance_cosine"] = _median_cosine(exact, gradient())
-    passed = figures["in_use_cosine"] >= limit and figures["tolerance_cosine"] >= loose_limit
-    return Check("exact_gradient", passed, figures, {"in_use_cosine": limit, "tolerance_cosine": loose_limit},
-                 f"cosine with the exact gradient (median): in use {figures['in_use_cosine']:.4f}, detached "
-                 f"{figures['detached_cosine']:.4f}, unrolled {figures['unrolled_cosine']:.4f}; the exact one at the "
-                 f"tolerance in use against {JUDGE_TOLERANCE:g}: {figures['tolerance_cosine']:.4f}")
+        cosines["tolerance"] = _cosines(exact, gradient())
+    figures = {f"{name}_cosine": float(values.median()) for name, values in cosines.items()} | signs
+    count, limits = len(exact), {"in_use": limit, "tolerance": loose_limit}
+    wrong = {name: int((cosines[name] < least).sum()) for name, least in limits.items()}
+    most, shares = allowed(0.05, count), {f"{name}_share_wrong": number / count for name, number in wrong.items()}
+    passed = max(wrong.values()) <= most and figures["tolerance_cosine"] >= loose_median
+    thresholds = {"tolerance_cosine": loose_median} | dict.fromkeys(shares, most / count)
+    return Check("exact_gradient", passed, figures | shares, thresholds,
+                 f"cosine with the exact gradient below {limit:g} on {wrong['in_use']} of {count} images, medians: in use "
+                 f"{figures['in_use_cosine']:.4f}, detached {figures['detached_cosine']:.4f}, unrolled "
+                 f"{figures['unrolled_cosine']:.4f}; the exact one at the tolerance in use against {JUDGE_TOLERANCE:g}: "
+                 f"{figures['tolerance_cosine']:.4f}, below {loose_limit:g} on {wrong['tolerance']}")
 
 
-def _median_cosine(a, b):
-    return float(nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), eps=1e-300).median())
+def _cosines(a, b):
+    """(B,) cosines of the angles between two gradients, 1 where they are equal: zeros are another check's matter."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    return nn.functional.cosine_similarity(a, b, eps=1e-300).masked_fill((a == b).all(1), 1.0)
 
 
 def _gradient(net, x, y, loss, batch_size):

@@ -100,12 +100,30 @@ def test_a_detached_gradient_is_caught_twice(weights, sample, scheme, random_wei
     assert figures["in_use_cosine"] == figures["detached_cosine"] < 0.999
 
 
+def test_a_gradient_wrong_on_a_third_of_the_images_is_caught(weights, sample):
+    honest, cheat = (trained(weights, "ie_skip(gamma=0.1)") for _ in range(2))
+    odenets.set_gradient(cheat, "detached")
+    darker = sample[0].flatten(1).mean(1).quantile(1 / 3)
+    net = torch.nn.ModuleList([honest, cheat])
+    net.forward = lambda x: torch.where(x.flatten(1).mean(1, keepdim=True) > darker, honest(x), cheat(x))
+    (check,) = verdicts(net, sample, checks=["exact_gradient"])[0].checks
+    assert not check.passed and check.figures["in_use_cosine"] > 0.999 and check.figures["in_use_share_wrong"] > 0.25
+
+
+def test_images_of_one_class_hide_no_masking(weights, digits):
+    net, only = trained(weights).eval(), {"many_steps": 21, "checks": ["large_epsilon"]}
+    chosen = (digits[1] == 3) & (net(digits[0]).argmax(1) == 3)
+    sample = [part[chosen][:24] for part in digits]
+    constant = Wrapped(net, after=lambda logits: 0 * logits + torch.eye(10)[3])
+    for candidate, passed in ((Wrapped(net, lambda x: Backward.apply(x, -1.0)), False), (net, True), (constant, None)):
+        assert verdicts(candidate, sample, **only)[1] == {"large_epsilon": passed}
+
+
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 1.05])
 def test_a_wrong_backward_pass_is_caught(weights, sample, factor):
     net = Wrapped(trained(weights), lambda x: Backward.apply(x, factor))
     result, found = verdicts(net, sample, many_steps=30)
-    assert found["finite_differences"] is False
-    assert found["zero_gradients"] is (factor != 0)
+    assert found["finite_differences"] is False and found["zero_gradients"] is (factor != 0)
     assert found["large_epsilon"] is (factor > 0)
     if factor == 0:  # nothing moves, not even by chance
         accuracy = float((net.eval()(sample[0]).argmax(1) == sample[1]).double().mean())
@@ -161,28 +179,21 @@ def spike(x):
 
 def test_an_attack_with_too_few_steps_is_caught():
     x = 0.45 + 0.1 * torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    sample = x, torch.zeros(40, dtype=torch.int64)
-    result, found = verdicts(Wrapped(torch.nn.Identity(), after=spike), sample, checks=["more_steps"])
+    net = Wrapped(torch.nn.Identity(), after=spike)
+    result, found = verdicts(net, (x, torch.zeros(40, dtype=torch.int64)), checks=["more_steps"])
     assert found["more_steps"] is False
     assert result.checks[0].figures["found"] > 0.5 and result.checks[0].figures["robust_200"] < 0.2
 
 
-class ShyOfItsScheme(torch.nn.Module):
-    """Its gradient points the wrong way unless its stages are explicit."""
+@pytest.mark.parametrize("scheme", ["ie_skip(gamma=0.01)", "rk4"])  # rk4 iterates nothing, and has a twin too
+def test_transfer_from_the_explicit_twin_is_caught(weights, sample, scheme):
+    def before(x):
+        """The gradient points the wrong way unless the stages are explicit."""
+        explicit = all(str(stage.scheme) == "explicit_euler" for stage in odenets.stages(net).values())
+        return x if explicit else Backward.apply(x, -1.0)
 
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        explicit = all(str(stage.scheme) == "explicit_euler" for stage in odenets.stages(self.net).values())
-        return self.net(x if explicit else Backward.apply(x, -1.0))
-
-
-def test_transfer_from_the_explicit_twin_is_caught(weights, sample):
-    net, settings = trained(weights, "ie_skip(gamma=0.01)"), {"steps": 10, "many_steps": 11, "checks": ["transfer"]}
-    assert verdicts(ShyOfItsScheme(net), sample, **settings)[1]["transfer"] is False
-    assert verdicts(net, sample, **settings)[1]["transfer"] is True
+    net, settings = trained(weights, scheme), {"steps": 10, "many_steps": 11, "checks": ["transfer"]}
+    assert [verdicts(n, sample, **settings)[1]["transfer"] for n in (Wrapped(net, before), net)] == [False, True]
 
 
 def test_unsolved_equations_are_caught(weights, sample):
@@ -211,15 +222,12 @@ def test_everything_is_left_as_it_was(weights, sample):
     with torch.inference_mode():
         stability.audit(net, *sample, THREAT, steps=2, many_steps=3)
     assert state() == before and all(map(torch.equal, parameters, net.parameters()))
-    handle = net.head.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        stability.audit(net, *sample, THREAT)
-    handle.remove()
-    calls = iter(range(100))
-    handle = net.head.register_forward_hook(lambda *_: 1 / 0 if next(calls) == 4 else None)
-    with pytest.raises(ZeroDivisionError):
-        stability.audit(net, *sample, THREAT, checks=["exact_gradient"])
-    handle.remove()
+    for fatal, checks in ((0, None), (4, ["exact_gradient"])):
+        calls = iter([False] * fatal + [True])
+        handle = net.head.register_forward_hook(lambda *_, calls=calls: 1 / 0 if next(calls) else None)
+        with pytest.raises(ZeroDivisionError):
+            stability.audit(net, *sample, THREAT, checks=checks)
+        handle.remove()
     assert state() == before
 
 

@@ -35,7 +35,8 @@ def case(scheme, seed, epsilons=(0.05, 0.1, 0.15), total=450, gap=0.0, detached=
         "stability": [{"stage": stage, "block": block, "metric": metric, "value": base + own.normal(0, 0.1)}
                       for stage, block in blocks for metric, base in (("step_norm", 1.9), ("log_norm", 0.5))],
         "cloud": {str(stage): cloud() for stage in range(stages)},
-        "solver": {"unconverged_share": 0.0007, "iterations_mean": 8.1, "iterations_max": 17, "evaluations_mean": 9.3}
+        "solver": {"unconverged_share": 0.0007, "iterations_mean": 8.1, "iterations_max": 17, "evaluations_mean": 9.3,
+                   "backward_unconverged_share": 0.0321, "training_backward_unconverged_share": 0.0432}
                   if "implicit" in scheme else {},
         "audit": audit, "seconds": {"training": 31.2 + own.random(), "attacks": 20.1, "stability": 5.0, "audit": 9.0}}
 
@@ -116,6 +117,30 @@ def test_the_page_says_what_it_must(page):
                    "accuracy.csv", "2 seeds", "1,797", "12.7 standard errors", "Not to be trusted: rk4", "2.11.0"):
         assert phrase in text, phrase
     assert "Smoke run" not in text and "nan" not in text.lower().split() and "None" not in text
+
+
+def test_ritz_values_are_published_by_their_extremes_never_as_shares(page):
+    caption = next(text for text in page[1].text if "on top Ritz values" in text)
+    assert "%" not in caption and "density of the dots means nothing" in caption
+    config, records = run()
+    real, imaginary = np.concatenate([cloud for r in records[:3] for cloud in r["cloud"].values()]).T
+    for record in records[3:]:
+        record["cloud"] = {"0": [[-0.5, 0.1]]}
+    boxes = [text.get_text() for ax in regions.clouds_figure(config, records).axes for text in ax.texts]
+    largest = np.abs(1 + real + 1j * imaginary).max()
+    assert f"max Re $z$ = {real.max():.2f}\nmax |$R(z)$| = {largest:.3g}" in boxes and "%" not in " ".join(boxes)
+    assert f"The rightmost h\u03bb measured is {real.max():.2g} > 0" in " ".join(findings.caveats(config, records))
+    caveats = " ".join(findings.caveats(config, records[3:]))
+    assert "rightmost" not in caveats and "Only the outermost approximate eigenvalues" in caveats
+
+
+def test_the_solver_table_shows_unsolved_gradients_and_is_empty_without_them():
+    config, records = run()
+    cells = report._solver(config, records, None).split("<tr")
+    assert ">3.21</td>" in cells[3] and ">4.32</td>" in cells[3] and "3.21" not in cells[2]
+    for record in records:
+        record["solver"] = {key: value for key, value in record["solver"].items() if "backward" not in key}
+    assert report._solver(config, records, None).split("<tr")[3].count("<td class=n></td>") == 3
 
 
 def test_everything_from_outside_is_escaped(tmp_path):

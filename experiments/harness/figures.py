@@ -25,9 +25,10 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "a
 
 MEASURES = {  # metric: what its axis says; in order of preference for the figure of stability against robustness
     "step_norm": r"$\|\partial y_{n+1}/\partial y_n\|_2$, norm of one step's Jacobian",
-    "mean_abs_R": r"mean of $|R(h\lambda)|$ over the eigenvalues $\lambda$ of the blocks",
+    "max_abs_R": r"largest $|R(h\lambda)|$ of a block, over Ritz values",
     "log_norm": r"$\mu_2(hJ)$, logarithmic norm of a block",
-    "spectral_radius": r"spectral radius of $hJ$"}
+    "max_real": r"largest Re $h\lambda$ of a block, over Ritz values",
+    "spectral_radius": r"spectral radius of $hJ$, from Ritz values"}
 
 
 def label(scheme, records):

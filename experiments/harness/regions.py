@@ -82,7 +82,7 @@ def draw_region(ax, scheme, cloud=None, window=None):
 
 
 def cloud_of(records, scheme=None):
-    """{stage: (n, 2)} of the h lambda measured in all nets of a scheme (None: of all); records keep one of each pair."""
+    """{stage: (n, 2)} of the Ritz values in all nets of a scheme (None: of all); records keep one of each pair."""
     clouds = [record["cloud"] for record in records if scheme in (None, record["scheme"]) and record.get("cloud")]
     merged = {}
     for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):
@@ -106,16 +106,16 @@ def clouds_figure(config, records):
     for ax, (scheme, cloud) in zip(axes, clouds.items()):
         shades = draw_region(ax, scheme, cloud, (left, right, -height, height))
         ax.set_title(label(scheme, records))
-        _count(ax, scheme, cloud)
+        _note_extremes(ax, scheme, cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 
-def _count(ax, scheme, cloud):
-    """Write into the axes how much of a cloud grows."""
+def _note_extremes(ax, scheme, cloud):
+    """Write the extremes of a cloud into the axes: no shares, for the density of Ritz values is not that of eigenvalues."""
     z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
     if z.size:
-        amplified = np.abs(odenets.get_scheme(scheme).amplification(z)) > 1 + 1e-10
-        text = f"{100 * (z.real > 0).mean():.0f} % have Re $z$ > 0\n{100 * amplified.mean():.0f} % have |$R$| > 1"
+        growth = np.abs(odenets.get_scheme(scheme).amplification(z)).max()
+        text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
         caveat = "" if analytic(scheme) else "\n(normal Jacobians only)"
         ax.text(0.02, 0.03, text + caveat, fontsize=8, transform=ax.transAxes,
                 bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
@@ -149,7 +149,7 @@ def region_sheet(schemes, notes=None, clouds=None):
         shades = draw_region(ax, scheme, cloud, common if fits and columns > 1 else _square(window, cloud))
         note = f"\n{notes[str(scheme)]}" if notes else ""
         ax.set_title(f"{scheme}{'' if fits else ', own scale'}{note}", fontsize=9)
-        _count(ax, scheme, cloud)
+        _note_extremes(ax, scheme, cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 
