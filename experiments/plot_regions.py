@@ -79,7 +79,7 @@ def _growth(scheme, cloud):
     z = np.concatenate(list(cloud.values())) @ (1, 1j)
     modulus = np.abs(scheme.amplification(z))
     caveat = "" if analytic(scheme) else " (R is not analytic: exact for normal Jacobians only)"
-    return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} eigenvalues, |R| > 1 at {(modulus > 1 + 1e-10).sum()}{caveat}"
+    return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} values, |R| > 1 at {(modulus > 1 + 1e-10).sum()}{caveat}"
 
 
 def _write_readme(path, console):

@@ -53,7 +53,7 @@ def test_a_spectrum_is_drawn_on_top_and_its_growth_is_printed(tmp_path, capsys):
     arguments = ["--schemes", "explicit,ie_skip", "--spectrum", tmp_path / "eigenvalues.csv", "--out", tmp_path / "out"]
     assert plot_regions.main([*map(str, arguments)]) == 0
     printed = capsys.readouterr().out
-    assert "explicit_euler: max |R| 30.02 over 3 eigenvalues, |R| > 1 at 1\n" in printed
+    assert "explicit_euler: max |R| 30.02 over 3 values, |R| > 1 at 1\n" in printed
     assert "normal Jacobians only" in printed
     cloud = read_spectrum(tmp_path / "eigenvalues.csv")(None)
     schemes = [odenets.get_scheme(name) for name in ("rk4", "ie_skip")]
