@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from argparse import BooleanOptionalAction
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -65,11 +66,14 @@ def make_config(args, script):
                                  ("--training", args.training, training.METHODS)):
         if value not in valid:
             raise ValueError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
+    if args.out == "":
+        raise ValueError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
     if args.resume and not args.out:
         raise ValueError("--resume needs --out: the folder of the run to go on with")
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults["epsilons"] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = sorted(epsilons)[len(epsilons) // 2]
+    train_epsilon = _one(args.train_epsilon, "--train-epsilon", float, 0)
     attacks = split_top_level(args.attacks)
     if not attacks:
         raise ValueError("--attacks is empty; choose fgsm or pgd with a number of steps, such as pgd20")
@@ -80,7 +84,7 @@ def make_config(args, script):
         "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
         "train_limit": _one(args.train_limit, "--train-limit", int, 1),
         "test_limit": _one(args.test_limit, "--test-limit", int, 1), "model": args.model, "training": args.training,
-        "train_epsilon": _one(args.train_epsilon, "--train-epsilon", float, 0) or middle,
+        "train_epsilon": middle if train_epsilon is None else train_epsilon,
         "train_steps": _one(args.train_steps, "--train-steps", int, 1),
         "epochs": _one(args.epochs, "--epochs", int, 1) or defaults["epochs"],
         "batch_size": _one(args.batch_size, "--batch-size", int, 1),
@@ -109,6 +113,9 @@ def conduct(config, cases, args):
     config["data"] = {"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)}
     out = args.out or f"runs/{config['experiment']}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Run(out, config, args.resume)
+    if run.environment_changes:
+        console.print(f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",
+                      markup=False, highlight=False, soft_wrap=True)
     failures = run_cases(run, cases, console, config["workers"])
     run.sort(cases)
     if not run.records:
@@ -124,7 +131,7 @@ def _print_summary(console, run, failures):
     """The table of the report without its empty columns, wide enough for a pipe, then its first sentences."""
     header, *rows = report.summary_table(run.config, run.records)
     kept = [index for index in range(len(header)) if any(str(row[index]) not in ("", "0.0") for row in rows)]
-    table = Table(title="Accuracy, mean and 95 % interval over seeds", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=_title(run.records), box=box.SIMPLE_HEAD, pad_edge=False)
     for index in kept:
         table.add_column(str(header[index]), no_wrap=True, justify="left" if index < 2 else "right")
     for row in rows:
@@ -136,6 +143,15 @@ def _print_summary(console, run, failures):
     for name, reason in failures.items():
         wide.print(f"{name} failed: {reason}", markup=False, highlight=False)
     wide.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(records):
+    """Names what the intervals are over, as `statistics.accuracy` chooses it: images for an arm that has one seed."""
+    arms = Counter((r["scheme"], r["trained_substeps"], r["substeps"]) for r in records)
+    if max(arms.values()) == 1:
+        return "Accuracy and 95 % interval over images"
+    rest = ", over images where one seed is left" if min(arms.values()) == 1 else ""
+    return f"Accuracy, mean and 95 % interval over seeds{rest}"
 
 
 def _one(text, option, kind, minimum):

@@ -7,7 +7,9 @@ from pathlib import Path
 OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
              "checkpoints")
 # What may change between the start of a run and its resumption: nothing here moves a result.
-INCIDENTAL = ("command", "environment", "data_dir", "workers")
+INCIDENTAL = ("command", "environment", "data_dir", "download", "workers")
+RECORD_KEYS = {"scheme", "trained_substeps", "seed", "substeps", "training", "dataset", "model", "measurements", "stability",
+               "audit"}
 
 
 class Run:
@@ -18,40 +20,61 @@ class Run:
         config: Everything that determines the results, JSON-ready, and the incidental rest.
         resume: Go on where the folder holds this very run.
 
+    Attributes:
+        records: What is on the disk, a list of dicts.
+        environment_changes: Sentences such as "torch was 2.10.0 and is now 2.11.0", of a resumed run.
+
     Raises:
-        ValueError: The folder holds another run, or this one and `resume` is not set; a record is damaged.
+        ValueError: The folder holds another run, or this one and `resume` is not set; a file in it is damaged.
         OSError: It cannot be written.
     """
 
     def __init__(self, folder, config, resume=False):
         self.folder = Path(folder)
-        present = [name for name in OWN_FILES if (self.folder / name).exists()]
+        present = [name for name in OWN_FILES if _holds_something(self.folder / name)]
         if present and not resume:
             raise ValueError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume to "
                              f"go on with it")
         if present and not (self.folder / "config.json").exists():
             raise ValueError(f"{folder} holds {', '.join(present)} but no config.json, so it cannot be resumed; choose "
                              f"another --out")
-        config = json.loads(json.dumps(config))
+        self.config = config = json.loads(json.dumps(config))
+        self.environment_changes = []
         if present:
-            _refuse_changes(folder, _read_json(self.folder / "config.json"), config)
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.config = config
-        self.records = self._read_records()
-        if not present:
+            before = _read_config(self.folder / "config.json")
+            _refuse_changes(folder, before, config)
+            self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
+        else:
+            # The configuration comes first: whatever else a killed run leaves behind, it can be resumed.
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        self.records = self._read_records()
 
     def path(self, *parts):
         """A path inside the folder."""
         return self.folder.joinpath(*parts)
 
-    def append(self, record):
-        """Add a case and make sure that it is on the disk."""
-        with open(self.path("records.jsonl"), "a") as file:
-            file.write(json.dumps(record) + "\n")
+    def append(self, records):
+        """Add all records of a case at once and make sure that they are on the disk."""
+        with open(self.path("records.jsonl"), "ab") as file:
+            file.write(_lines(records).encode())
             file.flush()
             os.fsync(file.fileno())
-        self.records.append(record)
+        self.records += records
+
+    def missing(self, cases):
+        """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
+        missing = []
+        for case in cases:
+            found = sorted(record["substeps"] for record in self.records if case.matches(record))
+            if found != sorted((case.substeps, *case.rerun_with)):
+                missing.append(case)
+        kept = [record for record in self.records if not any(case.matches(record) for case in missing)]
+        if len(kept) < len(self.records):
+            write_atomically(self.path("records.jsonl"), _lines(kept))
+            self.records = kept
+        return missing
 
     def sort(self, cases):
         """Bring the records, which came in as cases ended, into the order of the cases."""
@@ -87,14 +110,19 @@ class Run:
         path = self.path("records.jsonl")
         if not path.exists():
             return []
-        lines = path.read_text().split("\n")
-        if lines[-1]:
+        *lines, rest = path.read_bytes().split(b"\n")
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line.decode()))
+            except ValueError:
+                records.append(None)
+            if not (isinstance(records[-1], dict) and RECORD_KEYS <= records[-1].keys()):
+                raise ValueError(f"{path} is damaged (line {number}); remove that line to run its case again")
+        if rest:
             # A line without its end was being written when the process died: that case is run again.
-            write_atomically(path, "".join(line + "\n" for line in lines[:-1]))
-        try:
-            return [json.loads(line) for line in lines[:-1]]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged (line {error.lineno}); remove that line to run its case again") from None
+            os.truncate(path, path.stat().st_size - len(rest))
+        return records
 
 
 def write_atomically(path, text):
@@ -104,15 +132,31 @@ def write_atomically(path, text):
     os.replace(temporary, path)
 
 
-def _read_json(path):
+def _lines(records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _holds_something(path):
+    """Whether a file or folder of a run tells of one: an empty folder, or one of files cut off in the writing, does not."""
+    return any(entry.suffix != ".tmp" for entry in path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _read_config(path):
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_bytes().decode())
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); choose another --out") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object); choose another --out")
+    return config
+
+
+def _changes(before, now, ignored=()):
+    return [f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+            for key in sorted({*before, *now} - {*ignored}) if before.get(key) != now.get(key)]
 
 
 def _refuse_changes(folder, before, now):
-    changed = [key for key in sorted({*before, *now} - {*INCIDENTAL}) if before.get(key) != now.get(key)]
-    if changed:
-        detail = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed)
-        raise ValueError(f"{folder} holds a run with another configuration ({detail}); choose another --out")
+    changes = _changes(before, now, INCIDENTAL)
+    if changes:
+        raise ValueError(f"{folder} holds a run with another configuration ({'; '.join(changes)}); choose another --out")

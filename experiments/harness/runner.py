@@ -2,7 +2,10 @@
 import multiprocessing
 import os
 import queue
+import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +16,8 @@ from experiments.harness.case import run_case
 # activation to the system and fault it in again, 12 to 26 % of the time of a training step.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
                       "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+# What a case may raise without ending the others: solvers that give up, steps that vanish, memory that is too small.
+CASE_ERRORS = (ValueError, RuntimeError, AssertionError, ArithmeticError, MemoryError)
 _updates = None  # the queue to the parent, in a worker
 
 
@@ -22,7 +27,7 @@ def available_cores():
 
 
 def run_cases(run, cases, console, workers=None):
-    """Run the cases that have no record yet and append their records to `run`.
+    """Run the cases that lack records and append their records to `run`.
 
     Args:
         run: The `Run`.
@@ -32,8 +37,11 @@ def run_cases(run, cases, console, workers=None):
 
     Returns:
         {case name: sentence} of the cases that failed; the others are kept.
+
+    Raises:
+        ChildProcessError: A worker was killed; what had ended by then is kept.
     """
-    todo = [case for case in cases if not any(case.matches(record) for record in run.records)]
+    todo = run.missing(cases)
     if len(todo) < len(cases):
         console.print(f"{len(cases) - len(todo)} of {len(cases)} cases are already there.")
     if not todo:
@@ -50,9 +58,8 @@ def run_cases(run, cases, console, workers=None):
             if failure:
                 failures[case.name] = failure
                 console.print(f"{case.name}: failed: {failure}", markup=False, highlight=False)
-            for record in records:
-                run.append(record)
             if records:
+                run.append(records)
                 console.print(_line(case, records[0]), markup=False, highlight=False, soft_wrap=True)
             progress.advance(overall)
 
@@ -62,14 +69,20 @@ def run_cases(run, cases, console, workers=None):
 
 
 def _in_turn(run, todo, workers, progress, finished):
-    task = progress.add_task("", total=None)
-    for case in todo:
-        def report(phase, done, total, case=case):
-            progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
-        try:
-            finished(case, run_case(run.config, run.folder, case, report), None)
-        except ValueError as error:
-            finished(case, [], str(error))
+    task, threads = progress.add_task("", total=None), torch.get_num_threads()
+    if run.config["device"] == "cpu":
+        torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
+    try:
+        for case in todo:
+            def report(phase, done, total, case=case):
+                progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
+            try:
+                records, failure = run_case(run.config, run.folder, case, report), None
+            except CASE_ERRORS as error:
+                records, failure = [], _sentence(error)
+            finished(case, records, failure)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _in_processes(run, todo, workers, progress, finished):
@@ -78,20 +91,24 @@ def _in_processes(run, todo, workers, progress, finished):
     previous = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (updates,)) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker, (updates, os.getpid())) as pool:
             futures = {pool.submit(_work, run.config, run.folder, case): case for case in todo}
             try:
                 while futures:
                     done, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
                     _show(updates, bars, progress)
-                    for future in done:
+                    # What ended well is written first: a broken pool ends all other futures at once.
+                    for future in sorted(done, key=lambda future: future.exception() is not None):
                         case = futures.pop(future)
                         if case.name in bars:
                             progress.remove_task(bars.pop(case.name))
                         try:
-                            finished(case, future.result(), None)
-                        except ValueError as error:
-                            finished(case, [], str(error))
+                            records, failure = future.result(), None
+                        except BrokenProcessPool:
+                            raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
+                        except CASE_ERRORS as error:
+                            records, failure = [], _sentence(error)
+                        finished(case, records, failure)
             except BaseException:
                 for process in list(pool._processes.values()):
                     process.terminate()
@@ -101,10 +118,18 @@ def _in_processes(run, todo, workers, progress, finished):
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _start_worker(updates):
+def _start_worker(updates, parent):
     global _updates
     _updates = updates
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent):
+    """End this process once `parent` is gone: a killed parent cannot end its workers itself."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _work(config, folder, case):
@@ -120,6 +145,14 @@ def _show(updates, bars, progress):
         if name not in bars:
             bars[name] = progress.add_task("", total=total)
         progress.update(bars[name], description=f"  {name}: {phase}", completed=done, total=total)
+
+
+def _sentence(error):
+    """The first line of an error's message; its name before it, except where the message was written to stand alone."""
+    line, name = (str(error).strip().splitlines() or [""])[0], type(error).__name__
+    if type(error) in (ValueError, RuntimeError):
+        return line or name
+    return f"{name}: {line}" if line else name
 
 
 def _line(case, record):
