@@ -96,7 +96,7 @@ def make_config(args, script):
     if args.smoke:
         config |= SMOKE
     packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
-    config["environment"] = {"python": platform.python_version(), "platform": platform.platform(),
+    config["environment"] = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
                              **{name: _version(name) for name in packages},
                              "gpu": torch.cuda.get_device_name() if config["device"].startswith("cuda") else None}
     config["command"] = shlex.join(["python", *sys.argv])
