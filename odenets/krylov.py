@@ -83,7 +83,9 @@ def gmres(apply, b, tol, max_iterations, memory=30):
             directions, images, shrinking = [], [], torch.ones_like(active)
         else:
             directions, images, shrinking = [*directions, p], [*images, q], norm < 0.9 * previous
-        p = torch.where(shrinking[:, None], r / norm.clamp_min(tiny)[:, None], q)
+        p = r / norm.clamp_min(tiny)[:, None]
+        if not bool(shrinking.all()):
+            p = torch.where(shrinking[:, None], p, q)
     return Solution(x * unit, norm <= tol * scale, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
 
 

@@ -99,8 +99,8 @@ class ODEStage(nn.Module):
         for name, module in self.fields.named_modules():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_mean is None:
-                raise ValueError(f"field {name} is a {type(module).__name__} without running statistics: each sample would depend "
-                                 f"on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm")
+                raise ValueError(f"field {name} is a {type(module).__name__} without running statistics: each sample would "
+                                 f"depend on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm")
             tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
             if module.training and (batch_norm or tracking or isinstance(module, nn.modules.dropout._DropoutNd)):
                 raise ValueError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "

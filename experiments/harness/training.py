@@ -44,8 +44,9 @@ def train(net, data, settings, seed, progress=lambda done, total: None):
             loss = F.cross_entropy(net(x), y)
             optimizer.zero_grad()
             loss.backward()
-            if odenets.converged(net) is not None:
-                failed = [count + int((~odenets.converged(net, backward=way)).sum()) for way, count in enumerate(failed)]
+            ways = [odenets.converged(net), odenets.converged(net, backward=True)]
+            if ways[0] is not None:
+                failed = [count + int((~way).sum()) for count, way in zip(failed, ways)]
                 solved += len(x)
             torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimizer.step()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from odenets.schemes.scheme import Scheme, with_backward_of
+from odenets.schemes.scheme import Scheme, combine, with_backward_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class IESkip(Scheme):
     def step(self, f, t, y, h, gradient="exact", record=None):
         """One step; see `Scheme.step`. "exact" and "unrolled" coincide: the iteration is the scheme."""
         slope = f(t, y)
-        predictor = y + h * slope
+        predictor = combine(y, h, (1.0,), (slope,))
         # The iteration is recorded where somebody will differentiate through it: backwards, or forwards by dual numbers.
         differentiated = predictor.requires_grad and torch.is_grad_enabled() or _transforming() or _dual_level_active()
         exact = gradient != "detached" and differentiated
@@ -63,7 +63,7 @@ class IESkip(Scheme):
         base = x if self.theta == 1 else x + (1 - self.theta) * h * fixed
         for _ in range(self.iterations):
             residual, pulled = _residual_and_pullback(f, t + h, state, base, self.theta * h, exact)
-            state = state - 2 * self.gamma * (residual - pulled)
+            state = torch.add(state, residual - pulled, alpha=-2 * self.gamma)
         return state if exact else with_backward_of(predictor, state)
 
     def amplification(self, z):
@@ -91,7 +91,7 @@ def _residual_and_pullback(f, t, state, base, h, exact):
         if state.is_inference():
             state, base = state.clone(), base.clone()
         leaf = state if state.requires_grad else state.view_as(state).requires_grad_()
-        slope = h * f(t, leaf)
+        slope = f(t, leaf) if isinstance(h, float) and h == 1 else h * f(t, leaf)
         residual = (leaf if exact else state) - base - slope
         (pulled,) = torch.autograd.grad(slope, leaf, residual if exact else residual.detach(), create_graph=exact)
     return (residual, pulled) if exact else (residual.detach(), pulled)

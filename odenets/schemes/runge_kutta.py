@@ -1,7 +1,8 @@
 """Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
 from dataclasses import dataclass, field
 
-from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, combine, solve_stages
+from odenets.schemes.scheme import combine
+from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, solve_stages
 from odenets.schemes.tableau import Tableau
 
 

@@ -74,3 +74,17 @@ def with_backward_of(predictor, value):
     """`value`, differentiated as if it were `predictor`: the detached gradient of the authors' code."""
     forwards = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     return predictor + (value - predictor).detach() if predictor.requires_grad or forwards else value.detach()
+
+
+def combine(y, h, coefficients, vectors):
+    """y + h * sum_i coefficients_i vectors_i, skipping zeros; y may be None for 0."""
+    for coefficient, vector in zip(coefficients, vectors):
+        if coefficient != 0:
+            weight = h * coefficient
+            if y is None:
+                y = vector * weight
+            elif isinstance(weight, float):
+                y = torch.add(y, vector, alpha=weight)
+            else:
+                y = y + weight * vector
+    return y

@@ -6,7 +6,7 @@ import torch
 
 from odenets.implicit import implicit_function
 from odenets.krylov import row_norm
-from odenets.schemes.scheme import Scheme, with_backward_of
+from odenets.schemes.scheme import Scheme, combine, with_backward_of
 from odenets.solvers import SOLVERS
 
 # Unknowns solved together; CUDA wants larger kernels.
@@ -96,20 +96,6 @@ class _Offset:
 
 
 SOLVE_DEFAULTS = {field.name: field.default for field in fields(SolvingScheme)}
-
-
-def combine(y, h, coefficients, vectors):
-    """y + h * sum_i coefficients_i vectors_i, skipping zeros; y may be None for 0."""
-    for coefficient, vector in zip(coefficients, vectors):
-        if coefficient != 0:
-            weight = h * coefficient
-            if y is None:
-                y = vector * weight
-            elif isinstance(weight, float):
-                y = torch.add(y, vector, alpha=weight)
-            else:
-                y = y + weight * vector
-    return y
 
 
 def solve_stages(solve, f, times, block, bases, y, h):
