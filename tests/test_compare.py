@@ -37,6 +37,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "smoke"
     done = subprocess.run([sys.executable, "experiments/compare_schemes.py", *SMOKE, "--out", out], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "implicit_euler: unconverged solves" in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
     assert str(out / "report.html") in done.stdout.replace("\n", "")
     assert "interval over images" in done.stdout and "over seeds" not in done.stdout, "one seed has no interval over seeds"

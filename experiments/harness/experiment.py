@@ -140,6 +140,8 @@ def _print_summary(console, run, failures):
     wide.print(table)
     for sentence in report.headline(run.config, run.records):
         wide.print(sentence, markup=False, highlight=False)
+    for sentence in _solves(run.records):
+        wide.print(sentence, markup=False, highlight=False)
     for name, reason in failures.items():
         wide.print(f"{name} failed: {reason}", markup=False, highlight=False)
     wide.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
@@ -152,6 +154,15 @@ def _title(records):
         return "Accuracy and 95 % interval over images"
     rest = ", over images where one seed is left" if min(arms.values()) == 1 else ""
     return f"Accuracy, mean and 95 % interval over seeds{rest}"
+
+
+def _solves(records):
+    """A sentence for each scheme that solves equations: the largest share over its nets left unconverged."""
+    for scheme in dict.fromkeys(record["scheme"] for record in records if record["solver"]):
+        solvers = [record["solver"] for record in records if record["scheme"] == scheme]
+        training, test = (100 * max(solver.get(key, 0) for solver in solvers)
+                          for key in ("training_unconverged_share", "unconverged_share"))
+        yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
 
 
 def _one(text, option, kind, minimum):
