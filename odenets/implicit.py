@@ -3,6 +3,7 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 from odenets.krylov import gmres, jacobian_products
+from odenets.transforms import dual_level, transforming
 
 
 def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None):
@@ -41,18 +42,18 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
         tol, max_iterations: Of the backward solve.
         record: As in `root`.
     """
-    transforming, dual = torch._C._are_functorch_transforms_active(), torch.autograd.forward_ad._current_level >= 0
-    if not (torch.is_grad_enabled() or transforming or dual):
+    inside, dual = transforming(), dual_level()
+    if not (torch.is_grad_enabled() or inside or dual):
         return value
     z = value.detach()
-    if not transforming:
+    if not inside:
         z.requires_grad_()
     with torch.enable_grad():
         r = residual(z, *samples)
-    if not (transforming or dual or _has_other_leaves(r, z)):
+    if not (inside or dual or _has_other_leaves(r, z)):
         return value
     fixed = tuple(sample.detach() for sample in samples)
-    return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, tol, max_iterations, record, transforming))
+    return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, tol, max_iterations, record, inside))
 
 
 def _has_other_leaves(r, z):
@@ -107,7 +108,7 @@ class _ImplicitFunction(torch.autograd.Function):
     @staticmethod
     def forward(r, z, jacobian):
         # The very memory that r's graph holds; a transform may not see a view of an input.
-        return z.clone() if torch._C._are_functorch_transforms_active() else z.view_as(z)
+        return z.clone() if transforming() else z.view_as(z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

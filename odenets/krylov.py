@@ -16,6 +16,16 @@ class Solution(NamedTuple):
     start: int = 0  # index of the first sample, where a batch is solved in pieces
 
 
+def check_settings(tol, max_iterations, on_failure):
+    """ValueError for settings of a solve that are out of range."""
+    if not 0 < tol < float("inf"):
+        raise ValueError(f"tol must be positive and finite, got {tol}")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    if on_failure not in ("record", "raise"):
+        raise ValueError(f"on_failure must be record or raise, got {on_failure!r}")
+
+
 def row_norm(v):
     """2-norm of each row."""
     # One norm for each sample: a norm over the batch would let one image change its neighbour's output.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from odenets.krylov import Solution, gmres, jacobian_products, row_dot, row_norm
+from odenets.krylov import Solution, check_settings, gmres, jacobian_products, row_dot, row_norm
 
 
 class Iterate(NamedTuple):
@@ -40,12 +40,7 @@ class Solver(ABC):
     fixed: bool = False
 
     def __post_init__(self):
-        if not 0 < self.tol < float("inf"):
-            raise ValueError(f"tol must be positive and finite, got {self.tol}")
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
-        if self.on_failure not in ("record", "raise"):
-            raise ValueError(f"on_failure must be record or raise, got {self.on_failure!r}")
+        check_settings(self.tol, self.max_iterations, self.on_failure)
         if self.fixed and self.on_failure == "raise":
             raise ValueError("on_failure=raise looks at the residual, which fixed=true must not")
 

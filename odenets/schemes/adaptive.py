@@ -8,6 +8,7 @@ from torchdiffeq import odeint
 from torchdiffeq._impl import misc, rk_common
 
 from odenets.schemes.scheme import Scheme
+from odenets.transforms import dual_level, transforming
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
@@ -115,7 +116,7 @@ def _composable():
     """
     replaced = ((rk_common, "_UncheckedAssign", _Assign), (misc, "_StitchGradient", _Perturbed),
                 (rk_common, "_optimal_step_size", _constant_step_size))
-    if not (torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0):
+    if not (transforming() or dual_level()):
         replaced = ()
     before = [getattr(module, name) for module, name, _ in replaced]
     try:

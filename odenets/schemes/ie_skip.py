@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
+from odenets.transforms import dual_level, transforming
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class IESkip(Scheme):
         slope = f(t, y)
         predictor = combine(y, h, (1.0,), (slope,))
         # The iteration is recorded where somebody will differentiate through it: backwards, or forwards by dual numbers.
-        differentiated = predictor.requires_grad and torch.is_grad_enabled() or _transforming() or _dual_level_active()
+        differentiated = predictor.requires_grad and torch.is_grad_enabled() or transforming() or dual_level()
         exact = gradient != "detached" and differentiated
         x, fixed, state = (v if exact else v.detach() for v in (y, slope, predictor))
         base = x if self.theta == 1 else x + (1 - self.theta) * h * fixed
@@ -82,7 +83,7 @@ def _residual_and_pullback(f, t, state, base, h, exact):
     Plain autograd costs hardly more than its convolutions; torch.func composes with the transforms, but has overhead, and
     autograd.grad cannot run inside them.
     """
-    if _transforming():
+    if transforming():
         slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)
         residual = state - base - slope
         return residual, pullback(residual)[0]
@@ -95,11 +96,3 @@ def _residual_and_pullback(f, t, state, base, h, exact):
         residual = (leaf if exact else state) - base - slope
         (pulled,) = torch.autograd.grad(slope, leaf, residual if exact else residual.detach(), create_graph=exact)
     return (residual, pulled) if exact else (residual.detach(), pulled)
-
-
-def _transforming():
-    return torch._C._are_functorch_transforms_active()
-
-
-def _dual_level_active():
-    return torch.autograd.forward_ad._current_level >= 0

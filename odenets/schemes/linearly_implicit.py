@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from odenets.implicit import implicit_function
-from odenets.krylov import gmres, jacobian_products, phi1
+from odenets.krylov import check_settings, gmres, jacobian_products, phi1
 from odenets.schemes.scheme import Scheme, with_backward_of
 from odenets.solvers import failure_sentence
 
@@ -35,12 +35,7 @@ class KrylovScheme(Scheme, ABC):
     evaluations = None
 
     def __post_init__(self):
-        if not 0 < self.tol < np.inf:
-            raise ValueError(f"tol must be positive and finite, got {self.tol}")
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
-        if self.on_failure not in ("record", "raise"):
-            raise ValueError(f"on_failure must be record or raise, got {self.on_failure!r}")
+        check_settings(self.tol, self.max_iterations, self.on_failure)
 
     @abstractmethod
     def increment(self, f, t, y, h, gradient, record):

@@ -4,6 +4,8 @@ from dataclasses import fields, replace
 
 import torch
 
+from odenets.transforms import dual_level, transforming
+
 GRADIENTS = ("exact", "unrolled", "detached")
 
 
@@ -72,8 +74,8 @@ class Scheme(ABC):
 
 def with_backward_of(predictor, value):
     """`value`, differentiated as if it were `predictor`: the detached gradient of the authors' code."""
-    forwards = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return predictor + (value - predictor).detach() if predictor.requires_grad or forwards else value.detach()
+    watched = predictor.requires_grad or transforming() or dual_level()
+    return predictor + (value - predictor).detach() if watched else value.detach()
 
 
 def combine(y, h, coefficients, vectors):
