@@ -5,6 +5,7 @@ import torch
 import odenets
 import stability
 from experiments.harness import data, evaluation
+from experiments.harness.attack_names import seeded
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,10 @@ def test_an_image_gets_its_noise_whatever_becomes_of_the_others():
     starts = []
     for labels in ([0, 0, 0, 0], [1, 0, 1, 0]):
         seen.clear()
-        seeded = evaluation._seeded(attack, stability.Linf(0.1), seed=3)
+        attack_ = seeded(attack, stability.Linf(0.1), seed=3)
         wrapped = torch.nn.Module()
         wrapped.forward = net
-        stability.worst_case(wrapped, x, torch.tensor(labels), stability.Linf(0.1), [("start", seeded)])
+        stability.worst_case(wrapped, x, torch.tensor(labels), stability.Linf(0.1), [("start", attack_)])
         starts.append(dict(seen))
     assert torch.equal(starts[0][3], starts[1][3]) and not torch.equal(starts[0][3], starts[0][2])
 

@@ -1,30 +1,15 @@
 """Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
 import copy
-import functools
-import re
 
 import numpy as np
 import torch
 
 import odenets
 import stability
+from experiments.harness.attack_names import parse_attack, seeded
 
 STEP_TOL = 1e-6  # of implicit steps whose dynamics are measured
 NORM_TOL = 1e-2  # of the residual; the norms are extreme eigenvalues of symmetric operators, whose error is of its square
-
-
-def parse_attack(name):
-    """(net, x, y, threat, generator, indices) -> adversarial images, for "fgsm" or "pgdN" with N steps."""
-    match = re.fullmatch(r"fgsm|pgd([1-9]\d*)", name)
-    if not match:
-        raise ValueError(f"unknown attack {name!r}; choose fgsm or pgd with a number of steps, such as pgd20")
-    if name == "fgsm":
-        return lambda net, x, y, threat, generator, indices: stability.fgsm(net, x, y, threat)
-    return functools.partial(_pgd, int(match[1]))
-
-
-def _pgd(steps, net, x, y, threat, generator, indices):
-    return stability.pgd(net, x, y, threat, steps=steps, generator=generator, indices=indices)
 
 
 def gradients(scheme):
@@ -45,7 +30,7 @@ def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, t
     measurements = []
     for done, (name, epsilon, gradient) in enumerate(plan):
         threat = stability.Linf(epsilon)
-        attack = [] if name == "clean" else [(name, _seeded(parse_attack(name), threat, seed))]
+        attack = [] if name == "clean" else [(name, seeded(parse_attack(name), threat, seed))]
         odenets.set_gradient(net, gradient)
         result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
         odenets.set_gradient(net, "exact")
@@ -55,13 +40,6 @@ def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, t
                              "bits": np.packbits(robust).tobytes().hex()})
         progress(done + 1, len(plan))
     return measurements
-
-
-def _seeded(attack, threat, seed):
-    """The attack with noise that depends on the seed and an image's index, so that all schemes meet the same."""
-    def seeded(net, x, y, indices):
-        return attack(net, x, y, threat, torch.Generator().manual_seed(seed), indices)
-    return stability.before_the_judge(seeded)
 
 
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):

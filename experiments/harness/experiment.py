@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 import odenets
-from experiments.harness import evaluation, report, training
+from experiments.harness import report, training
+from experiments.harness.attack_names import parse_attack
 from experiments.harness.case import load_data
 from experiments.harness.data import DATASETS
 from experiments.harness.options import parse_device, parse_numbers, parse_schemes, split_top_level
@@ -78,7 +79,7 @@ def make_config(args, script):
     if not attacks:
         raise ValueError("--attacks is empty; choose fgsm or pgd with a number of steps, such as pgd20")
     for name in attacks:
-        evaluation.parse_attack(name)
+        parse_attack(name)
     config = {
         "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
         "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
