@@ -18,7 +18,8 @@ from rich.progress import track
 from rich.table import Table
 
 import odenets
-from experiments.harness.case import build, load_data
+from experiments.harness.case import load_data
+from experiments.harness.checkpoints import load_net
 from experiments.harness.evaluation import stage_inputs
 from experiments.harness.options import Parser, parse_numbers, run_cli
 from odenets.krylov import gmres, jacobian_products, row_norm
@@ -38,17 +39,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
     tol, images = parse_numbers(args.tol, "--tol", float, 1e-12)[0], parse_numbers(args.images, "--images", int, 1)[0]
     folder = Path(args.run)
-    checkpoints = sorted(folder.glob("checkpoints/*.pt"))
-    if not checkpoints:
+    paths = sorted(folder.glob("checkpoints/*.pt"))
+    if not paths:
         raise ValueError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
     config = json.loads((folder / "config.json").read_text())
     x, console = load_data(config).test.images[:images], Console()
     rows = []
-    for path in track(checkpoints, description="checkpoints", console=console, transient=True):
-        saved = torch.load(path, weights_only=True)
-        net = build(config, saved["num_classes"], saved["in_channels"], saved["scheme"], saved["substeps"])
-        net.load_state_dict(saved["state_dict"])
-        for stage, block, field, state, h in _blocks(net.eval(), x):
+    for path in track(paths, description="checkpoints", console=console, transient=True):
+        net, saved = load_net(path)
+        for stage, block, field, state, h in _blocks(net, x):
             measured = _measure(lambda y, f=field, h=h: h * f(0.0, y), state, tol)
             rows += [(saved["scheme"], saved["seed"], stage, block, *row) for row in measured]
     table = Table(*COLUMNS, box=SIMPLE_HEAD, title=f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")

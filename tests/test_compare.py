@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from experiments import compare_schemes, sweep_steps
-from experiments.harness import runner
-from experiments.harness.case import Case, build
+from experiments.harness import checkpoints, runner
+from experiments.harness.case import Case
 from experiments.harness.experiment import add_arguments, make_config
 from experiments.harness.records import RECORD_KEYS, Run
 
@@ -73,9 +73,9 @@ def test_stability_and_audit_tables(run):
 
 def test_the_checkpoint_holds_the_weights(run):
     for path in (run / "checkpoints").iterdir():
-        saved = torch.load(path, weights_only=True)
-        net = build({"model": saved["model"]}, saved["num_classes"], saved["in_channels"], saved["scheme"], saved["substeps"])
-        net.load_state_dict(saved["state_dict"])
+        net, meta = checkpoints.load_net(path)
+        assert not net.training and (meta["dataset"], meta["seed"], meta["epochs"], meta["epoch"]) == ("digits", 0, 1, 1)
+        assert meta["scheme"] in meta["config"]["schemes"] and path.stem == Case(meta["scheme"], meta["substeps"], 0).name
 
 
 def test_report_is_one_file(run):

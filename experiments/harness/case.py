@@ -1,6 +1,5 @@
 """One case: a network trained with one scheme from one seed, and everything measured on it."""
 import functools
-import os
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,9 +8,7 @@ from pathlib import Path
 import torch
 
 import odenets
-from experiments.harness import data, evaluation, training
-
-CHECKPOINT_FORMAT = 1
+from experiments.harness import checkpoints, data, evaluation, training
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,6 @@ def load_data(config):
     return _load(config["dataset"], config["data_dir"], config["download"], config["train_limit"], config["test_limit"])
 
 
-def build(config, classes, channels, scheme, substeps):
-    """A new network of the run's model."""
-    return odenets.MODELS[config["model"]](num_classes=classes, in_channels=channels, scheme=scheme, substeps=substeps)
-
-
 def run_case(config, folder, case, progress=lambda phase, done, total: None):
     """Train and measure one case.
 
@@ -69,10 +61,14 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
     split = data.Data(images.name, images.classes, *(part.to(device) for part in (images.train, images.held_out, images.test)))
     seconds = {}
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
-    net = build(config, split.classes, split.channels, case.scheme, case.substeps).to(device)
+    description = {"model": config["model"], "num_classes": split.classes, "in_channels": split.channels,
+                   "scheme": case.scheme, "substeps": case.substeps, "dataset": config["dataset"], "seed": case.seed,
+                   "training": config["training"], "epochs": config["epochs"]}
+    net = checkpoints.build(description).to(device)
     with _timed(seconds, "training"):
         history, unsolved = training.train(net, split, config, case.seed, functools.partial(progress, "training"))
-    _save_checkpoint(net, config, case, split, Path(folder, "checkpoints", case.name + ".pt"))
+    checkpoints.save(Path(folder, "checkpoints", case.name + ".pt"),
+                     {**description, "epoch": config["epochs"], "config": config, "state_dict": net.state_dict()})
     probe = split.test.images[: config["probe_images"]]
     with _timed(seconds, "attacks"):
         measurements = _accuracy(net, split, config, case, functools.partial(progress, "attacks"))
@@ -102,13 +98,6 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
 
 def _accuracy(net, split, config, case, progress):
     return evaluation.measure_accuracy(net, split.test, config["attacks"], config["epsilons"], case.seed, progress)
-
-
-def _save_checkpoint(net, config, case, split, path):
-    temporary = path.with_suffix(".tmp")
-    torch.save({"format": CHECKPOINT_FORMAT, "model": config["model"], "dataset": config["dataset"], **asdict(case),
-                "num_classes": split.classes, "in_channels": split.channels, "state_dict": net.state_dict()}, temporary)
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -1,0 +1,130 @@
+"""Checkpoints: files that are written whole or not at all, know when they are damaged, and hold nothing but data.
+
+A file is a torch archive (torch.load(path, weights_only=True) reads it) followed by a mark and the SHA-256 of the archive.
+"""
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import torch
+
+import odenets
+
+FORMAT = 2  # of the content: raised whenever its meaning changes
+_MARK = b"\nodenets sha256 "
+# What says which network this is; `build` makes it again from these.
+ARCHITECTURE = ("model", "num_classes", "in_channels", "scheme", "substeps")
+META = (*ARCHITECTURE, "dataset", "seed", "training", "epochs", "epoch")
+
+
+class Damaged(ValueError):
+    """The file is not what was once written."""
+
+
+def save(path, content):
+    """Write a checkpoint: at every moment the file at `path` is the one before or the new one, whole and on the disk.
+
+    Args:
+        path: Its folder exists.
+        content: Dict of tensors, numbers, strings, None, and lists, tuples and dicts of these.
+
+    Raises:
+        OSError: It cannot be written, the disk being full say; the file before is as it was.
+    """
+    archive = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, archive)
+    temporary, data = Path(f"{path}.tmp"), archive.getbuffer()
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.write(_MARK + hashlib.sha256(data).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(Path(path).parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # on a full disk its room is needed
+        raise OSError(f"cannot save {path} ({error.strerror or error}); what was saved before is intact: make room, and "
+                      f"--resume goes on from there") from error
+
+
+def read(path):
+    """The content of a checkpoint, its tensors on the CPU, after its checksum has been verified.
+
+    Raises:
+        Damaged: Not the bytes that were written (a ValueError that names the file).
+        ValueError: Written in another format.
+        OSError: It cannot be read.
+    """
+    data = Path(path).read_bytes()
+    archive, mark, digest = data[: -len(_MARK) - 32], data[-len(_MARK) - 32 : -32], data[-32:]
+    if mark != _MARK:
+        raise Damaged(f"{path} is damaged, or no checkpoint of this version of odenets: it does not end in a checksum")
+    if hashlib.sha256(archive).digest() != digest:
+        raise Damaged(f"{path} is damaged: its checksum does not match")
+    content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} has format {content['format']}, and this version of odenets reads format {FORMAT}")
+    return content
+
+
+def build(description):
+    """A new network, on the CPU, from a dict that has the keys of `ARCHITECTURE`; ValueError where there is no such model."""
+    if description["model"] not in odenets.MODELS:
+        raise ValueError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
+    return odenets.MODELS[description["model"]](
+        num_classes=description["num_classes"], in_channels=description["in_channels"], scheme=description["scheme"],
+        substeps=description["substeps"])
+
+
+def load_net(path, device="cpu"):
+    """The network that a run has trained.
+
+    Args:
+        path: A file among a run's checkpoints/, NAME.pt.
+        device: Where the network shall lie.
+
+    Returns:
+        (net, meta): the network in eval mode, with the scheme it was trained with; a dict with model, num_classes,
+        in_channels, scheme, substeps, dataset, seed, training, epochs (those trained), epoch (the one whose weights these
+        are), and config, the run's configuration.
+
+    Raises:
+        ValueError: The file is damaged, has another format, holds no network, or one of another architecture.
+        OSError: It cannot be read.
+    """
+    content = read(path)
+    missing = [key for key in (*META, "config", "state_dict") if key not in content]
+    if missing:
+        raise ValueError(f"{path} holds no trained network ({', '.join(missing)} missing); give a run's checkpoints/NAME.pt")
+    weights = content.pop("state_dict")
+    try:
+        net = build(content)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded by this version of odenets: {error}") from None
+    difference = _difference(weights, net.state_dict())
+    if difference:
+        raise ValueError(f"{path} holds weights of another architecture than this version's {content['model']}: {difference}")
+    net.load_state_dict(weights)
+    return net.to(device).eval(), content
+
+
+def _difference(given, wanted):
+    """The first thing in which two state dicts differ, in words; empty where they fit."""
+    for name in [*wanted, *given]:
+        if name not in given or name not in wanted:
+            return f"{name} is {'missing' if name in wanted else 'not part of it'}"
+        if given[name].shape != wanted[name].shape:
+            return f"{name} has shape {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
+    return ""
+
+
+def _sync_folder(folder):
+    """Make a renaming last; a folder can be opened for that on POSIX only."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
