@@ -1,7 +1,7 @@
 """The paper's residual networks, built of ODE stages: pre-activation, GroupNorm(1, C), images in [0, 1] taken as they are."""
 from torch import nn
 
-from odenets.fields import Block, Transition, basic_layers, bottleneck_layers
+from odenets.fields import Transition, basic_layers, bottleneck_layers, get_field
 from odenets.stage import ODEStage
 
 
@@ -19,10 +19,13 @@ class ODEResNet(nn.Module):
         in_channels: Channels of the images.
         scheme: Spec or `Scheme`, for all stages.
         substeps: Steps for each block.
+        field: Spec of what is integrated, "residual" (the paper's block) or another of `odenets.list_fields()`.
     """
 
-    def __init__(self, layers, depths, widths, num_classes=10, in_channels=3, scheme="explicit", substeps=1, stem_width=16):
+    def __init__(self, layers, depths, widths, num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual",
+                 stem_width=16):
         super().__init__()
+        field = get_field(field)
         self.stem = nn.Sequential(nn.Conv2d(in_channels, stem_width, 3, 1, 1, bias=False), nn.GroupNorm(1, stem_width),
                                   nn.ReLU())
         blocks, inputs = [], stem_width
@@ -31,7 +34,7 @@ class ODEResNet(nn.Module):
             if stride != 1 or inputs != width:
                 blocks.append(Transition(layers, inputs, width, stride))
                 depth -= 1
-            blocks.append(ODEStage([Block(layers, width) for _ in range(depth)], scheme, substeps=substeps))
+            blocks.append(ODEStage([field.build(layers, width) for _ in range(depth)], scheme, substeps=substeps))
             inputs = width
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(nn.GroupNorm(1, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
@@ -42,24 +45,24 @@ class ODEResNet(nn.Module):
         return self.head(self.blocks(self.stem(x)))
 
 
-def ode_resnet18(num_classes=10, in_channels=3, scheme="explicit", substeps=1):
+def ode_resnet18(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
     """The paper's ResNet-18, 787,290 parameters for 10 classes and 3 channels; 5 blocks are integrated."""
-    return ODEResNet(basic_layers, (2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps)
+    return ODEResNet(basic_layers, (2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet34(num_classes=10, in_channels=3, scheme="explicit", substeps=1):
+def ode_resnet34(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
     """The paper's ResNet-34, 1,420,442 parameters for 10 classes and 3 channels; 13 blocks are integrated."""
-    return ODEResNet(basic_layers, (3, 4, 6, 3), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps)
+    return ODEResNet(basic_layers, (3, 4, 6, 3), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet50(num_classes=10, in_channels=3, scheme="explicit", substeps=1):
+def ode_resnet50(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
     """The paper's ResNet-50 with bottlenecks, 2,867,674 parameters; 12 blocks are integrated."""
-    return ODEResNet(bottleneck_layers, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, in_channels, scheme, substeps)
+    return ODEResNet(bottleneck_layers, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet_small(num_classes=10, in_channels=1, scheme="explicit", substeps=1):
+def ode_resnet_small(num_classes=10, in_channels=1, scheme="explicit", substeps=1, field="residual"):
     """Two stages of two integrated blocks, widths 16 and 32: minutes on a CPU for 8x8 digits."""
-    return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps)
+    return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps, field)
 
 
 MODELS = {"small": ode_resnet_small, "resnet18": ode_resnet18, "resnet34": ode_resnet34, "resnet50": ode_resnet50}

@@ -30,3 +30,31 @@ def test_models_take_the_same_arguments():
     for build in odenets.MODELS.values():
         net = build(num_classes=7, in_channels=2, scheme="heun", substeps=2)
         assert net.head[-1].out_features == 7 and net.stem[0].in_channels == 2
+
+
+# Of the fields, for 10 classes and 3 channels; gradient flow is sized to meet the paper's block, bottlenecks have no equal.
+@pytest.mark.parametrize(("field", "small", "resnet50"), [
+    ("residual", 65_882, 2_867_674), ("damped", 65_882, 2_867_674), ("antisymmetric", 42_554, 3_941_850),
+    ("gradient_flow", 65_690, 3_939_738)])
+def test_parameters_of_each_field(field, small, resnet50):
+    for name, expected in (("small", small), ("resnet50", resnet50)):
+        assert sum(p.numel() for p in odenets.MODELS[name](num_classes=10, in_channels=3, field=field).parameters()) == expected
+
+
+def test_the_default_field_changes_neither_names_nor_weights():
+    nets = []
+    for settings in ({}, {"field": "residual"}, {"field": "damped(rate=0.1)"}):
+        torch.manual_seed(0)
+        nets.append(odenets.ode_resnet_small(**settings).state_dict())
+    assert "blocks.0.fields.0.layers.2.weight" in nets[0]
+    assert all(net.keys() == nets[0].keys() and all(torch.equal(net[key], nets[0][key]) for key in net) for net in nets)
+
+
+@pytest.mark.parametrize("field", odenets.list_fields())
+@pytest.mark.parametrize("scheme", ["explicit", "implicit(tol=1e-6)"])
+def test_every_field_in_a_network_has_gradients(field, scheme):
+    torch.manual_seed(0)
+    net = odenets.ode_resnet_small(field=field, scheme=scheme)
+    net(torch.rand(2, 1, 8, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert odenets.converged(net) is None or odenets.converged(net).all()

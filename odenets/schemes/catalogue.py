@@ -1,6 +1,5 @@
 """Every scheme by name: `get_scheme` reads a spec, `list_schemes` lists the real names."""
 import inspect
-import re
 
 from odenets.schemes.adaptive import Adaptive
 from odenets.schemes.ie_skip import IESkip
@@ -11,13 +10,12 @@ from odenets.schemes.scheme import Scheme
 from odenets.schemes.solving import SOLVE_DEFAULTS
 from odenets.schemes.tableau import Tableau
 from odenets.schemes.tableaux import CATALOGUE
+from odenets.specs import read_arguments, read_name
 
 CLASSES = {cls.name: cls for cls in (RosenbrockEuler, ROS2, ExponentialEuler, AB2, BDF2, LMResNet, IESkip, Adaptive)}
 FIXED = {entry.name: entry for entry in CATALOGUE if isinstance(entry, Tableau)}
 FAMILIES = {entry.__name__: entry for entry in CATALOGUE if not isinstance(entry, Tableau)}
 ALIASES = {"explicit": "explicit_euler", "implicit": "implicit_euler", "euler": "explicit_euler", "ssprk22": "heun"}
-
-_SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\)\s*)?")
 
 
 def list_schemes():
@@ -39,14 +37,8 @@ def get_scheme(spec):
         return spec
     if isinstance(spec, Tableau):
         return RungeKutta(spec)
-    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
-    if not match:
-        raise ValueError(f"cannot read the scheme {spec!r}; write name or name(parameter=value,...)")
-    name = ALIASES.get(match["name"], match["name"])
-    if name not in list_schemes():
-        raise ValueError(f"unknown scheme {match['name']!r}; choose from {', '.join([*ALIASES, *list_schemes()])}")
-    declared = _declared(name)
-    given = _read_arguments(spec, match["arguments"], declared)
+    name, arguments = read_name(spec, "scheme", list_schemes(), ALIASES)
+    given = read_arguments(spec, "scheme", arguments, declared := _declared(name))
     if name in CLASSES:
         return CLASSES[name](**given)
     solve = {key: given[key] for key in given if key in SOLVE_DEFAULTS}
@@ -64,36 +56,3 @@ def _declared(name):
     function = CLASSES.get(name) or FAMILIES[name]
     own = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
     return {**own, **SOLVE_DEFAULTS} if name in FAMILIES and FAMILIES[name]().implicit else own
-
-
-def _read_arguments(spec, text, declared):
-    """Parse "key=value,..." against the declared defaults, whose types the values must have."""
-    given = {}
-    for part in filter(None, (part.strip() for part in (text or "").split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value:
-            raise ValueError(f"cannot read {part!r} in the scheme {spec!r}; write parameter=value")
-        if key not in declared:
-            valid = f"its parameters are {', '.join(declared)}" if declared else "it takes none"
-            raise ValueError(f"unknown parameter {key!r} in the scheme {spec!r}; {valid}")
-        if key in given:
-            raise ValueError(f"parameter {key!r} stands twice in the scheme {spec!r}")
-        given[key] = _convert(spec, key, value, type(declared[key]))
-    return given
-
-
-def _convert(spec, key, value, kind):
-    if kind is str:
-        return value
-    if kind is bool:
-        if value in ("True", "False", "true", "false"):
-            return value.lower() == "true"
-        raise ValueError(f"{key} in the scheme {spec!r} must be true or false, got {value!r}")
-    try:
-        number = kind(value)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{key} in the scheme {spec!r} must be {wanted}, got {value!r}") from None
-    if number != number:
-        raise ValueError(f"{key} in the scheme {spec!r} must be a number, got {value!r}")
-    return number

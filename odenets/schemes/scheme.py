@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import torch
 
+from odenets.specs import canonical
 from odenets.transforms import dual_level, transforming
 
 GRADIENTS = ("exact", "unrolled", "detached")
@@ -62,8 +63,7 @@ class Scheme(ABC):
 
     def __str__(self):
         """Canonical spec: the real name and the parameters that differ from their default, in declared order."""
-        changed = [f"{key}={value}" for key, (value, default) in self.parameters.items() if value != default]
-        return f"{self.name}({','.join(changed)})" if changed else self.name
+        return canonical(self.name, self.parameters)
 
     def __eq__(self, other):
         return isinstance(other, Scheme) and str(self) == str(other)
