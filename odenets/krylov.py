@@ -14,6 +14,7 @@ class Solution(NamedTuple):
     evaluations: float  # evaluations that were computed, the mean over the samples
     backward: bool = False  # whether it belongs to a gradient
     start: int = 0  # index of the first sample, where a batch is solved in pieces
+    scale: torch.Tensor | None = None  # (B,) what a nonlinear solve's residual is relative to
 
 
 def check_settings(tol, max_iterations, on_failure):

@@ -97,7 +97,8 @@ class Solver(ABC):
                 if n < self.max_iterations:
                     step = method.send(Iterate(z, r, flat, None))
             counts = torch.full_like(iterations, self.max_iterations)
-            return Solution(best_z.view(guess.shape), best <= target, _relative(best, scale), counts, 1.0 + self.max_iterations)
+            return Solution(best_z.view(guess.shape), best <= target, _relative(best, scale), counts, 1.0 + self.max_iterations,
+                            scale=scale)
 
         for n in range(1, self.max_iterations + 1):
             alive = int(active.sum())
@@ -130,7 +131,7 @@ class Solver(ABC):
         converged = final <= self.tol * scale + floor
         if self.on_failure == "raise" and not bool(converged.all()):
             raise RuntimeError(failure_sentence(converged, _relative(final, scale), self))
-        return Solution(value.view(guess.shape), converged, _relative(final, scale), iterations, evaluations)
+        return Solution(value.view(guess.shape), converged, _relative(final, scale), iterations, evaluations, scale=scale)
 
 
 

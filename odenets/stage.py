@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from odenets.krylov import Solution
+from odenets.record import Record
 from odenets.schemes import GRADIENTS, get_scheme
 
 
@@ -53,12 +54,13 @@ class ODEStage(nn.Module):
         """h = interval / substeps."""
         return self.interval / self.substeps
 
-    def forward(self, y, trajectory=False):
-        """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first."""
+    def forward(self, y, trajectory=False, guesses=None):
+        """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first.
+        `guesses`: where a caller wants the solves to start, see `WarmStart`."""
         if self.scheme.iterates:
             self._refuse_impure_fields()
-        record, h, states = [], self.step_size, [y]
-        self._last = (record, len(y), y.device, self._steps, self._startup_only, "tol" in self.scheme.parameters)
+        record, h, states = Record(guesses), self.step_size, [y]
+        self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, "tol" in self.scheme.parameters)
         step = self.scheme.stepper()
         for n, field in enumerate(self.fields):
             f = _checked(field, n)
@@ -73,9 +75,9 @@ class ODEStage(nn.Module):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._last is None:
             raise ValueError("no statistics yet: run the stage first")
-        record, batch, device, steps, startup_only, solving = self._last
-        solutions = tuple(entry for entry in record if isinstance(entry, Solution))
-        accepted = tuple(entry for entry in record if not isinstance(entry, Solution))
+        entries, batch, device, steps, startup_only, solving = self._last
+        solutions = tuple(entry for entry in entries if isinstance(entry, Solution))
+        accepted = tuple(entry for entry in entries if not isinstance(entry, Solution))
         return StageStats(steps, batch, device, solutions, accepted, startup_only, solving)
 
     def __getstate__(self):
@@ -240,10 +242,8 @@ def tightened(net, tol=1e-6, max_iterations=200):
 
 
 def converged(net, backward=False):
-    """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solved none.
-
-    With `backward`, the linear systems of the backward passes through it so far.
-    """
+    """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solved none. With `backward`, the
+    linear systems of the backward passes through it so far."""
     found = [stats for stats in (stage.stats for stage in stages(net).values()) if stats.solving]
     name = "backward_converged" if backward else "converged"
     return torch.stack([getattr(stats, name) for stats in found]).all(0) if found else None

@@ -36,7 +36,7 @@ class Scheme(ABC):
             y: State, (B, ...).
             h: Step size, a float or a 0-dim tensor.
             gradient: "exact", "unrolled" or "detached"; see `odenets.set_gradient`.
-            record: List that receives a `Solution` for each equation solved, forward or backward.
+            record: `Record` that receives a `Solution` for each equation solved, forward or backward; or None.
 
         Returns:
             The state at t + h, (B, ...).

@@ -6,6 +6,7 @@ import torch
 
 from odenets.implicit import implicit_function
 from odenets.krylov import row_norm
+from odenets.record import Record
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
 from odenets.solvers import SOLVERS
 
@@ -46,10 +47,10 @@ class SolvingScheme(Scheme, ABC):
             gradient, record: As in `Scheme.step`.
         """
         def increment(equations, base, floor):
-            solution = self.solve(lambda z, base: equations(z, base + z), torch.zeros_like(base), (base,), floor=floor)
-            if record is not None:
-                record.append(solution._replace(value=None))
-            return solution.value
+            def solve(guess, scale):
+                return self.solve(lambda z, base: equations(z, base + z), guess, (base,), scale, floor)
+
+            return (Record() if record is None else record).solved(solve, base)
 
         def unrolled(equations, base, floor):
             return base + increment(equations, base, floor)
@@ -81,18 +82,8 @@ class SolvingScheme(Scheme, ABC):
         rows = max(1, PIECE.get(states[0].device.type, PIECE["cuda"]) // max(1, states[0][:1].numel()))
         if len(states[0]) <= rows or self.on_failure == "raise":
             return advance(record, *states)
-        records = (None if record is None else _Offset(record, start) for start in range(0, len(states[0]), rows))
+        records = (None if record is None else record.piece(first) for first in range(0, len(states[0]), rows))
         return torch.cat([advance(*part) for part in zip(records, *(state.split(rows) for state in states))])
-
-
-class _Offset:
-    """A record that notes where in the batch a piece starts."""
-
-    def __init__(self, record, start):
-        self.record, self.start = record, start
-
-    def append(self, solution):
-        self.record.append(solution._replace(start=self.start))
 
 
 SOLVE_DEFAULTS = {field.name: field.default for field in fields(SolvingScheme)}
