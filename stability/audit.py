@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from stability.attack_checks import large_epsilon, more_steps, solver, transfer
-from stability.attacks import check_images, check_logits, evaluating
 from stability.case import Case, Check
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
+from stability.inputs import check_images, check_logits, evaluating
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from odenets import converged, tightened
-from stability.attacks import objective_named
 from stability.case import JUDGE_TOLERANCE, Check, allowed, configured
+from stability.losses import objective_named
 
 
 def zero_gradients(case):

@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from stability.attacks import check_images, check_logits, confine, evaluating, shrunk
+from stability.inputs import check_images, check_logits, evaluating
+from stability.threats import confine, shrunk
 
 MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
 

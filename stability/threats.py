@@ -1,5 +1,5 @@
 """Threat models: which perturbations of an image are allowed, in pixel units of images in [0, 1]."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,7 +10,8 @@ def _check_epsilon(threat):
         raise ValueError(f"{type(threat).__name__}: epsilon must be finite and >= 0, in pixel units; got {epsilon!r}")
 
 
-def _rows(values, like):
+def rows(values, like):
+    """(B,) values in the shape of `like`, to be multiplied with its samples."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -54,7 +55,7 @@ class L2:
     def project(self, delta):
         """The nearest perturbation of size <= epsilon, (B, ...)."""
         tiny = torch.finfo(delta.dtype).tiny
-        return delta * _rows((self.epsilon / self.size(delta).clamp_min(tiny)).clamp_max(1), delta)
+        return delta * rows((self.epsilon / self.size(delta).clamp_min(tiny)).clamp_max(1), delta)
 
     def random_start(self, shape, generator, dtype=torch.float32):
         """One image's perturbation, uniform in the ball; drawn on the generator's device."""
@@ -66,5 +67,17 @@ class L2:
         """The step of size 1 along which a loss with this gradient grows fastest, (B, ...); 0 where it is 0."""
         # By the largest entry first: squares of small gradients would underflow.
         tiny = torch.finfo(gradient.dtype).tiny
-        scaled = gradient / _rows(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
-        return scaled / _rows(self.size(scaled).clamp_min(tiny), gradient)
+        scaled = gradient / rows(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        return scaled / rows(self.size(scaled).clamp_min(tiny), gradient)
+
+
+def shrunk(threat, x):
+    """The threat, smaller by the rounding of x + delta and of the projection: what is projected stays in the ball."""
+    unit = torch.finfo(x.dtype).eps
+    rounding = unit * float(threat.size(torch.ones_like(x[:1])))
+    return replace(threat, epsilon=max(0.0, threat.epsilon * (1 - 4 * unit) - rounding))
+
+
+def confine(point, centre, safe):
+    """`point` projected into the (shrunk) ball around `centre`, then into [0, 1], which brings it only nearer."""
+    return (centre + safe.project(point - centre)).clamp(0, 1)

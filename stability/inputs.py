@@ -1,0 +1,79 @@
+"""What every attack asks of a network, images and labels, and the noise that belongs to an image."""
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def check_images(x, y):
+    """Refuse what is no batch of images in [0, 1] with its labels."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dim() < 2 or not len(x):
+        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {found}")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"images must lie in [0, 1], got [{low:g}, {high:g}]: put the normalisation into the model")
+    if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
+        raise ValueError(f"labels must be int64, one for each of the {len(x)} images and on their device")
+
+
+def check_logits(logits, y):
+    """Refuse NaN, a wrong shape, and labels that the logits know nothing of."""
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise ValueError(f"the network must return logits ({len(y)}, classes), got shape {tuple(logits.shape)}")
+    if bool(torch.isnan(logits).any()):
+        raise ValueError("the logits hold NaN: check the weights")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"labels must lie in 0 to {logits.shape[1] - 1}, theirs reach from {low} to {high}")
+
+
+def check_count(name, value):
+    """Refuse what is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def identities(indices, x):
+    """(B,) on the host, the identity of each image: `indices`, or by default its position."""
+    indices = torch.arange(len(x)) if indices is None else torch.as_tensor(indices).cpu()
+    if indices.shape != (len(x),):
+        raise ValueError(f"indices must be one for each of the {len(x)} images, got shape {tuple(indices.shape)}")
+    return indices
+
+
+def split(size, *tensors):
+    """The parts of several tensors, `size` rows at once."""
+    return zip(*(tensor.split(size) for tensor in tensors))
+
+
+def seeds(generator, count):
+    """So many numbers from a generator, by default a new one with seed 0."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.randint(2**32, (count,), generator=generator, device=generator.device).tolist()
+
+
+def generators(indices, base):
+    """A generator for each image, on the host, so that devices agree; of its identity and `base` alone."""
+    # The host's generator takes 32 bits of its seed; an odd factor keeps different images apart.
+    return [torch.Generator().manual_seed((base + 0x9E3779B1 * index) % 2**32) for index in indices.tolist()]
+
+
+@contextmanager
+def evaluating(net):
+    """Within the context a module and its submodules are in eval mode; afterwards each is in the mode it was in."""
+    modes = {module: module.training for module in net.modules()} if isinstance(net, nn.Module) else {}
+    try:
+        if modes:
+            net.eval()
+        yield net
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def attacking(net):
+    """`evaluating`, with gradients to be had whatever the mode outside."""
+    with evaluating(net), torch.inference_mode(False), torch.enable_grad():
+        yield

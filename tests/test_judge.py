@@ -1,0 +1,68 @@
+"""The judge of attacks: it projects, counts, spends nothing on what has fallen, and can be taken up where it was left."""
+from functools import partial
+
+import pytest
+import torch
+from attack_problems import conv_net, images, linear_net
+
+import stability
+from stability import Linf
+
+X, Y = images(2), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [lambda net, x, y: x[:, :, :1]]), "returned"),
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("nan", lambda net, x, y: x / 0)]), "'nan'")])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def threshold(x):
+    """Class 1 where the mean exceeds 1/2."""
+    mean = x.flatten(1).mean(1)
+    return torch.stack([torch.full_like(mean, 0.5), mean], 1)
+
+
+def test_the_judge_projects_counts_and_passes_on_survivors_only():
+    x = torch.tensor([0.3, 0.45, 0.6, 0.2])[:, None, None].repeat(1, 1, 2)
+    y = torch.zeros(4, dtype=torch.int64)
+    seen = []
+
+    def brighten(net, x, y):  # far out of the ball: counts for no more than the ball allows
+        seen.append(len(x))
+        return torch.ones_like(x)
+
+    def remember(net, x, y, indices):
+        seen.append(indices.tolist())
+        return x
+
+    result = stability.worst_case(threshold, x, y, Linf(0.1), [("brighten", brighten), remember])
+    assert seen == [3, [0, 3]]
+    assert result.broken_by.tolist() == [-1, 0, -2, -1] and result.robust.tolist() == [True, False, False, True]
+    assert result.names == ("brighten", "remember") and not result.untrusted.any()
+    assert (result.x_adv - x).abs().max() <= 0.1 * (1 + 1e-6) and torch.equal(result.x_adv[0], x[0])
+
+
+def test_an_untrusted_image_counts_as_broken():
+    x = torch.tensor([0.1, 0.2, 0.3])[:, None].repeat(1, 2)
+
+    def judge(x):
+        return threshold(x), x[:, 0] < 0.25
+
+    y = torch.zeros(3, dtype=torch.int64)
+    result = stability.worst_case(threshold, x, y, Linf(0.1), [lambda net, x, y: x + 0.08], judge)
+    assert result.untrusted.tolist() == [False, True, True] and result.broken_by.tolist() == [-1, 0, -2]
+
+
+def test_an_image_within_the_ball_is_judged_bit_for_bit():
+    net, x = conv_net(), images(dtype=torch.float32)
+    y = net(x).argmax(1)
+    edge = 0.5 * x + 0.25  # moves by exactly epsilon, which the attacks themselves keep a rounding error away from
+    result = stability.worst_case(net, 0.5 * x, y, Linf(0.25), [lambda net, x, y: x + 0.25])
+    tried = result.broken_by != -2
+    assert torch.equal(result.x_adv[tried], edge[tried]) and tried.any()
+    attack = partial(stability.pgd, threat=Linf(8 / 255), steps=3)
+    result = stability.worst_case(net, x, y, Linf(8 / 255), [attack])
+    assert result.names == ("pgd",) and torch.equal(result.x_adv, attack(net, x, y))
