@@ -71,6 +71,22 @@ def test_it_is_the_algorithm_of_the_paper(threat, steps):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 
+def test_steps_are_halved_by_each_of_the_two_conditions_alone():
+    # Checkpoints after 5 and 9 of 20 steps. Until 5 four of five steps rise, but none above the start: the second condition
+    # halves. Until 9 three of four rise, which is enough, and the second condition does not hold twice in a row.
+    script, points = [10, 1, 2, 3, 4, 5, 1, 2, 3, 4, *range(5, 16)], []
+
+    def net(x):  # the loss is as scripted, the gradient always the same
+        value = script[len(points)] - 100 + (x - x.detach()).sum(1)
+        points.append(float(x.detach()[0, 0] - 0.5) / 0.1)
+        return torch.stack([torch.zeros_like(value), value], 1)
+
+    x = torch.full((1, 2), 0.5, dtype=torch.float64)
+    stability.apgd(net, x, torch.zeros(1, dtype=torch.int64), Linf(0.1), steps=20, loss="margin", random_start=False)
+    # Back at the start after 5, half a ball ahead with momentum against it; all the way again; and no halving after 9.
+    assert points[1:11] == pytest.approx([1, 1, 1, 1, 1, 0.5, 1, 1, 1, 1], abs=1e-6)
+
+
 def test_checkpoints_are_those_of_the_paper():
     # Periods of 22, 19, 16, 13, 10, 7, 6, 6 and so on percent.
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]

@@ -123,6 +123,22 @@ def test_a_misclassified_iterate_counts_though_its_loss_is_lower():
     assert net(moved).argmax(1).item() == 1
 
 
+def test_a_restart_that_succeeds_counts_though_its_loss_is_lower():
+    # As above, but the two starts differ: the first ends in the tie of three, the second falls with a lower loss.
+    calls = []
+
+    def net(x):
+        calls.append(len(x))
+        logits = torch.tensor([[0.0, 0.01, -9.0]] if len(calls) > 2 else [[0.01, 0.0, 0.0]])
+        return logits + 1e-9 * x.sum(1, keepdim=True)
+
+    def attacked(restarts):
+        calls.clear()
+        return stability.pgd(net, torch.full((1, 2), 0.5), torch.tensor([0]), Linf(0.1), steps=1, restarts=restarts)
+
+    assert not torch.equal(attacked(2), attacked(1))
+
+
 def test_more_restarts_never_do_worse():
     net, x = conv_net(), images(64, dtype=torch.float32)
     y = net(x).argmax(1)
