@@ -5,12 +5,15 @@
 For every checkpoint of a run, at the states that test images reach under the scheme trained with: median and 90th percentile
 over images of the evaluations of f of each solver from a cold start, the share of images unsolved, and beside them the steps
 that GMRES needs for the linear system with the Jacobian at the root itself. A method that learns the Jacobian from residuals
-alone cannot do much better than that last column: it is the floor. About a minute for the default run.
+alone cannot do much better than that: it is the floor. Two ways below it: a warm start, from the root of the same image one
+step of PGD (20 steps, the run's middle radius) before, and a preconditioner, the inverse of the mean Jacobian at the roots of
+training images (dense, so that it shows what any such knowledge of the block could gain). Minutes for the default run.
 """
 import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,13 +21,17 @@ from rich.progress import track
 from rich.table import Table
 
 import odenets
+import stability
 from experiments.harness.case import load_data
 from experiments.harness.checkpoints import load_net
 from experiments.harness.evaluation import stage_inputs
 from experiments.harness.options import Parser, parse_numbers, run_cli
 from odenets.krylov import gmres, jacobian_products, row_norm
 from odenets.solvers import SOLVERS, Broyden
+from stability import jacobian
 
+DENSE = 2048  # unknowns up to which a dense preconditioner is formed
+REFERENCES = 24  # images whose Jacobians it averages
 COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %", "unsolved")
 
 
@@ -43,12 +50,16 @@ def main(argv=None):
     if not paths:
         raise ValueError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
     config = json.loads((folder / "config.json").read_text())
-    x, console = load_data(config).test.images[:images], Console()
+    data, console = load_data(config), Console()
+    test, reference = data.test.first(images), data.train.images[:REFERENCES]
     rows = []
     for path in track(paths, description="checkpoints", console=console, transient=True):
         net, saved = load_net(path)
-        for stage, block, field, state, h in _blocks(net, x):
-            measured = _measure(lambda y, f=field, h=h: h * f(0.0, y), state, tol)
+        moved = stability.pgd(net, test.images, test.labels, stability.Linf(config["audit_epsilon"] / 8), steps=1,
+                              step_size=config["audit_epsilon"] / 8, random_start=False)
+        for (stage, block, field, state, h), (*_, near, _), (*_, typical, _) in zip(
+                *(_blocks(net, images) for images in (test.images, moved, reference))):
+            measured = _measure(lambda y, f=field, h=h: h * f(0.0, y), state, near, typical, tol)
             rows += [(saved["scheme"], saved["seed"], stage, block, *row) for row in measured]
     table = Table(*COLUMNS, box=SIMPLE_HEAD, title=f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
     for row in rows:
@@ -69,18 +80,39 @@ def _blocks(net, x):
 
 
 @torch.no_grad()
-def _measure(increment, x, tol):
-    """Rows (method, median, 90 %, unsolved) for z = increment(x + z)."""
+def _measure(increment, x, near, typical, tol):
+    """Rows (method, median, 90 %, unsolved) for z = increment(x + z).
+
+    Args:
+        increment: (B, ...) -> (B, ...), h f.
+        x: States, (B, ...). near: where a step of PGD takes them. typical: states of other images.
+        tol: Relative residual.
+    """
     def residual(z, x):
         return z - increment(x + z)
 
-    floor = 4 * torch.finfo(x.dtype).eps * row_norm(x.flatten(1))
+    def run(solver, x, guess=None, function=residual):
+        floor = 4 * torch.finfo(x.dtype).eps * row_norm(x.flatten(1))
+        guess, scale = torch.zeros_like(x) if guess is None else guess, row_norm(increment(x).flatten(1))
+        return solver(function, guess, (x,), scale, floor)
+
     for name, solver in SOLVERS.items():
         if name != "newton":  # its iterations hide a Krylov process each
-            yield name, *_summary(solver(tol=tol)(residual, torch.zeros_like(x), (x,), floor=floor), 1)
-    root = Broyden(tol=tol, max_iterations=300, memory=300)(residual, torch.zeros_like(x), (x,), floor=floor).value
+            yield name, *_summary(run(solver(tol=tol), x), 1)
+    exhaustive = Broyden(tol=tol, max_iterations=300, memory=300)
+    root = run(exhaustive, x).value
     product, _ = jacobian_products(lambda z: residual(z.view(x.shape), x).flatten(1), root.flatten(1))
     yield "GMRES, Jacobian at the root", *_summary(gmres(product, increment(x).flatten(1), tol, 100, memory=100), 0)
+    yield "broyden, warm", *_summary(run(Broyden(tol=tol), near, run(Broyden(tol=tol), x).value), 1)
+    if x[0].numel() <= DENSE:
+        n = x[0].numel()
+        mean = sum(jacobian(increment, y[None]) @ np.eye(n, dtype=np.float32)
+                   for y in typical + run(exhaustive, typical).value) / len(typical)
+        inverse = torch.linalg.inv(torch.eye(n) - torch.from_numpy(mean)).to(x)
+
+        def preconditioned(w, x):
+            return residual((w.flatten(1) @ inverse.T).view(w.shape), x)
+        yield "broyden, preconditioned", *_summary(run(Broyden(tol=tol), x, function=preconditioned), 1)
 
 
 def _summary(solution, first):
