@@ -20,10 +20,12 @@ def jacobian(f, y, chunk=32):
 
     Returns:
         scipy `LinearOperator` (n, n), n the entries of a sample, in the dtype of y; host arrays in and out. `matvec` is
-        J v in forward mode, `rmatvec` J^T v in reverse mode. Parameters receive no gradients.
+        J v in forward mode, `rmatvec` J^T v in reverse mode, from a graph that is kept: leave the parameters of f as
+        they are meanwhile. They receive no gradients.
 
     Raises:
-        ValueError: y is not one sample, not floating point or not finite; f changes the shape or gives NaN or Inf.
+        ValueError: y is not one sample, not floating point or not finite; f changes the shape or the dtype, or gives
+            NaN or Inf.
     """
     _check_state(y)
     if len(y) != 1:
@@ -38,7 +40,7 @@ class _Jacobian(LinearOperator):
     def __init__(self, f, y, chunk):
         n = y.numel()
         super().__init__(torch.empty(0, dtype=y.dtype).numpy().dtype, (n, n))
-        self.f, self.y, self.chunk = f, y.detach(), chunk
+        self.f, self.y, self.chunk, self.last = f, y.detach(), chunk, {}
 
     def _matvec(self, v):
         return self._columns(forward_product, v.reshape(-1, 1))[:, 0]
@@ -58,9 +60,36 @@ class _Jacobian(LinearOperator):
         parts = []
         for start in range(0, V.shape[1], self.chunk):
             rows = torch.as_tensor(np.ascontiguousarray(V[:, start:start + self.chunk].T)).to(self.y)
-            states = self.y.expand(len(rows), *self.y.shape[1:]).contiguous()
-            parts.append(product(self.f, states)(rows).cpu().numpy().T)
+            count, apply = self.last.get(product, (0, None))
+            if count != len(rows):  # a Krylov method asks for one column after the other: one evaluation of f for all
+                apply = product(self.f, repeated(self.y, len(rows)))
+                self.last[product] = len(rows), apply
+            parts.append(apply(rows).cpu().numpy().T)
         return np.concatenate(parts, 1) if parts else np.empty(V.shape, self.dtype)
+
+
+def repeated(y, count):
+    """Each sample of y `count` times in a row, (B * count, ...)."""
+    return y.detach().repeat_interleave(count, 0)
+
+
+def dense_jacobians(f, y, rows=256):
+    """The Jacobians (B, n, n) themselves, for samples with few entries; dtype and device of y.
+
+    Reverse mode, `rows` of the matrices at a time: as many copies of the states pass through f.
+
+    Raises:
+        ValueError: As for `jacobian`.
+    """
+    _check_state(y)
+    n = y[0].numel()
+    count = min(n, max(1, rows // len(y)))
+    apply, J = reverse_product(f, repeated(y, count)), y.new_empty(len(y), n, n)
+    for start in range(0, n, count):
+        start = min(start, n - count)  # the last rows once more rather than another graph
+        units = torch.eye(n, dtype=y.dtype, device=y.device)[start:start + count].repeat(len(y), 1)
+        J[:, start:start + count] = apply(units).view(len(y), count, n)
+    return J
 
 
 def reverse_product(f, y):
@@ -70,8 +99,10 @@ def reverse_product(f, y):
     which refuses many a custom function.
 
     Raises:
-        ValueError: f changes the shape, gives NaN or Inf, or hides its derivative from autograd.
+        ValueError: f changes the shape or the dtype, gives NaN or Inf, mixes the samples of a batch, or hides its
+            derivative from autograd.
     """
+    _check_mode(f)
     with torch.inference_mode(False), torch.enable_grad():
         state = y.detach().clone().requires_grad_()
         value = f(state)
@@ -82,6 +113,7 @@ def reverse_product(f, y):
     def product(v):
         return torch.autograd.grad(value, state, v.view(y.shape), retain_graph=True)[0].reshape(v.shape)
 
+    _check_independence(product, y)
     return product
 
 
@@ -154,5 +186,23 @@ def _check_state(y):
 def _check_value(value, y):
     if value.shape != y.shape:
         raise ValueError(f"f maps a state of shape {tuple(y.shape)} to {tuple(value.shape)}; it must keep the shape")
+    if value.dtype != y.dtype:
+        raise ValueError(f"f maps a state of {y.dtype} to {value.dtype}; it must keep the dtype: convert the state or the "
+                         "net, as in net.double()")
     if not bool(torch.isfinite(value).all()):
         raise ValueError("f gives NaN or Inf at y")
+
+
+def _check_mode(f):
+    normed = f.modules() if isinstance(f, torch.nn.Module) else []
+    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in normed):
+        raise ValueError("f holds a BatchNorm in training mode, which mixes the samples of a batch; call eval() on it")
+
+
+def _check_independence(reverse, y):
+    if len(y) > 1:
+        v = torch.zeros_like(y).view(len(y), -1)
+        v[0] = direction(v.shape[1], 0).to(v)
+        if bool(reverse(v)[1:].any()):
+            raise ValueError("f mixes the samples of a batch: sample 0 of its value depends on other samples of y (a "
+                             "BatchNorm in training mode does so; call eval() on it)")

@@ -122,7 +122,25 @@ def test_a_forward_product_that_cannot_be_had_is_refused_not_wrong():
     (torch.sin, torch.rand(2, 3), "one sample"), (torch.sin, torch.tensor([[1.0, float("nan")]]), "NaN"),
     (torch.sin, torch.ones(1, 2, dtype=torch.int64), "floating"), (torch.sin, torch.ones(1, 0), "no entries"),
     (lambda y: y[:, :2], torch.rand(1, 3), "keep the shape"), (lambda y: y / 0 * 0, torch.rand(1, 3), "NaN"),
-    (lambda y: torch.sin(y.detach()), torch.rand(1, 3), "autograd")])
+    (lambda y: torch.sin(y.detach()), torch.rand(1, 3), "autograd"),
+    (lambda y: y.double(), torch.rand(1, 3), "float32 to torch.float64"),
+    (torch.nn.BatchNorm1d(3), torch.rand(1, 3), "training mode")])
 def test_bad_input(f, y, message):
     with pytest.raises(ValueError, match=message):
         stability.jacobian(f, y)
+
+
+def test_dense_jacobians_of_a_batch(device, generator):
+    f, y = conv_field(device), torch.rand(3, 4, 3, 3, generator=generator, dtype=torch.float64).to(device)
+    found = stability.dense_jacobians(f, y, rows=21)  # 7 rows at a time of 36
+    for i in range(3):
+        np.testing.assert_allclose(found[i].cpu(), dense(f, y[i:i + 1]), atol=1e-13)
+
+
+def test_samples_that_mix_are_refused():
+    norm, y = torch.nn.BatchNorm1d(3), torch.rand(4, 3)
+    for f in (norm, lambda y: norm(y) + y):
+        with pytest.raises(ValueError, match=r"BatchNorm in training mode.*eval\(\)"):
+            stability.spectrum(f, y, k=1)
+    norm.eval()
+    np.testing.assert_allclose(stability.spectrum(norm, y, k=1).values.real, np.ones((4, 1)), rtol=1e-4)

@@ -85,9 +85,9 @@ def test_normal_matrix_beyond_one_krylov_space(generator):
     np.testing.assert_allclose(e.values.real, [[5, -4.9, 4.8]] * 2, atol=1e-10)
     e = stability.spectrum(linear(M), y, k=2, which="LR")
     np.testing.assert_allclose(e.values.real, [[5, 4.8]] * 2, atol=1e-10)
-    assert not stability.spectrum(linear(M), y, k=3, max_dimension=6).converged.all()
+    assert not stability.spectrum(linear(M), y, k=3, dimension=6, max_products=30).converged.all()
     with pytest.warns(RuntimeWarning, match="2 of 2 samples"):
-        assert (stability.log_norm(linear(M), y, max_dimension=6) <= 5).all()
+        assert (stability.log_norm(linear(M), y, dimension=6, max_products=30) <= 5).all()
 
 
 @pytest.mark.parametrize("name, M", [
@@ -121,10 +121,9 @@ def test_a_sample_does_not_depend_on_its_batch(states):
     np.testing.assert_allclose(together.values[1], alone.values[0], atol=1e-9)
 
 
-def test_small_memory_splits_the_batch(states, monkeypatch):
+def test_small_memory_splits_the_batch(states):
     expected = stability.spectrum(block("cpu"), states, k=2).values
-    monkeypatch.setattr("stability.spectra.MEMORY", 1)
-    np.testing.assert_allclose(stability.spectrum(block("cpu"), states, k=2).values, expected, atol=1e-9)
+    np.testing.assert_allclose(stability.spectrum(block("cpu"), states, k=2, memory=1).values, expected, atol=1e-9)
     assert stability.ritz_values(block("cpu"), states, dimension=5).shape == (3, 5)
 
 
