@@ -4,14 +4,18 @@ from stability.arnoldi import krylov_memory
 from stability.attacks import fgsm, pgd
 from stability.audit import audit
 from stability.case import before_the_judge, cold_judge
+from stability.growth import growth, lyapunov_exponents
 from stability.jacobian import dense_jacobians, jacobian
 from stability.judge import worst_case
 from stability.numerical_range import numerical_range
+from stability.penalty import log_norm_penalty
 from stability.regions import largest_stable_step, region
 from stability.singular import singular_values
 from stability.spectra import log_norm, ritz_values, spectral_norm, spectrum
 from stability.threats import L2, Linf
+from stability.walk import places
 
-__all__ = ["L2", "Linf", "apgd", "audit", "before_the_judge", "cold_judge", "dense_jacobians", "fgsm", "jacobian",
-           "krylov_memory", "largest_stable_step", "log_norm", "numerical_range", "pgd", "region", "ritz_values",
-           "singular_values", "spectral_norm", "spectrum", "worst_case"]
+__all__ = ["L2", "Linf", "apgd", "audit", "before_the_judge", "cold_judge", "dense_jacobians", "fgsm", "growth",
+           "jacobian", "krylov_memory", "largest_stable_step", "log_norm", "log_norm_penalty", "lyapunov_exponents",
+           "numerical_range", "pgd", "places", "region", "ritz_values", "singular_values", "spectral_norm",
+           "spectrum", "worst_case"]
