@@ -27,10 +27,10 @@ class WarmStart(nn.Module):
 
         Args:
             x: Images.
-            indices: (B,) whole numbers, the identity of each image; None: those of the previous pass, in that order. Solves
-                start warm if each of them took part in the previous pass, else cold.
+            indices: (B,) whole numbers, the identity of each image. Solves start warm if each of them took part in the
+                previous pass, else cold, and so do all without indices.
         """
-        rows = self._rows_of(indices, len(x))
+        rows = self._rows_of(indices)
         found, hooks = {}, []
 
         def supply(stage, args, kwargs):
@@ -45,18 +45,14 @@ class WarmStart(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        self._indices = torch.arange(len(x)) if indices is None else indices.cpu()
+        self._indices = None if indices is None else indices.cpu()
         self._guesses = {stage: guesses.found() for stage, guesses in found.items()}
         return value
 
-    def _rows_of(self, indices, count):
+    def _rows_of(self, indices):
         """Rows of the previous pass, (B,) on the host; None for a cold start."""
-        if self._indices is None:
+        if self._indices is None or indices is None:
             return None
-        if indices is None:
-            if count != len(self._indices):
-                raise ValueError(f"{count} images follow a pass of {len(self._indices)}: name them by indices")
-            return torch.arange(count)
         order = torch.argsort(self._indices)
         place = torch.searchsorted(self._indices[order], indices.cpu()).clamp_max(len(order) - 1)
         rows = order[place]

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from stability.inputs import attacking, check_count, check_images, check_logits, generators, identities, seeds, split
+from stability.inputs import attacking, check_count, check_images, check_logits, generators, identities, seeds, split, told
 from stability.losses import likeliest_wrong, margin, objective_named
 from stability.threats import confine, shrunk
 
@@ -37,10 +37,10 @@ class Look:
 
 
 def look(net, objective, point, images, differentiate=True):
-    """Evaluate `net` at `point`, (B, ...) near images.x: one forward pass, and one backward to the input where asked for."""
+    """Evaluate a `told` net at `point`, (B, ...) near images.x: a forward pass and, where asked for, a backward one."""
     with torch.set_grad_enabled(differentiate):
         point = point.detach().requires_grad_(differentiate)
-        logits = net(point)
+        logits = net(point, images.indices)
         check_logits(logits, images.y)
         loss = objective(logits, images.y, images.target)
     if not differentiate:
@@ -72,9 +72,10 @@ def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_star
         check_count(name, value)
     indices, runs = identities(indices, x), (restarts if random_start else 1) * (targets or 1)
     starts = seeds(generator, runs) if random_start else [None] * runs
-    climb = partial(climb, partial(look, net, objective_named(loss)))
+    call = told(net)
+    climb = partial(climb, partial(look, call, objective_named(loss)))
     with attacking(net):
-        return torch.cat([_runs(net, Images(x_part, y_part, None, part), threat, climb, starts, targets)
+        return torch.cat([_runs(call, Images(x_part, y_part, None, part), threat, climb, starts, targets)
                           for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), indices)])
 
 
@@ -97,7 +98,7 @@ def _runs(net, images, threat, climb, starts, targets):
 
 @torch.no_grad()
 def _classes(net, images, targets):
-    logits = net(images.x)
+    logits = net(images.x, images.indices)
     check_logits(logits, images.y)
     return likeliest_wrong(logits, images.y, targets)
 

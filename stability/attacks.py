@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from stability.ascent import Images, ascend, look
-from stability.inputs import attacking, check_count, check_images, identities, split
+from stability.inputs import attacking, check_count, check_images, identities, split, told
 from stability.losses import objective_named
 from stability.threats import confine, rows, shrunk
 
@@ -20,8 +20,8 @@ def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
     check_images(x, y)
     objective, safe, parts = objective_named(loss), shrunk(threat, x), []
     with attacking(net):
-        for x_part, y_part in split(batch_size, x.detach().clone(), y.clone()):
-            gradient = look(net, objective, x_part, Images(x_part, y_part, None, identities(None, x_part))).gradient
+        for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), identities(None, x)):
+            gradient = look(told(net), objective, x_part, Images(x_part, y_part, None, part)).gradient
             parts.append(confine(x_part + threat.epsilon * threat.steepest(gradient), x_part, safe))
         return torch.cat(parts)
 
@@ -31,7 +31,8 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
     """Projected gradient ascent on the loss, images that have fallen leaving the batch.
 
     Args:
-        net: x -> logits (B, classes).
+        net: x -> logits (B, classes). One that takes `indices` too is told which images it sees: `odenets.WarmStart(net)`
+            starts its solves at the step before, image by image.
         x: Images (B, ...) in [0, 1].
         y: Labels (B,), whole numbers from 0 to classes - 1.
         threat: `Linf` or `L2`.

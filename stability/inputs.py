@@ -1,4 +1,5 @@
 """What every attack asks of a network, images and labels, and the noise that belongs to an image."""
+import inspect
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +41,20 @@ def identities(indices, x):
     if indices.shape != (len(x),):
         raise ValueError(f"indices must be one for each of the {len(x)} images, got shape {tuple(indices.shape)}")
     return indices
+
+
+def accepts_indices(call):
+    """Whether a network or an attack takes `indices`, the identity of each image, and has not been given them yet."""
+    call = call.forward if isinstance(call, nn.Module) else call
+    try:
+        return "indices" in inspect.signature(call).parameters and "indices" not in getattr(call, "keywords", ())
+    except ValueError:  # builtins tell nothing
+        return False
+
+
+def told(net):
+    """(x, indices) -> logits: a network that wants to know which images it sees, such as a warm-started one, is told."""
+    return net if accepts_indices(net) else lambda x, indices: net(x)
 
 
 def split(size, *tensors):

@@ -1,11 +1,9 @@
 """The judge of attacks: it alone projects, evaluates again and counts."""
-import inspect
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from stability.inputs import check_images, check_logits, evaluating
+from stability.inputs import accepts_indices, check_images, check_logits, evaluating
 from stability.threats import confine, shrunk
 
 MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
@@ -58,7 +56,7 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512):
         alive = (broken_by == SURVIVED).nonzero()[:, 0]
         if not len(alive):
             break
-        given = {"indices": alive.cpu()} if "indices" in _free_parameters(attack) else {}
+        given = {"indices": alive.cpu()} if accepts_indices(attack) else {}
         moved = attack(net, x[alive], y[alive], **given).detach()
         if moved.shape != x[alive].shape or not bool(torch.isfinite(moved).all()):
             raise ValueError(f"attack {name!r} returned images of shape {tuple(moved.shape)} or with NaN or Inf; "
@@ -90,8 +88,3 @@ def _judged(judge, net, x, y, batch_size):
 
 def _name(attack):
     return getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__)
-
-
-def _free_parameters(attack):
-    bound = attack.keywords if isinstance(attack, partial) else {}
-    return {name for name in inspect.signature(attack).parameters if name not in bound}

@@ -1,9 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 
 import odenets
+import stability
 from odenets.schemes import solving
 
+SIX = torch.arange(6)
 SOLVING = ["implicit", "sdirk2", "radau3", "tr_bdf2", "bdf2", "trapezoid"]
 
 
@@ -25,10 +29,10 @@ def test_a_pass_repeated_is_solved_before_it_starts(scheme):
     net, x = _net(f"{scheme}(tol=1e-6)"), _images()
     warm = odenets.WarmStart(net)
     with torch.no_grad():
-        first, cold = warm(x), _iterations(net)
+        first, cold = warm(x, SIX), _iterations(net)
         assert torch.equal(first, net(x))
         # Later solves start from states that the first ones have moved within their tolerance.
-        again = warm(x)
+        again = warm(x, SIX)
     assert (cold > 0).all() and _iterations(net).sum() <= 0.3 * cold.sum()
     torch.testing.assert_close(again, first, rtol=0, atol=1e-4)
 
@@ -52,8 +56,8 @@ def test_a_moved_image_costs_less_and_has_the_same_root():
     warm = odenets.WarmStart(net)
     with torch.no_grad():
         cold, spent = net(moved), _iterations(net)
-        warm(x)
-        torch.testing.assert_close(warm(moved), cold, rtol=0, atol=1e-6)
+        warm(x, SIX)
+        torch.testing.assert_close(warm(moved, SIX), cold, rtol=0, atol=1e-6)
     assert (_iterations(net) < spent).all()
     assert bool(odenets.converged(net).all())
 
@@ -61,8 +65,8 @@ def test_a_moved_image_costs_less_and_has_the_same_root():
 def test_gradients_are_those_of_a_cold_start():
     net, x = _net(), _images()
     warm, gradients = odenets.WarmStart(net), []
-    warm(x)
-    for run in (net, warm):
+    warm(x, SIX)
+    for run in (net, partial(warm, indices=SIX)):
         point = (x + 1e-3).requires_grad_()
         run(point).square().sum().backward()
         gradients.append(point.grad)
@@ -75,8 +79,8 @@ def test_pieces_of_a_batch_find_their_own_guesses(monkeypatch):
         whole = net(x)
         monkeypatch.setitem(solving.PIECE, "cpu", 2 * 16 * 64)
         warm = odenets.WarmStart(net)
-        warm(x)
-        torch.testing.assert_close(warm(x), whole, rtol=0, atol=1e-6)
+        warm(x, SIX)
+        torch.testing.assert_close(warm(x, SIX), whole, rtol=0, atol=1e-6)
         first = next(iter(odenets.stages(net).values()))
         assert first.stats.iterations.max() <= 3
 
@@ -87,7 +91,7 @@ def test_the_network_itself_stays_cold_and_unchanged():
     with torch.no_grad():
         cold = net(x)
         warm = odenets.WarmStart(net)
-        warm(x + 0.1)
+        warm(x + 0.1, SIX)
         assert torch.equal(net(x), cold)
     assert not any(stage._forward_pre_hooks for stage in odenets.stages(net).values())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -98,12 +102,30 @@ def test_schemes_without_nonlinear_equations_pass_through(scheme):
     net, x = _net(scheme), _images()
     warm = odenets.WarmStart(net)
     with torch.no_grad():
-        assert all(torch.equal(warm(x), net(x)) for _ in range(2))
+        assert all(torch.equal(warm(x, SIX), net(x)) for _ in range(2))
 
 
-def test_another_number_of_images_needs_names():
-    warm = odenets.WarmStart(_net())
+def test_without_indices_every_pass_is_cold():
+    net, x = _net(), _images()
+    warm = odenets.WarmStart(net)
     with torch.no_grad():
-        warm(_images(6))
-        with pytest.raises(ValueError, match="4 images follow a pass of 6"):
-            warm(_images(4))
+        warm(x, torch.arange(6))
+        assert torch.equal(warm(x[:4]), net(x[:4]))
+        assert (_iterations(net) > 3).all()
+
+
+@pytest.mark.parametrize("attack", [stability.pgd, stability.apgd])
+def test_attacks_tell_it_which_images_they_still_look_at(attack):
+    # Solved so well that a warm start moves nothing; images fall on the way, and restarts and chunks follow.
+    net, x = _net("implicit(tol=1e-10,max_iterations=100)"), _images(9)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    attack = partial(attack, x=x, y=y, threat=stability.Linf(0.02), steps=6, restarts=2, batch_size=5)
+    counted = []
+    hook = next(iter(odenets.stages(net).values())).register_forward_hook(
+        lambda stage, args, value: counted.append(float(stage.stats.evaluations)))
+    cold, before = attack(net), sum(counted)
+    counted.clear()
+    torch.testing.assert_close(attack(odenets.WarmStart(net)), cold, rtol=0, atol=1e-4)
+    assert sum(counted) < 0.9 * before
+    hook.remove()
