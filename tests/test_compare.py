@@ -143,7 +143,7 @@ def test_a_case_without_its_reruns_runs_again(tmp_path):
     (RuntimeError("unsolved\nby far"), "unsolved"), (AssertionError("underflow in dt 0.0"), "AssertionError: underflow in dt 0.0"),
     (ZeroDivisionError(), "ZeroDivisionError"), (ValueError("diverged"), "diverged")])
 def test_a_case_that_fails_leaves_the_others_and_its_sentence(error, sentence, tmp_path, monkeypatch):
-    def run_case(config, folder, case, progress):
+    def run_case(config, folder, case, progress, say):
         if case.seed == 0:
             raise error
         return [record(seed=case.seed)]

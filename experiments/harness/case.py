@@ -9,6 +9,8 @@ import torch
 
 import odenets
 from experiments.harness import checkpoints, data, evaluation, training
+from experiments.harness.partials import Partials
+from experiments.harness.records import INCIDENTAL
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,16 @@ def load_data(config):
     return _load(config["dataset"], config["data_dir"], config["download"], config["train_limit"], config["test_limit"])
 
 
-def run_case(config, folder, case, progress=lambda phase, done, total: None):
+def run_case(config, folder, case, progress=lambda phase, done, total: None, say=lambda sentence: None):
     """Train and measure one case.
 
     Args:
         config: The run's configuration.
-        folder: The run's folder; the weights go to its checkpoints/.
+        folder: The run's folder; the weights go to its checkpoints/, and so does the state of the training, from which it
+            goes on if it is there.
         case: Which scheme, substeps and seed.
         progress: Called with (what is being done, done, total).
+        say: Called with a sentence that the user should read.
 
     Returns:
         A list of records, JSON-ready: the case's own and one for each entry of `rerun_with`.
@@ -65,10 +69,13 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
                    "scheme": case.scheme, "substeps": case.substeps, "dataset": config["dataset"], "seed": case.seed,
                    "training": config["training"], "epochs": config["epochs"]}
     net = checkpoints.build(description).to(device)
-    with _timed(seconds, "training"):
-        history, unsolved = training.train(net, split, config, case.seed, functools.partial(progress, "training"))
+    settings = {key: config[key] for key in training.DEFAULTS if key not in INCIDENTAL}
+    identity = {**description, "train_limit": config["train_limit"], **settings}
+    store = Partials(Path(folder, "checkpoints"), case.name, identity, say)
+    trained = training.train(net, split, config, case.seed, store, functools.partial(progress, "training"), say)
+    seconds["training"] = trained.seconds
     checkpoints.save(Path(folder, "checkpoints", case.name + ".pt"),
-                     {**description, "epoch": config["epochs"], "config": config, "state_dict": net.state_dict()})
+                     {**description, "epoch": trained.epoch, "config": config, "state_dict": net.state_dict()})
     probe = split.test.images[: config["probe_images"]]
     with _timed(seconds, "attacks"):
         measurements = _accuracy(net, split, config, case, functools.partial(progress, "attacks"))
@@ -83,8 +90,8 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None):
             audit = evaluation.measure_audit(net, split.test, config["audit_epsilon"], count)
     record = {**asdict(case), "trained_substeps": case.substeps, "trained_as": case.scheme, "training": config["training"],
               "dataset": config["dataset"], "model": config["model"], "parameters": sum(p.numel() for p in net.parameters()),
-              "history": history, "measurements": measurements, "stability": stability_rows, "cloud": cloud,
-              "solver": solver and {**solver, **unsolved}, "audit": audit,
+              "epoch": trained.epoch, "history": trained.history, "measurements": measurements,
+              "stability": stability_rows, "cloud": cloud, "solver": solver and {**solver, **trained.unsolved}, "audit": audit,
               "seconds": {key: round(value, 2) for key, value in seconds.items()}}
     records = [record]
     for substeps in case.rerun_with:

@@ -13,15 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 import odenets
-from experiments.harness import report, training
+from experiments.harness import report
 from experiments.harness.attack_names import parse_attack
 from experiments.harness.case import load_data
 from experiments.harness.data import DATASETS
-from experiments.harness.options import parse_device, parse_numbers, parse_schemes, split_top_level
+from experiments.harness.options import parse_choice, parse_device, parse_numbers, parse_one, parse_schemes, split_top_level
 from experiments.harness.records import Run
 from experiments.harness.runner import run_cases
+from experiments.harness.training_options import add_training_arguments, training_settings
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 # Radii of the L-infinity ball in pixel units, epochs, and the image count of the audit, where the user names none.
 DEFAULTS = {
     "digits": {"epsilons": [0.05, 0.1, 0.15], "epochs": 20},
@@ -45,12 +46,7 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only")
     parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
-    parser.add_argument("--training", default="standard", help=f"one of {', '.join(training.METHODS)}")
-    parser.add_argument("--train-epsilon", help="radius of the training attack; default: the middle one of --epsilons")
-    parser.add_argument("--train-steps", default="7", help="steps of the training attack")
-    parser.add_argument("--epochs", help="passes over the training images; default by data set")
-    parser.add_argument("--batch-size", default="64")
-    parser.add_argument("--learning-rate", default="6e-3", help="peak of the one-cycle schedule")
+    add_training_arguments(parser)
     parser.add_argument("--seeds", default=seeds, help="initial weights and order of batches; every scheme gets the same")
     parser.add_argument("--attacks", default="pgd20", help="fgsm, pgdN with N steps")
     parser.add_argument("--epsilons", help="radii of the L-infinity ball, pixel units; default by data set")
@@ -63,10 +59,8 @@ def add_arguments(parser, seeds="0,1,2"):
 
 def make_config(args, script):
     """The configuration of a run, JSON-ready, from parsed options; ValueError names what is wrong and what is valid."""
-    for option, value, valid in (("--dataset", args.dataset, DATASETS), ("--model", args.model, tuple(odenets.MODELS)),
-                                 ("--training", args.training, training.METHODS)):
-        if value not in valid:
-            raise ValueError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
+    parse_choice(args.dataset, "--dataset", DATASETS)
+    parse_choice(args.model, "--model", tuple(odenets.MODELS))
     if args.out == "":
         raise ValueError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
     if args.resume and not args.out:
@@ -74,7 +68,6 @@ def make_config(args, script):
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults["epsilons"] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = sorted(epsilons)[len(epsilons) // 2]
-    train_epsilon = _one(args.train_epsilon, "--train-epsilon", float, 0)
     attacks = split_top_level(args.attacks)
     if not attacks:
         raise ValueError("--attacks is empty; choose fgsm or pgd with a number of steps, such as pgd20")
@@ -83,16 +76,12 @@ def make_config(args, script):
     config = {
         "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
         "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
-        "train_limit": _one(args.train_limit, "--train-limit", int, 1),
-        "test_limit": _one(args.test_limit, "--test-limit", int, 1), "model": args.model, "training": args.training,
-        "train_epsilon": middle if train_epsilon is None else train_epsilon,
-        "train_steps": _one(args.train_steps, "--train-steps", int, 1),
-        "epochs": _one(args.epochs, "--epochs", int, 1) or defaults["epochs"],
-        "batch_size": _one(args.batch_size, "--batch-size", int, 1),
-        "learning_rate": _one(args.learning_rate, "--learning-rate", float, 1e-8),
+        "train_limit": parse_one(args.train_limit, "--train-limit", int, 1),
+        "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
+        **training_settings(args, args.dataset, defaults["epochs"], middle),
         "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": list(dict.fromkeys(attacks)), "epsilons": epsilons,
         "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
-        "workers": _one(args.workers, "--workers", int, 1), "smoke": args.smoke,
+        "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
     }
     if args.smoke:
         config |= SMOKE
@@ -164,15 +153,6 @@ def _solves(records):
         training, test = (100 * max(solver.get(key, 0) for solver in solvers)
                           for key in ("training_unconverged_share", "unconverged_share"))
         yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
-
-
-def _one(text, option, kind, minimum):
-    if text is None:
-        return None
-    numbers = parse_numbers(text, option, kind, minimum)
-    if len(numbers) > 1:
-        raise ValueError(f"{option} takes one number, got {text!r}")
-    return numbers[0]
 
 
 def _version(name):

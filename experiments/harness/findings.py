@@ -114,6 +114,7 @@ def caveats(config, records):
     comparisons = sum(row[6] not in ("verdict", "reference") for row in summary_table(config, records))
     missing = [f"{s}, seed {seed}" for s in config["schemes"] for seed in config["seeds"]
                if not any((r["scheme"], r["seed"]) == (s, seed) for r in records)]
+    overfitted = [f"{r['scheme']}, seed {r['seed']}" for r in records if any(e.get("overfitting") for e in r["history"])]
     clouds = [values for scheme in config["schemes"] for values in regions.cloud_of(records, scheme).values()]
     rightmost = max((values[:, 0].max(initial=-np.inf) for values in clouds), default=-np.inf)
     no_region = [s for s in config["schemes"] if not regions.has_region(spec(records, s))]
@@ -126,6 +127,8 @@ def caveats(config, records):
                "more."),
         (config["training"] == "standard", "The nets were trained without attacks. Adversarial training can change "
                                            "which scheme is ahead."),
+        (overfitted, f"Catastrophic overfitting in training ({'; '.join(overfitted)}): at some epoch PGD broke held-out images "
+                     "that FGSM did not; the epoch chosen may come from before."),
         (config["dataset"] == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of "
                                         "natural images."),
         (n == 1, "One seed: whether another draw of weights and batches would reverse a difference is unknown."),

@@ -81,6 +81,22 @@ def parse_numbers(text, option, kind, minimum):
     return numbers
 
 
+def parse_one(text, option, kind, minimum):
+    """One number, or None where `text` is None."""
+    if text is None:
+        return None
+    numbers = parse_numbers(text, option, kind, minimum)
+    if len(numbers) > 1:
+        raise ValueError(f"{option} takes one number, got {text!r}")
+    return numbers[0]
+
+
+def parse_choice(value, option, valid):
+    """Refuse what is not among the valid values."""
+    if value not in valid:
+        raise ValueError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
+
+
 def parse_device(name):
     """A torch device; "auto" is CUDA where there is one."""
     if name == "auto":

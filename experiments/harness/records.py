@@ -7,7 +7,7 @@ from pathlib import Path
 OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
              "checkpoints")
 # What may change between the start of a run and its resumption: nothing here moves a result.
-INCIDENTAL = ("command", "environment", "data_dir", "download", "workers")
+INCIDENTAL = ("command", "environment", "data_dir", "download", "workers", "checkpoint_seconds")
 RECORD_KEYS = {"scheme", "trained_substeps", "seed", "substeps", "training", "dataset", "model", "measurements", "stability",
                "audit"}
 

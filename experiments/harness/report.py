@@ -158,9 +158,7 @@ def _protocol(config, records, folder):
     sizes = ", ".join(f"{size} {part.replace('_', '-')}" for part, size in config["data"].items())
     rows = {"Data": f"{config['dataset']}: {sizes} images, one fixed split",
             "Network": f"{config['model']}, {records[0]['parameters']:,} parameters, the same for every scheme",
-            "Training": f"{config['training']}, {config['epochs']} epochs, batches of {config['batch_size']}, peak "
-                        f"learning rate {config['learning_rate']:g}; same initial weights and batches for every "
-                        "scheme; the last epoch is the result",
+            "Training": _training(config),
             "Seeds": _listed(config["seeds"]), "Steps for each block": _listed(config["substeps"]),
             "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} (L\u221e, pixel values "
                        "in [0, 1]), white box, gradient of the function that is computed",
@@ -173,6 +171,20 @@ def _protocol(config, records, folder):
     return (f"<h2>Protocol</h2><dl>{listed}</dl><h2>Command and data</h2><pre>{_escape(config['command'])}</pre>"
             f"<p>Every number above is in these files beside this page, or follows from them: {links}. Figures as PNG: "
             "figures/.</p>")
+
+
+def _training(config):
+    """The protocol of training in one sentence."""
+    epsilon, steps = config.get("train_epsilon", 0), config.get("train_steps", 1)
+    attack = "" if config["training"] == "standard" else f" (\u03b5 = {epsilon:.4g}, {count(range(steps), 'step')})"
+    by = "accuracy" if config["training"] == "standard" else "accuracy under a PGD of 10 steps"
+    result = {"last": "the last epoch is the result",
+              "best": f"the result is the epoch with the highest {by} on held-out training images, of equals the latest; no "
+                      "choice is made on test images"}[config.get("select", "last")]
+    return (f"{config['training']}{attack}, {config['epochs']} epochs, batches of {config['batch_size']}, "
+            f"{config.get('optimizer', 'adamw')}, {config.get('schedule', 'one-cycle')} schedule with peak learning rate "
+            f"{config['learning_rate']:g}, augmentation {config.get('augment', 'none')}, "
+            f"{config.get('precision', 'float32')}; same initial weights and batches for every scheme; {result}")
 
 
 def _listed(value):

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.harness import partials
 from experiments.harness.case import run_case
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
@@ -42,6 +43,9 @@ def run_cases(run, cases, console, workers=None):
         ChildProcessError: A worker was killed; what had ended by then is kept.
     """
     todo = run.missing(cases)
+    for case in cases:
+        if case not in todo:
+            partials.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
     if len(todo) < len(cases):
         console.print(f"{len(cases) - len(todo)} of {len(cases)} cases are already there.")
     if not todo:
@@ -60,6 +64,7 @@ def run_cases(run, cases, console, workers=None):
                 console.print(f"{case.name}: failed: {failure}", markup=False, highlight=False)
             if records:
                 run.append(records)
+                partials.remove(run.path("checkpoints"), case.name)
                 console.print(_line(case, records[0]), markup=False, highlight=False, soft_wrap=True)
             progress.advance(overall)
 
@@ -76,8 +81,11 @@ def _in_turn(run, todo, workers, progress, finished):
         for case in todo:
             def report(phase, done, total, case=case):
                 progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
+
+            def say(sentence, case=case):
+                _say(progress, case.name, sentence)
             try:
-                records, failure = run_case(run.config, run.folder, case, report), None
+                records, failure = run_case(run.config, run.folder, case, report, say), None
             except CASE_ERRORS as error:
                 records, failure = [], _sentence(error)
             finished(case, records, failure)
@@ -109,6 +117,7 @@ def _in_processes(run, todo, workers, progress, finished):
                         except CASE_ERRORS as error:
                             records, failure = [], _sentence(error)
                         finished(case, records, failure)
+                _show(updates, bars, progress)
             except BaseException:
                 for process in list(pool._processes.values()):
                     process.terminate()
@@ -133,18 +142,27 @@ def _end_with(parent):
 
 
 def _work(config, folder, case):
-    return run_case(config, folder, case, lambda *update: _updates.put((case.name, *update)))
+    return run_case(config, folder, case, lambda *update: _updates.put((case.name, *update)),
+                    lambda sentence: _updates.put((case.name, sentence)))
 
 
 def _show(updates, bars, progress):
     while True:
         try:
-            name, phase, done, total = updates.get_nowait()
+            name, *update = updates.get_nowait()
         except queue.Empty:
             return
+        if len(update) == 1:
+            _say(progress, name, *update)
+            continue
+        phase, done, total = update
         if name not in bars:
             bars[name] = progress.add_task("", total=total)
         progress.update(bars[name], description=f"  {name}: {phase}", completed=done, total=total)
+
+
+def _say(progress, name, sentence):
+    progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _sentence(error):

@@ -1,0 +1,135 @@
+"""What is minimised in training: one function for each method, all of them along the exact gradient of the scheme.
+
+Each takes the same arguments and returns the loss of a batch, a scalar, differentiable in the parameters:
+    net: x -> logits (B, classes). In training mode: our nets have GroupNorm, for which the mode makes no difference.
+    x, y: Images (B, C, H, W) in [0, 1] and labels (B,).
+    settings: Dict with train_epsilon (radius of the L-infinity ball, pixel units), train_steps, train_step_size, trades_beta.
+    generator: Of the noise; on its own device.
+    memory: Dict of tensors that a method keeps from batch to batch, empty at first.
+
+Below, CE is the mean cross-entropy, B(x) the ball around x within [0, 1].
+"""
+import torch
+from torch.nn import functional as F
+
+# Steps of the training attack, and the size of a step in units of epsilon, where the user names none; else 1 and 1.
+STEPS = {"pgd": 7, "summed": 3, "trades": 10}
+STEP_SIZE = {"pgd": lambda steps: 2.5 / steps, "summed": lambda steps: 1 / 4, "trades": lambda steps: 1 / 4,
+             "fast": lambda steps: 1.25}
+
+
+def resolved(settings):
+    """The settings with the steps and step size of the method's source where they are None."""
+    method = settings["training"]
+    steps = settings["train_steps"] or STEPS.get(method, 1)
+    size = settings["train_step_size"]
+    if size is None:
+        size = settings["train_epsilon"] * STEP_SIZE.get(method, lambda steps: 1.0)(steps)
+    return {**settings, "train_steps": steps, "train_step_size": size}
+
+
+def rounds(settings):
+    """How often each batch is used in succession: more than once in Free training only."""
+    return settings["free_replays"] if settings["training"] == "free" else 1
+
+
+def standard(net, x, y, settings, generator, memory):
+    """CE(net(x), y)."""
+    return F.cross_entropy(net(x), y)
+
+
+def pgd(net, x, y, settings, generator, memory):
+    """CE(net(x'), y), x' the last iterate of projected gradient ascent on the loss in B(x) from a random start.
+
+    Source: Madry et al. (2018), ICLR.
+    """
+    return F.cross_entropy(net(_pgd_images(net, x, y, settings, generator)), y)
+
+
+def summed(net, x, y, settings, generator, memory):
+    """CE(net(x), y) + CE(net(x'), y), x' as in PGD training; 3 steps of epsilon / 4 by default.
+
+    Source: Li, He, Lin (2020), ICML, the authors' code.
+    """
+    attacked = _pgd_images(net, x, y, settings, generator)
+    # One pass over both: what the solves report is of the last pass, and nothing shall be missing from it.
+    return 2 * F.cross_entropy(net(torch.cat([x, attacked])), y.repeat(2))
+
+
+def trades(net, x, y, settings, generator, memory):
+    """CE(net(x), y) + beta KL(p(x) || p(x')), p the softmax of the logits, x' in B(x) by ascent on the KL divergence.
+
+    The ascent starts at x plus normal noise of 0.001, since at x itself the gradient is zero; p(x) is a constant in it, and is
+    not one in the loss. Source: Zhang et al. (2019), ICML, algorithm 1.
+    """
+    with torch.no_grad():
+        target = net(x).log_softmax(1)
+
+    def divergence(logits):
+        return F.kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
+    noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+    attacked = _ascend(net, x, 1e-3 * noise, divergence, settings)
+    clean, moved = net(torch.cat([x, attacked])).chunk(2)
+    apart = F.kl_div(moved.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+    return F.cross_entropy(clean, y) + settings["trades_beta"] * apart
+
+
+def free(net, x, y, settings, generator, memory):
+    """CE(net(x + d), y); the backward pass that trains the net also moves d <- clip(d + epsilon sign(dCE/dd)).
+
+    The caller gives each batch `free_replays` times in succession. d carries over from one batch to the next.
+    Source: Shafahi et al. (2019), NeurIPS, algorithm 1.
+    """
+    delta = memory.get("delta", torch.zeros_like(x)).detach().requires_grad_()
+
+    def climb(gradient):
+        memory["delta"] = _clipped(delta.detach() + settings["train_step_size"] * gradient.sign(), settings)
+    delta.register_hook(climb)
+    return F.cross_entropy(net((x + delta).clamp(0, 1)), y)
+
+
+def fast(net, x, y, settings, generator, memory):
+    """CE(net(x'), y), x' one step of 1.25 epsilon along the gradient's sign from a random point of B(x), back into B(x).
+
+    Source: Wong, Rice, Kolter (2020), ICLR, algorithm 3.
+    """
+    return F.cross_entropy(net(_pgd_images(net, x, y, {**settings, "train_steps": 1}, generator)), y)
+
+
+METHODS = {"standard": standard, "pgd": pgd, "summed": summed, "trades": trades, "free": free, "fast": fast}
+
+
+def collapsed(history):
+    """Whether the net has overfitted to single-step attacks: PGD breaks it again, while FGSM does not.
+
+    The last epoch is compared with the one that was most accurate under PGD: that accuracy has fallen by half and by ten
+    points at least, and the accuracy under FGSM is still nine tenths of what it was then.
+
+    Args:
+        history: Dicts of the epochs so far, with held_out_pgd and held_out_fgsm.
+
+    Source: Wong, Rice, Kolter (2020), ICLR, who name and detect it on training images; the margins are ours.
+    """
+    best, now = max(history, key=lambda entry: entry["held_out_pgd"]), history[-1]
+    lost = best["held_out_pgd"] - now["held_out_pgd"]
+    return lost >= max(0.1, best["held_out_pgd"] / 2) and now["held_out_fgsm"] >= 0.9 * best["held_out_fgsm"]
+
+
+def _pgd_images(net, x, y, settings, generator):
+    noise = 2 * torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) - 1
+    # The sum, not the mean: an image's gradient shall not depend on how many others there are.
+    return _ascend(net, x, settings["train_epsilon"] * noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"),
+                   settings)
+
+
+def _ascend(net, x, delta, objective, settings):
+    """Images in B(x) after `train_steps` steps along the sign of the gradient, from x + delta."""
+    for _ in range(settings["train_steps"]):
+        point = (x + delta).clamp(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(net(point)), point)
+        delta = _clipped(point.detach() - x + settings["train_step_size"] * gradient.sign(), settings)
+    return (x + delta).clamp(0, 1)
+
+
+def _clipped(delta, settings):
+    return delta.clamp(-settings["train_epsilon"], settings["train_epsilon"])

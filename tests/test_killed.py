@@ -1,0 +1,113 @@
+"""Processes killed with SIGKILL in the middle of training: what --resume makes of it is what would have come anyway."""
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from experiments import compare_schemes
+from experiments.harness import checkpoints, evaluation
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+ARGUMENTS = ["--schemes", "explicit,ie_skip(gamma=0.05)", "--seeds", "0", "--epsilons", "0.1", "--attacks", "pgd2",
+             "--epochs", "2", "--training", "pgd", "--train-steps", "2", "--augment", "standard", "--train-limit", "320",
+             "--test-limit", "40", "--workers", "1", "--resume", "--checkpoint-seconds", "0"]
+
+
+def conduct(out, log=None):
+    """A run in a process of its own; stability and audit, which come after training and are not at stake, are left out."""
+    if log:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    evaluation.measure_stability = lambda net, images, progress: ([], {})
+    evaluation.measure_audit = lambda net, test, epsilon, count: None
+    compare_schemes.main([*ARGUMENTS, "--out", str(out)])
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes that start at once: a server imports torch, each process is a copy of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.compare_schemes", "experiments.harness.report"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(context, tmp_path_factory):
+    """The run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = context.Process(target=conduct, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return out
+
+
+def results(out):
+    """Everything that training and attacks have made, without times."""
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    nets = [checkpoints.read(path) for path in sorted((out / "checkpoints").glob("*.pt"))]
+    weights = [b"".join(tensor.numpy().tobytes() for tensor in net["state_dict"].values()) for net in nets]
+    return ((out / "accuracy.csv").read_bytes(), [record["history"] for record in records], weights,
+            [{**record, "seconds": None} for record in records])
+
+
+def start_and_kill(context, out, delay, log):
+    """Kill a run `delay` seconds after it has saved something; its exit code."""
+    process = context.Process(target=conduct, args=(out, log))
+    process.start()
+    before = newest(out)
+    while process.is_alive() and newest(out) == before:
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode
+
+
+def newest(out):
+    return max((path.name for path in out.glob("checkpoints/*.partial")), default="")
+
+
+def test_killed_again_and_again_the_results_are_the_same_byte_for_byte(context, whole, tmp_path):
+    out, seed = tmp_path / "run", random.randrange(10**6)
+    delays, kills = random.Random(seed), 0
+    while kills < 6 and start_and_kill(context, out, delays.uniform(0, 0.2), tmp_path / "log") == -signal.SIGKILL:
+        kills += 1
+    process = context.Process(target=conduct, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and kills >= 2, f"{kills} kills, seed {seed}"
+    assert results(out) == results(whole), f"seed {seed}"
+    assert [path.suffix for path in (out / "checkpoints").iterdir()] == [".pt", ".pt"], "what was kept meanwhile is gone"
+
+
+@pytest.mark.parametrize("damage", ["newest", "both"])
+def test_a_damaged_checkpoint_is_named_and_set_aside(damage, context, whole, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(whole, out)
+    for path in [out / "records.jsonl", out / "accuracy.csv", *(out / "checkpoints").iterdir()]:
+        path.unlink()
+    assert start_and_kill(context, out, 0.2, log) == -signal.SIGKILL
+    partial = sorted((out / "checkpoints").glob("*.partial"))
+    assert len(partial) in (2, 3), "the last two, and the one that a kill left no time to drop"
+    broken = partial[-1:] if damage == "newest" else partial
+    for path in broken:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    process = context.Process(target=conduct, args=(out, log))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and results(out) == results(whole)
+    printed = log.read_text()
+    for path in broken:
+        assert f"{path.name} is damaged: its checksum does not match; set aside as {path.stem}.damaged" in printed
+        assert path.with_suffix(".damaged").exists()
