@@ -5,30 +5,37 @@ from functools import partial
 import torch
 
 from odenets import stages
-from stability.case import JUDGE_TOLERANCE, Check, allowed, configured
-from stability.judge import MISCLASSIFIED, SURVIVED
-
-
-def solver(case):
-    """Fails where adversarial images leave equations unsolved: their logits then mean nothing."""
-    if not any(stage.scheme.implicit for stage in case.iterated):
-        return Check("solver", None, {}, {}, "no stage solves an equation to a tolerance")
-    count, untrusted, limit = len(case.x), int(case.white_box.untrusted.sum()), allowed(0.02, len(case.x))
-    return Check("solver", untrusted <= limit,
-                 {"share_unconverged": untrusted / count}, {"share_unconverged": limit / count},
-                 f"{untrusted} of {count} adversarial images have an equation unsolved at tolerance "
-                 f"{JUDGE_TOLERANCE:g}; they count as broken")
+from stability.case import Check, allowed, configured
+from stability.judge import MISCLASSIFIED
 
 
 def more_steps(case):
-    """Fails where a long attack breaks many images that the usual one did not: the usual one had not converged."""
-    count, found, limit = len(case.x), int((case.white_box.broken_by == 1).sum()), allowed(0.02, len(case.x))
-    robust = float(case.white_box.robust.double().mean())
-    return Check("more_steps", found <= limit,
-                 {f"robust_{case.steps}": robust + found / count, f"robust_{case.many_steps}": robust,
-                  "found": found / count},
-                 {"found": limit / count},
-                 f"PGD with {case.many_steps} steps breaks {found} of {count} images that {case.steps} left standing")
+    """Fails where a longer attack breaks many images that shorter ones did not: they had not converged.
+
+    Each of `case.many_steps` may find 2 % of the images: an honest PGD-20 leaves about one in a hundred to PGD-1000,
+    SONet's left 37.
+    """
+    count, limit = len(case.x), allowed(0.02, len(case.x))
+    found = {steps: case.broken_by(index) for index, steps in enumerate(case.many_steps, start=1)}
+    robust = count - case.broken_by(MISCLASSIFIED) - case.broken_by(0)
+    figures = {f"robust_{case.steps}": robust / count}
+    for steps, number in found.items():
+        robust -= number
+        figures |= {f"robust_{steps}": robust / count, f"found_{steps}": number / count}
+    told = ", ".join(f"{steps} steps break {number}" for steps, number in found.items())
+    return Check("more_steps", max(found.values()) <= limit, figures, {"found": limit / count},
+                 f"of {count} images, after PGD with {case.steps} steps: {told} that the shorter ones left standing")
+
+
+def other_losses(case):
+    """Fails where the margin loss breaks many images that cross-entropy left: the scale of the logits then hides them.
+
+    The margin grows with the logits' scale as its gradient does, so that no scale can saturate it. It may find 5 %: on
+    honest, adversarially trained nets it is a few points stronger than cross-entropy.
+    """
+    count, found, limit = len(case.x), case.broken_by(len(case.many_steps) + 1), allowed(0.05, len(case.x))
+    return Check("other_losses", found <= limit, {"found": found / count}, {"found": limit / count},
+                 f"PGD with the margin loss breaks {found} of {count} images that cross-entropy left standing")
 
 
 def large_epsilon(case):
@@ -59,18 +66,32 @@ def _probes(case, count=8):
 
 
 def transfer(case):
-    """Fails where images crafted on the explicit twin, same weights and substeps, break more than the white-box attack."""
-    if all(stage.scheme.name == "explicit_euler" for stage in stages(case.net).values()):
-        return Check("transfer", None, {}, {}, "the network is its own explicit twin")
-    with configured(case.net, scheme="explicit"):
-        crafted = case.attack()(case.net, case.x, case.y, torch.arange(len(case.x)))
-    verdict = case.judged([("transfer", lambda net, x, y, indices: crafted[indices.to(crafted.device)])])
-    count, by = len(case.x), case.white_box.broken_by
-    white_box = int(((by == MISCLASSIFIED) | (by == 0)).sum())
-    broken = int((verdict.broken_by != SURVIVED).sum())
-    limit = allowed(0.02, count)
-    return Check("transfer", broken - white_box <= limit,
-                 {"robust_white_box": 1 - white_box / count, "robust_transfer": 1 - broken / count},
-                 {"excess": limit / count},
-                 f"images crafted on the explicit twin leave {count - broken} of {count} standing, the white-box "
-                 f"attack {count - white_box}")
+    """Fails where images crafted on another scheme, same weights and substeps, break what the white-box attacks left.
+
+    Each scheme may find 2 % of the images, held to it on its own: it is one more restart too, and over many of them what
+    honest restarts find adds up.
+    """
+    name, own = "transfer", {stage.scheme for stage in stages(case.net).values()}
+    sources = [scheme for scheme in case.sources if own - {scheme}]
+    if not sources:
+        return Check(name, None, {}, {}, "no stage can run another scheme" if not own else "no scheme but its own was named")
+    blown_up = []
+
+    def crafted_on(source):
+        def attack(net, x, y, indices):
+            try:
+                with configured(net, scheme=source, gradient="exact"):
+                    return case.attack()(net, x, y, indices)
+            except (ValueError, ArithmeticError, AssertionError):  # a scheme that cannot run these weights
+                blown_up.append(str(source))
+                return x
+        return attack
+
+    found = dict(zip(map(str, sources), case.broken_further([(str(source), crafted_on(source)) for source in sources])))
+    count, limit = len(case.x), allowed(0.02, len(case.x))
+    strongest = max(found, key=found.get)
+    without = f"; nothing could be crafted on {', '.join(blown_up)}" if blown_up else ""
+    return Check(name, found[strongest] <= limit and len(blown_up) < len(sources),
+                 {source: number / count for source, number in found.items()}, {"found": limit / count},
+                 f"of {count} images those crafted on {strongest} break {found[strongest]} that the white-box attacks left "
+                 f"standing, on all of {len(sources)} schemes {sum(found.values())}{without}")

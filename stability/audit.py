@@ -4,8 +4,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stability.attack_checks import large_epsilon, more_steps, solver, transfer
+import odenets
+from stability.attack_checks import large_epsilon, more_steps, other_losses, transfer
 from stability.case import Case, Check
+from stability.forward_checks import deterministic, solver, tolerance
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.inputs import check_images, check_logits, evaluating
 
@@ -26,10 +28,14 @@ class Audit:
 
 
 CHECKS = {check.__name__: check for check in (
-    zero_gradients, finite_differences, exact_gradient, solver, more_steps, large_epsilon, transfer)}
+    deterministic, zero_gradients, finite_differences, exact_gradient, solver, tolerance, more_steps, other_losses,
+    large_epsilon, transfer)}
+# Cheap ones that differ: the predictor, the accurate flow, the paper's correction. What a net runs itself is left out.
+SOURCES = ("explicit_euler", "rk4", "ie_skip")
 
 
-def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512):
+def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512, queries=200,
+          sources=SOURCES):
     """Look for the marks of masked gradients: a network that only seems robust because attacks are led astray.
 
     Thresholds are shares of the images; a check fails when more images offend than such a share would produce by chance
@@ -41,22 +47,31 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
             was: modes, schemes, gradients, parameters.
         x, y: Images in [0, 1] and labels, as for `pgd`.
         threat: `Linf` or `L2`, the one under which robustness is claimed.
-        steps, many_steps: PGD steps that must already find nearly all that many more steps find.
+        steps, many_steps: PGD steps that must already find nearly all that many more find. `many_steps` may be several
+            numbers, ascending, such as (100, 1000): each attacks what the one before left.
         checks: Names from `CHECKS`; None for all.
         generator: Draws one number, the seed of all that is random here; by default a new generator with seed 0.
         batch_size: Images evaluated at once.
+        queries: Evaluations that the black-box attack may spend on an image.
+        sources: Schemes on whose nets, same weights and substeps, images are crafted that must not transfer;
+            `odenets.list_schemes()` for all there are (minutes).
 
     Returns:
         An `Audit`.
 
     Raises:
-        ValueError: Images outside [0, 1], labels out of range, NaN in the logits, an unknown check, net not a module.
+        ValueError: Images outside [0, 1], labels out of range, NaN in the logits, an unknown check or scheme, steps that do
+            not ascend, net not a module.
     """
     if not isinstance(net, nn.Module):
         raise ValueError(f"audit takes a torch.nn.Module, got {type(net).__name__}")
     unknown = [name for name in checks or () if name not in CHECKS]
     if unknown:
         raise ValueError(f"unknown check {unknown[0]!r}; choose from {', '.join(CHECKS)}")
+    many_steps = (many_steps,) if isinstance(many_steps, int) else tuple(many_steps)
+    if not many_steps or any(more <= less for less, more in zip((steps, *many_steps), many_steps)):
+        raise ValueError(f"many_steps must ascend from steps on, got {many_steps} after {steps}")
+    sources = tuple(map(odenets.get_scheme, sources))
     check_images(x, y)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
@@ -67,7 +82,7 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
         chosen = [name for name in CHECKS if checks is None or name in checks]
         if not logits.requires_grad:
             return Audit(tuple(_without_gradient(name) for name in chosen))
-        case = Case(net, x, y, threat, steps, many_steps, seed, batch_size)
+        case = Case(net, x, y, threat, steps, many_steps, queries, sources, seed, batch_size)
         return Audit(tuple(CHECKS[name](case) for name in chosen))
 
 

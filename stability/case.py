@@ -1,6 +1,6 @@
 """What the checks of the audit share: the `Case` they look at, the `Check` they return, the judge."""
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -38,17 +38,23 @@ class Case:
     y: torch.Tensor
     threat: object
     steps: int
-    many_steps: int
+    many_steps: tuple
+    queries: int
+    sources: tuple
     seed: int
     batch_size: int
 
     def attack(self, **settings):
-        """PGD as it is set here, from the same noise each time."""
+        """PGD as it is set here, from the same noise each time, on the function that the judge evaluates."""
+        return before_the_judge(self.plain_attack(**settings), self.batch_size)
+
+    def plain_attack(self, **settings):
+        """The same, on the network as it is set."""
         def attack(net, x, y, indices):
             generator = torch.Generator().manual_seed(self.seed)
             settings_ = {"threat": self.threat, "steps": self.steps, **settings}
             return pgd(net, x, y, generator=generator, indices=indices, batch_size=self.batch_size, **settings_)
-        return before_the_judge(attack, self.batch_size)
+        return attack
 
     def judged(self, attacks, threat=None):
         """What attacks break under the cold judge."""
@@ -57,8 +63,32 @@ class Case:
 
     @cached_property
     def white_box(self):
-        """PGD with `steps` steps, then with `many_steps` on its survivors."""
-        return self.judged([("few", self.attack()), ("many", self.attack(steps=self.many_steps))])
+        """PGD with `steps` steps; on its survivors with each of `many_steps`; then with a loss that never saturates."""
+        longer = [(f"pgd{steps}", self.attack(steps=steps)) for steps in self.many_steps]
+        return self.judged([("few", self.attack()), *longer, ("margin", self.attack(loss="margin"))])
+
+    def broken_by(self, index):
+        """Images that the white-box attack of this place broke, of those that the ones before it left."""
+        return int((self.white_box.broken_by == index).sum())
+
+    def broken_further(self, attacks):
+        """For each attack, how many images it breaks of those that the white-box ones and those before it left."""
+        alive = self.white_box.robust.nonzero()[:, 0]
+        if not len(alive):
+            return [0] * len(attacks)
+
+        def on_survivors(attack):
+            # Noise depends on an image's index, so that it must be that in the whole sample.
+            return lambda net, x, y, indices: attack(net, x, y, alive.cpu()[indices])
+
+        verdict = worst_case(self.net, self.x[alive], self.y[alive], self.threat,
+                             [(name, on_survivors(attack)) for name, attack in attacks], cold_judge(self.net), self.batch_size)
+        return [int((verdict.broken_by == index).sum()) for index in range(len(attacks))]
+
+    @torch.no_grad()
+    def logits(self, x):
+        """The network's, at its present settings, in batches."""
+        return torch.cat([self.net(part) for part in x.split(self.batch_size)])
 
     @property
     def iterated(self):
@@ -119,3 +149,22 @@ def configured(net, **settings):
     finally:
         for stage, settings in before.items():
             stage.configure(**settings)
+
+
+@contextmanager
+def refined(net, tol=JUDGE_TOLERANCE):
+    """Within the context whatever is computed to a tolerance is computed to `tol`: equations and adaptive steps alike.
+
+    Adaptive steps by dopri5, whose order makes that affordable.
+    """
+    before = {stage: stage.scheme for stage in stages(net).values()}
+    try:
+        with tightened(net, tol):
+            for stage, scheme in before.items():
+                if "rtol" in scheme.parameters:
+                    stage.configure(scheme=replace(scheme, method="dopri5", rtol=min(tol, scheme.rtol),
+                                                   atol=min(tol, scheme.atol)))
+            yield net
+    finally:
+        for stage, scheme in before.items():
+            stage.configure(scheme=scheme)
