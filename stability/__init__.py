@@ -3,6 +3,7 @@ from stability.apgd import apgd
 from stability.arnoldi import krylov_memory
 from stability.attacks import fgsm, pgd
 from stability.audit import audit
+from stability.black_box import noise, square
 from stability.case import before_the_judge, cold_judge
 from stability.growth import growth, lyapunov_exponents
 from stability.jacobian import dense_jacobians, jacobian
@@ -17,5 +18,5 @@ from stability.walk import places
 
 __all__ = ["L2", "Linf", "apgd", "audit", "before_the_judge", "cold_judge", "dense_jacobians", "fgsm", "growth",
            "jacobian", "krylov_memory", "largest_stable_step", "log_norm", "log_norm_penalty", "lyapunov_exponents",
-           "numerical_range", "pgd", "places", "region", "ritz_values", "singular_values", "spectral_norm",
-           "spectrum", "worst_case"]
+           "noise", "numerical_range", "pgd", "places", "region", "ritz_values", "singular_values", "spectral_norm",
+           "spectrum", "square", "worst_case"]

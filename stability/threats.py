@@ -35,6 +35,10 @@ class Linf:
         """One image's perturbation, uniform in the ball; drawn on the generator's device."""
         return (2 * torch.rand(shape, generator=generator, dtype=dtype) - 1) * self.epsilon
 
+    def random_edge(self, shape, generator, dtype=torch.float32):
+        """One image's perturbation, uniform among the corners of the ball; drawn on the generator's device."""
+        return (2 * torch.randint(2, shape, generator=generator, dtype=dtype) - 1) * self.epsilon
+
     def steepest(self, gradient):
         """The step of size 1 along which a loss with this gradient grows fastest, (B, ...)."""
         return gradient.sign()
@@ -59,9 +63,13 @@ class L2:
 
     def random_start(self, shape, generator, dtype=torch.float32):
         """One image's perturbation, uniform in the ball; drawn on the generator's device."""
+        edge = self.random_edge(shape, generator, dtype)
+        return edge * torch.rand((), generator=generator, dtype=dtype) ** (1 / edge.numel())
+
+    def random_edge(self, shape, generator, dtype=torch.float32):
+        """One image's perturbation, uniform on the sphere; drawn on the generator's device."""
         direction = torch.randn(shape, generator=generator, dtype=dtype)
-        radius = torch.rand((), generator=generator, dtype=dtype) ** (1 / direction.numel())
-        return direction * (self.epsilon * radius / direction.norm().clamp_min(torch.finfo(dtype).tiny))
+        return direction * (self.epsilon / direction.norm().clamp_min(torch.finfo(dtype).tiny))
 
     def steepest(self, gradient):
         """The step of size 1 along which a loss with this gradient grows fastest, (B, ...); 0 where it is 0."""

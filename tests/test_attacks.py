@@ -14,7 +14,9 @@ EVERY = {"fgsm": stability.fgsm, "pgd": partial(stability.pgd, steps=5, restarts
          "pgd-momentum": partial(stability.pgd, steps=4, momentum=0.75, loss="dlr"),
          "pgd-targets": partial(stability.pgd, steps=3, loss="margin", targets=2),
          "pgd-last": partial(stability.pgd, steps=3, keep="last"), "apgd": partial(stability.apgd, steps=12),
-         "apgd-targets": partial(stability.apgd, steps=9, loss="cross_entropy", targets=2)}
+         "apgd-targets": partial(stability.apgd, steps=9, loss="cross_entropy", targets=2),
+         "square": partial(stability.square, queries=12), "noise": partial(stability.noise, draws=5),
+         "noise-edge": partial(stability.noise, draws=5, where="edge")}
 every_attack = pytest.mark.parametrize("attack", EVERY.values(), ids=EVERY)
 noisy_attack = pytest.mark.parametrize("attack", [partial(attack) for attack in EVERY.values()][1:], ids=list(EVERY)[1:])
 
