@@ -5,6 +5,8 @@ import torch
 
 import odenets
 import stability
+from experiments.harness import adversarial_training
+from experiments.harness.precision import float32_solves, low_precision
 from odenets.schemes import solving
 
 SIX = torch.arange(6)
@@ -129,3 +131,15 @@ def test_attacks_tell_it_which_images_they_still_look_at(attack):
     torch.testing.assert_close(attack(odenets.WarmStart(net)), cold, rtol=0, atol=1e-4)
     assert sum(counted) < 0.9 * before
     hook.remove()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_attacks_in_training_start_warm(precision):
+    net, settings = _net("implicit").float(), {"train_epsilon": 0.05, "train_steps": 3, "train_step_size": 0.02}
+    counted = []
+    next(iter(odenets.stages(net).values())).register_forward_hook(
+        lambda stage, args, value: counted.append(stage.stats.evaluations))
+    with float32_solves(net, precision):
+        adversarial_training.pgd(low_precision(net, precision), _images().float(), SIX, settings, torch.Generator(), {})
+    first, second, third, loss = counted
+    assert max(second, third) < 0.8 * min(first, loss)

@@ -12,6 +12,8 @@ Below, CE is the mean cross-entropy, B(x) the ball around x within [0, 1].
 import torch
 from torch.nn import functional as F
 
+import odenets
+
 # Steps of the training attack, and the size of a step in units of epsilon, where the user names none; else 1 and 1.
 STEPS = {"pgd": 7, "summed": 3, "trades": 10}
 STEP_SIZE = {"pgd": lambda steps: 2.5 / steps, "summed": lambda steps: 1 / 4, "trades": lambda steps: 1 / 4,
@@ -123,10 +125,11 @@ def _pgd_images(net, x, y, settings, generator):
 
 
 def _ascend(net, x, delta, objective, settings):
-    """Images in B(x) after `train_steps` steps along the sign of the gradient, from x + delta."""
+    """Images in B(x) after `train_steps` steps along the gradient's sign, from x + delta; solves start at the step before."""
+    warm, indices = odenets.WarmStart(net), torch.arange(len(x))
     for _ in range(settings["train_steps"]):
         point = (x + delta).clamp(0, 1).requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(net(point)), point)
+        (gradient,) = torch.autograd.grad(objective(warm(point, indices)), point)
         delta = _clipped(point.detach() - x + settings["train_step_size"] * gradient.sign(), settings)
     return (x + delta).clamp(0, 1)
 

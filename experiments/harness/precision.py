@@ -2,6 +2,7 @@
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 import odenets
 
@@ -10,13 +11,17 @@ PRECISIONS = ("float32", "bfloat16")
 
 def low_precision(net, precision):
     """The network as a loss sees it: x -> logits in float32, the passes through it under autocast with "bfloat16"."""
-    if precision == "float32":
-        return net
+    return net if precision == "float32" else _Autocast(net)
 
-    def forward(x):
+
+class _Autocast(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
         with torch.autocast(x.device.type, torch.bfloat16):
-            return net(x).float()
-    return forward
+            return self.net(x).float()
 
 
 @contextmanager
