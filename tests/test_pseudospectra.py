@@ -23,8 +23,8 @@ def grcar(n):
 
 
 def smallest(M, points):
-    M = np.asarray(M)
-    return np.array([np.linalg.svd(z * np.eye(len(M)) - M, compute_uv=False)[-1] for z in np.ravel(points)]).reshape(points.shape)
+    shifted = np.asarray(points)[..., None, None] * np.eye(len(M)) - np.asarray(M)
+    return np.linalg.svd(shifted, compute_uv=False)[..., -1]
 
 
 def test_conv_block_against_lapack(device):
