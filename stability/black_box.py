@@ -4,7 +4,7 @@ from functools import partial
 import torch
 
 from stability.ascent import Images, look
-from stability.inputs import check_count, check_images, evaluating, generators, identities, seeds, split
+from stability.inputs import check_count, check_images, evaluating, generators, identities, seeds, split, told
 from stability.losses import margin
 from stability.threats import L2, Linf, confine, shrunk
 
@@ -86,7 +86,7 @@ def _search(net, x, y, threat, queries, start, draw, propose, generator, indices
     found = []
     with evaluating(net), torch.inference_mode(False), torch.no_grad():
         for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), indices):
-            found.append(_part(net, Images(x_part, y_part, None, part), threat, queries, start, draw, propose, base))
+            found.append(_part(told(net), Images(x_part, y_part, None, part), threat, queries, start, draw, propose, base))
     return torch.cat(found)
 
 
