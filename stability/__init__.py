@@ -7,7 +7,7 @@ from stability.black_box import noise, square
 from stability.case import before_the_judge, cold_judge
 from stability.growth import growth, lyapunov_exponents
 from stability.jacobian import dense_jacobians, jacobian
-from stability.judge import worst_case
+from stability.judge import WorstCase, worst_case
 from stability.kreiss import kreiss_constant
 from stability.normality import departure_from_normality
 from stability.numerical_range import numerical_range
@@ -19,7 +19,8 @@ from stability.spectra import log_norm, ritz_values, spectral_norm, spectrum
 from stability.threats import L2, Linf
 from stability.walk import places
 
-__all__ = ["L2", "Linf", "apgd", "audit", "before_the_judge", "cold_judge", "dense_jacobians", "departure_from_normality",
-           "fgsm", "growth", "jacobian", "kreiss_constant", "krylov_memory", "largest_stable_step", "log_norm",
-           "log_norm_penalty", "lyapunov_exponents", "noise", "numerical_range", "pgd", "places", "pseudospectrum", "region",
-           "ritz_values", "singular_values", "spectral_norm", "spectrum", "square", "worst_case"]
+__all__ = ["L2", "Linf", "WorstCase", "apgd", "audit", "before_the_judge", "cold_judge", "dense_jacobians",
+           "departure_from_normality", "fgsm", "growth", "jacobian", "kreiss_constant", "krylov_memory",
+           "largest_stable_step", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise", "numerical_range",
+           "pgd", "places", "pseudospectrum", "region", "ritz_values", "singular_values", "spectral_norm", "spectrum",
+           "square", "worst_case"]

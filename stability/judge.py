@@ -16,6 +16,7 @@ class WorstCase:
     robust: (B,) bool. broken_by: (B,) index of the attack, -1 survived, -2 misclassified without any.
     untrusted: (B,) bool, counted as broken because the judge could not trust its own logits; also in `broken_by`.
     x_adv: images that broke the network; of survivors the last ones tried. names: of the attacks.
+    Tensors and a tuple of strings, so that `torch.save(vars(result))` keeps it and `WorstCase(**loaded)` brings it back.
     """
 
     robust: torch.Tensor
@@ -25,7 +26,7 @@ class WorstCase:
     names: tuple
 
 
-def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512):
+def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=None):
     """Let attacks at a network, and judge: project, evaluate again, count. Survivors alone go on to the next attack.
 
     Args:
@@ -38,21 +39,25 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512):
         judge: x -> (logits, trusted (B,) bool or None); by default the network itself, trusted. An image whose logits
             are not trusted counts as broken.
         batch_size: Images judged at once.
+        state: A `WorstCase` of the same net, images and threat to go on from: what its attacks broke stays broken, and
+            the new attacks get its survivors, as if all had been given at once.
 
     Returns:
-        A `WorstCase`.
+        A `WorstCase`, of the attacks of `state` and the new ones.
 
     Raises:
-        ValueError: As for `pgd`; an attack returned another shape or NaN.
+        ValueError: As for `pgd`; an attack returned another shape or NaN; `state` is of other images or another threat.
     """
     check_images(x, y)
     judge = judge or (lambda x: (net(x), None))
     pairs = [attack if isinstance(attack, tuple) else (_name(attack), attack) for attack in attacks]
     x = x.detach().clone()
-    broken_by, best = torch.full_like(y, SURVIVED), x.clone()
-    wrong, untrusted = _judged(judge, net, x, y, batch_size)
-    broken_by[wrong] = MISCLASSIFIED
-    for index, (name, attack) in enumerate(pairs):
+    if state is None:
+        wrong, untrusted = _judged(judge, net, x, y, batch_size)
+        broken_by, best, before = torch.where(wrong, MISCLASSIFIED, torch.full_like(y, SURVIVED)), x.clone(), ()
+    else:
+        broken_by, untrusted, best, before = _taken_up(state, x, threat)
+    for index, (name, attack) in enumerate(pairs, len(before)):
         alive = (broken_by == SURVIVED).nonzero()[:, 0]
         if not len(alive):
             break
@@ -64,7 +69,17 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512):
         moved = _held(moved.to(x), x[alive], threat)
         wrong, doubtful = _judged(judge, net, moved, y[alive], batch_size)
         best[alive], untrusted[alive], broken_by[alive[wrong]] = moved, doubtful, index
-    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, tuple(name for name, _ in pairs))
+    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, (*before, *(name for name, _ in pairs)))
+
+
+def _taken_up(state, x, threat):
+    """Copies of (broken_by, untrusted, x_adv, names) of a state, on the device of x."""
+    same = state.x_adv.shape == x.shape and state.x_adv.dtype == x.dtype and state.broken_by.shape == x.shape[:1]
+    best = state.x_adv.to(x.device, copy=True)
+    if not same or not torch.equal(_held(best, x, threat), best):
+        raise ValueError(f"the state is of other images or another threat: its images {tuple(state.x_adv.shape)} are not "
+                         f"within {threat} of those given, {tuple(x.shape)}")
+    return state.broken_by.to(x.device, copy=True), state.untrusted.to(x.device, copy=True), best, state.names
 
 
 def _held(point, centre, threat):

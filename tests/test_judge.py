@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from attack_problems import conv_net, images, linear_net
+from attack_problems import conv_net, hilly_net, images, linear_net
 
 import stability
 from stability import Linf
@@ -66,3 +66,41 @@ def test_an_image_within_the_ball_is_judged_bit_for_bit():
     attack = partial(stability.pgd, threat=Linf(8 / 255), steps=3)
     result = stability.worst_case(net, x, y, Linf(8 / 255), [attack])
     assert result.names == ("pgd",) and torch.equal(result.x_adv, attack(net, x, y))
+
+
+THREAT = Linf(0.05)
+SEQUENCE = [(name, partial(attack, threat=THREAT, **settings)) for name, attack, settings in (
+    ("few", stability.pgd, {"steps": 2}), ("noise", stability.noise, {"draws": 20}), ("auto", stability.apgd, {"steps": 10}),
+    ("square", stability.square, {"queries": 50}))]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 4])
+def test_going_on_from_a_state_is_as_good_as_never_having_stopped(cut, tmp_path):
+    net, x = hilly_net(), images(128)
+    y = net(x).argmax(1)
+    y[:5] = (y[:5] + 1) % 5
+    whole = stability.worst_case(net, x, y, THREAT, SEQUENCE)
+    assert len(whole.broken_by.unique()) >= 4, "several attacks found something"
+    torch.save(vars(stability.worst_case(net, x, y, THREAT, SEQUENCE[:cut])), tmp_path / "state.pt")
+    state = stability.WorstCase(**torch.load(tmp_path / "state.pt", weights_only=True))
+    kept, evaluated = {key: value.clone() for key, value in vars(state).items() if key != "names"}, []
+
+    def counting(x):
+        evaluated.append(len(x))
+        return net(x)
+
+    resumed = stability.worst_case(counting, x, y, THREAT, SEQUENCE[cut:], state=state)
+    assert resumed.names == whole.names == ("few", "noise", "auto", "square")
+    for key in ("robust", "broken_by", "untrusted", "x_adv"):
+        assert torch.equal(getattr(resumed, key), getattr(whole, key)), key
+        assert torch.equal(getattr(state, key), kept[key]), "the state itself is left alone"
+    assert max(evaluated, default=0) <= int(state.robust.sum()), "nothing is spent on what has fallen"
+
+
+def test_a_state_of_other_images_or_another_threat_is_refused():
+    net, x = hilly_net(), images(8)
+    y = net(x).argmax(1)
+    state = stability.worst_case(net, x, y, THREAT, [("edge", partial(stability.noise, threat=THREAT, where="edge"))])
+    for images_, threat in ((x.flip(0), THREAT), (x[:4], THREAT), (x.float(), THREAT), (x, Linf(0.01))):
+        with pytest.raises(ValueError, match="other images or another threat"):
+            stability.worst_case(net, images_, y[: len(images_)], threat, [], state=state)
