@@ -13,7 +13,7 @@ class LearnedLMStage(nn.Module):
         fields: As in `ODEStage`, modules; one step each, h = 1.
         k: Initial value, in (-1, 1].
 
-    Source: Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks, equation 7.
+    Source: Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks.
     """
 
     def __init__(self, fields, k=-0.1):

@@ -168,7 +168,7 @@ class FixedPoint(Solver):
 class Anderson(Solver):
     """Anderson acceleration of the fixed-point iteration (type II): least squares over the last `memory` differences.
 
-    Source: Walker & Ni (2011), SIAM J. Numer. Anal. 49, equation 2.2.
+    Source: Walker & Ni (2011), SIAM J. Numer. Anal. 49.
     """
 
     memory: int = 5

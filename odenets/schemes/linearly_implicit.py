@@ -86,7 +86,7 @@ class RosenbrockEuler(KrylovScheme):
     order = 1
     implicit = True
     stages = 1
-    source = "Rosenbrock (1963); Hairer & Wanner II (1996), equation IV.7.4 with one stage and gamma = 1"
+    source = "Rosenbrock (1963); Hairer & Wanner II (1996), section IV.7, one stage and gamma = 1"
 
     def increment(self, f, t, y, h, gradient, record):
         """See `KrylovScheme.increment`."""
@@ -108,7 +108,7 @@ class ROS2(KrylovScheme):
     order = 2
     implicit = True
     stages = 2
-    source = "Verwer, Spee, Blom, Hundsdorfer (1999), SIAM J. Sci. Comput. 20, equation 3.1"
+    source = "Verwer, Spee, Blom, Hundsdorfer (1999), SIAM J. Sci. Comput. 20"
 
     def increment(self, f, t, y, h, gradient, record):
         """See `KrylovScheme.increment`."""
@@ -138,7 +138,7 @@ class ExponentialEuler(KrylovScheme):
     order = 1
     implicit = False
     stages = 1
-    source = "Hochbruck & Ostermann (2010), Acta Numerica 19, equation 2.11; Saad (1992) for the approximation"
+    source = "Hochbruck & Ostermann (2010), Acta Numerica 19, section 2; Saad (1992) for the approximation"
 
     def increment(self, f, t, y, h, gradient, record):
         """See `KrylovScheme.increment`."""

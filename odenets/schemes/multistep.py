@@ -65,7 +65,7 @@ class AB2(TwoStep):
     order = 2
     implicit = False
     evaluations = 1
-    source = "Hairer, Norsett, Wanner I (1993), equation III.1.5"
+    source = "Hairer, Norsett, Wanner I (1993), section III.1"
 
     def start(self, f, t, y, h, gradient, record):
         """Explicit Euler."""
@@ -99,7 +99,7 @@ class LMResNet(TwoStep):
     order = None
     implicit = False
     evaluations = 1
-    source = "Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks, equation 7"
+    source = "Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks"
 
     def __post_init__(self):
         if not -1 < self.k <= 1:
@@ -130,7 +130,7 @@ class BDF2(TwoStep, SolvingScheme):
     implicit = True
     iterates = True
     evaluations = None
-    source = "Curtiss & Hirschfelder (1952); Hairer, Norsett, Wanner I (1993), equation III.1.22'"
+    source = "Curtiss & Hirschfelder (1952); Hairer, Norsett, Wanner I (1993), section III.1"
 
     def start(self, f, t, y, h, gradient, record):
         """Implicit Euler."""

@@ -93,7 +93,7 @@ def solve_stages(solve, f, times, block, bases, y, h):
     """Stages Y_i = base_i + h sum_j block_ij f(t_j, Y_j) that are solved together.
 
     The unknowns are the increments Y - base: smaller than the state, and so is their rounding.
-    Source: Hairer & Wanner II (1996), equation IV.8.2.
+    Source: Hairer & Wanner II (1996), section IV.8.
 
     Args:
         solve: As `SolvingScheme.state` gives it.

@@ -13,19 +13,19 @@ HW = "Hairer & Wanner II (1996)"
 
 # --- explicit -------------------------------------------------------------------------------------------------------------
 
-EXPLICIT_EULER = Tableau("explicit_euler", A=[[0]], b=[1], order=1, source="Euler (1768); " + HNW + ", equation II.1.1")
+EXPLICIT_EULER = Tableau("explicit_euler", A=[[0]], b=[1], order=1, source="Euler (1768); " + HNW + ", section II.1")
 
-MIDPOINT = Tableau("midpoint", A=[[0, 0], [1/2, 0]], b=[0, 1], order=2, source="Runge (1895); " + HNW + ", equation II.1.4")
+MIDPOINT = Tableau("midpoint", A=[[0, 0], [1/2, 0]], b=[0, 1], order=2, source="Runge (1895); " + HNW + ", section II.1")
 
 # The trapezoid with an Euler predictor; the optimal two-stage SSP method, hence its alias ssprk22.
 HEUN = Tableau("heun", A=[[0, 0], [1, 0]], b=[1/2, 1/2], order=2, source="Heun (1900); Shu & Osher (1988), equation 2.16")
 
 # The smallest bound on the truncation error among two-stage methods of order 2.
 RALSTON2 = Tableau("ralston2", A=[[0, 0], [2/3, 0]], b=[1/4, 3/4], order=2,
-                   source="Ralston (1962), Math. Comp. 16, equation 3.5")
+                   source="Ralston (1962), Math. Comp. 16")
 
 KUTTA3 = Tableau("kutta3", A=[[0, 0, 0], [1/2, 0, 0], [-1, 2, 0]], b=[1/6, 2/3, 1/6], order=3,
-                 source="Kutta (1901); " + HNW + ", table II.1.1")
+                 source="Kutta (1901)")
 
 # Convex combinations of Euler steps: a norm that Euler does not increase, this does not increase, at the same step size.
 SSPRK33 = Tableau("ssprk33", A=[[0, 0, 0], [1, 0, 0], [1/4, 1/4, 0]], b=[1/6, 1/6, 2/3], order=3,
@@ -40,7 +40,7 @@ RK38 = Tableau("rk38", A=[[0, 0, 0, 0], [1/3, 0, 0, 0], [-1/3, 1, 0, 0], [1, -1,
 # SSP coefficient 6 for ten evaluations: 0.6 of an Euler step each, against a third for ssprk33.
 _HALVES = np.tril(np.full((5, 5), 1/6), -1)
 SSPRK104 = Tableau("ssprk104", A=np.block([[_HALVES, np.zeros((5, 5))], [np.full((5, 5), 1/15), _HALVES]]),
-                   b=[1/10] * 10, order=4, source="Ketcheson (2008), SIAM J. Sci. Comput. 30, pseudocode 3")
+                   b=[1/10] * 10, order=4, source="Ketcheson (2008), SIAM J. Sci. Comput. 30")
 
 # At fixed steps, and without the seventh stage, which only serves the error estimate.
 DOPRI5 = Tableau("dopri5", A=[[0, 0, 0, 0, 0, 0], [1/5, 0, 0, 0, 0, 0], [3/40, 9/40, 0, 0, 0, 0],
@@ -89,7 +89,7 @@ def rkc1(stages=5, damping=0.05):
         rows.append(2 * w0 * ratio * rows[-1] - T[j - 2](w0) / T[j](w0) * rows[-2] + 2 * w1 * ratio * unit[j - 1])
     A, b = _from_recurrence(stages, rows)
     return Tableau("rkc1", A, b, order=1, r_polynomial=tuple(_taylor(T[stages], w0, w1, 1 / T[stages](w0))),
-                   source=HW + ", equation IV.2.14")
+                   source=HW + ", section IV.2")
 
 
 @cache
@@ -113,21 +113,21 @@ def rkc2(stages=5, damping=2/13):
     polynomial = _taylor(T[stages], w0, w1, b[stages])
     polynomial[0] += a[stages]
     return Tableau("rkc2", A, weights, order=2, r_polynomial=tuple(polynomial),
-                   source="Sommeijer, Shampine, Verwer (1998), equation 2.1")
+                   source="Sommeijer, Shampine, Verwer (1998), J. Comput. Appl. Math. 88")
 
 
 # --- diagonally implicit --------------------------------------------------------------------------------------------------
 
 # R(infinity) pins the diagonal, which the one order condition leaves free.
 IMPLICIT_EULER = Tableau("implicit_euler", A=[[1]], b=[1], order=1, structure="diagonal", r_infinity=0,
-                         source=HW + ", equation IV.3.3")
+                         source=HW + ", section IV.3")
 
 # A-stable without damping: R(infinity) = -1, so that stiff components flip their sign at each step.
 TRAPEZOID = Tableau("trapezoid", A=[[0, 0], [1/2, 1/2]], b=[1/2, 1/2], order=2, structure="diagonal", r_infinity=-1,
-                    source=HW + ", equation IV.3.4")
+                    source=HW + ", section IV.3")
 
 IMPLICIT_MIDPOINT = Tableau("implicit_midpoint", A=[[1/2]], b=[1], order=2, structure="diagonal", r_infinity=-1,
-                            source=HW + ", equation IV.3.5")
+                            source=HW + ", section IV.3")
 
 
 @cache
@@ -140,26 +140,26 @@ def theta(theta=0.5):
         raise ValueError(f"theta: theta must lie in [0.001, 1], and not so near 1/2 that its order is in doubt; got {theta}")
     A, b = ([[0, 0], [1 - theta, theta]], [1 - theta, theta]) if theta < 1 else ([[1]], [1])
     return Tableau("theta", A, b, order=2 if theta == 1/2 else 1, structure="diagonal", r_infinity=(theta - 1) / theta,
-                   source=HW + ", example IV.3.2")
+                   source=HW + ", section IV.3")
 
 
 # gamma = 1 - 1/sqrt 2 makes it L-stable and stiffly accurate: the last stage is the result.
 SDIRK2 = Tableau("sdirk2", A=[[1 - 1/SQRT2, 0], [1/SQRT2, 1 - 1/SQRT2]], b=[1/SQRT2, 1 - 1/SQRT2], order=2,
                  structure="diagonal", equal_diagonal=True, r_infinity=0,
-                 source="Alexander (1977), SIAM J. Numer. Anal. 14, table 1")
+                 source="Alexander (1977), SIAM J. Numer. Anal. 14")
 
 # gamma is the root of x^3 - 3 x^2 + 3/2 x - 1/6 between 1/6 and 1/2.
 _GAMMA3 = 0.43586652150845899942
 SDIRK3 = Tableau("sdirk3", A=[[_GAMMA3, 0, 0], [(1 - _GAMMA3)/2, _GAMMA3, 0],
                               [-(6*_GAMMA3**2 - 16*_GAMMA3 + 1)/4, (6*_GAMMA3**2 - 20*_GAMMA3 + 5)/4, _GAMMA3]],
                  b=[-(6*_GAMMA3**2 - 16*_GAMMA3 + 1)/4, (6*_GAMMA3**2 - 20*_GAMMA3 + 5)/4, _GAMMA3], order=3,
-                 structure="diagonal", equal_diagonal=True, r_infinity=0, source="Alexander (1977), theorem 5")
+                 structure="diagonal", equal_diagonal=True, r_infinity=0, source="Alexander (1977), SIAM J. Numer. Anal. 14")
 
 # Half a step of the trapezoid, then BDF2 over both: L-stable, one diagonal coefficient, the first stage explicit.
 _GAMMA = 2 - SQRT2
 TR_BDF2 = Tableau("tr_bdf2", A=[[0, 0, 0], [_GAMMA/2, _GAMMA/2, 0], [SQRT2/4, SQRT2/4, _GAMMA/2]],
                   b=[SQRT2/4, SQRT2/4, _GAMMA/2], order=2, structure="diagonal", equal_diagonal=True, r_infinity=0,
-                  source="Bank et al. (1985); Hosea & Shampine (1996), Appl. Numer. Math. 20, table 1")
+                  source="Bank et al. (1985); Hosea & Shampine (1996), Appl. Numer. Math. 20")
 
 # --- fully implicit -------------------------------------------------------------------------------------------------------
 
