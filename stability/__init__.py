@@ -13,13 +13,14 @@ from stability.normality import departure_from_normality
 from stability.numerical_range import numerical_range
 from stability.penalty import log_norm_penalty
 from stability.pseudospectra import pseudospectrum
+from stability.reference import autoattack
 from stability.regions import largest_stable_step, region
 from stability.singular import singular_values
 from stability.spectra import log_norm, ritz_values, spectral_norm, spectrum
 from stability.threats import L2, Linf
 from stability.walk import places
 
-__all__ = ["L2", "Linf", "WorstCase", "apgd", "audit", "before_the_judge", "cold_judge", "dense_jacobians",
+__all__ = ["L2", "Linf", "WorstCase", "apgd", "audit", "autoattack", "before_the_judge", "cold_judge", "dense_jacobians",
            "departure_from_normality", "fgsm", "growth", "jacobian", "kreiss_constant", "krylov_memory",
            "largest_stable_step", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise", "numerical_range",
            "pgd", "places", "pseudospectrum", "region", "ritz_values", "singular_values", "spectral_norm", "spectrum",
