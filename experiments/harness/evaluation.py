@@ -7,6 +7,7 @@ import torch
 import odenets
 import stability
 from experiments.harness.attack_names import parse_attack, seeded
+from stability.case import configured
 
 STEP_TOL = 1e-6  # of implicit steps whose dynamics are measured
 NORM_TOL = 1e-2  # of the residual; the norms are extreme eigenvalues of symmetric operators, whose error is of its square
@@ -17,29 +18,36 @@ def gradients(scheme):
     return ("exact", "detached") if scheme.iterates and scheme.order is not None else ("exact",)
 
 
+def attack_plan(net, attacks, epsilons):
+    """What `measure_attack` has to be asked for: (attack, epsilon, gradient), first clean images."""
+    ways = next((gradients(stage.scheme) for stage in odenets.stages(net).values()), ("exact",))
+    attacked = [(name, epsilon, gradient) for name in attacks for epsilon in epsilons for gradient in ways]
+    return [("clean", 0.0, "exact"), *attacked]
+
+
 def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None):
-    """Clean and adversarial accuracy on all of `test`, every image counted by the judge.
+    """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a list of `measure_attack`'s dicts."""
+    plan, measurements = attack_plan(net, attacks, epsilons), []
+    for done, (name, epsilon, gradient) in enumerate(plan, start=1):
+        measurements.append(measure_attack(net, test, name, epsilon, gradient, seed))
+        progress(done, len(plan))
+    return measurements
+
+
+def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Linf):
+    """Accuracy on all of `test` under one attack ("clean": none), along one gradient, every image counted by the judge.
 
     Returns:
-        A list of dicts: attack, epsilon, gradient, correct, total, untrusted (images counted as broken because the cold
-        re-solve did not converge), bits (hex of the packed mask of correct images, in the order of the split).
+        A dict: attack, epsilon, gradient, correct, total, untrusted (images counted as broken because the cold re-solve did
+        not converge), bits (hex of the packed mask of correct images, in the order of the split).
     """
-    scheme = next(iter(odenets.stages(net).values())).scheme
-    plan = [("clean", 0.0, "exact")]
-    plan += [(name, epsilon, gradient) for name in attacks for epsilon in epsilons for gradient in gradients(scheme)]
-    measurements = []
-    for done, (name, epsilon, gradient) in enumerate(plan):
-        threat = stability.Linf(epsilon)
-        attack = [] if name == "clean" else [(name, seeded(parse_attack(name), threat, seed))]
-        odenets.set_gradient(net, gradient)
+    threat = threat(epsilon)
+    attack = [] if name == "clean" else [(name, seeded(parse_attack(name), threat, seed))]
+    with configured(net, gradient=gradient):
         result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
-        odenets.set_gradient(net, "exact")
-        robust = result.robust.cpu().numpy()
-        measurements.append({"attack": name, "epsilon": epsilon, "gradient": gradient, "correct": int(robust.sum()),
-                             "total": len(robust), "untrusted": int(result.untrusted.sum()),
-                             "bits": np.packbits(robust).tobytes().hex()})
-        progress(done + 1, len(plan))
-    return measurements
+    robust = result.robust.cpu().numpy()
+    return {"attack": name, "epsilon": epsilon, "gradient": gradient, "correct": int(robust.sum()), "total": len(robust),
+            "untrusted": int(result.untrusted.sum()), "bits": np.packbits(robust).tobytes().hex()}
 
 
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
