@@ -5,6 +5,8 @@ from stability.attacks import fgsm, pgd
 from stability.audit import audit
 from stability.black_box import noise, square
 from stability.case import before_the_judge, cold_judge
+from stability.dynamics import BlockDynamics, block_dynamics, dynamics, stage_exponents
+from stability.explain import explain
 from stability.growth import growth, lyapunov_exponents
 from stability.jacobian import dense_jacobians, jacobian
 from stability.judge import WorstCase, worst_case
@@ -12,6 +14,7 @@ from stability.kreiss import kreiss_constant
 from stability.normality import departure_from_normality
 from stability.numerical_range import numerical_range
 from stability.penalty import log_norm_penalty
+from stability.predictors import PREDICTORS, lipschitz_bound, predictors
 from stability.pseudospectra import pseudospectrum
 from stability.reference import autoattack
 from stability.regions import largest_stable_step, region
@@ -20,8 +23,9 @@ from stability.spectra import log_norm, ritz_values, spectral_norm, spectrum
 from stability.threats import L2, Linf
 from stability.walk import places
 
-__all__ = ["L2", "Linf", "WorstCase", "apgd", "audit", "autoattack", "before_the_judge", "cold_judge", "dense_jacobians",
-           "departure_from_normality", "fgsm", "growth", "jacobian", "kreiss_constant", "krylov_memory",
-           "largest_stable_step", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise", "numerical_range",
-           "pgd", "places", "pseudospectrum", "region", "ritz_values", "singular_values", "spectral_norm", "spectrum",
-           "square", "worst_case"]
+__all__ = ["BlockDynamics", "L2", "Linf", "PREDICTORS", "WorstCase", "apgd", "audit", "autoattack",
+           "before_the_judge", "block_dynamics", "cold_judge", "dense_jacobians", "departure_from_normality",
+           "dynamics", "explain", "fgsm", "growth", "jacobian", "kreiss_constant", "krylov_memory",
+           "largest_stable_step", "lipschitz_bound", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise",
+           "numerical_range", "pgd", "places", "predictors", "pseudospectrum", "region", "ritz_values",
+           "singular_values", "spectral_norm", "spectrum", "square", "stage_exponents", "worst_case"]

@@ -14,7 +14,8 @@ from stability.jacobian import _check_state
 class Place:
     """A block of a network and the states that enter it.
 
-    stage, block: indices. field: f(t, y). time: at which the block begins. step_size: h. state: (B, ...).
+    stage, block: indices. field: f(t, y). time: at which the block begins. step_size: h. substeps: steps in the block.
+    state: (B, ...).
     """
 
     stage: int
@@ -22,6 +23,7 @@ class Place:
     field: Callable
     time: float
     step_size: float
+    substeps: int
     scheme: Scheme
     state: torch.Tensor
 
@@ -36,6 +38,12 @@ class Place:
     def step(self, y):
         """The first time step of the block; not for multistep schemes, whose step depends on more than y."""
         return self.scheme.step(self.field, self.time, y, self.step_size)
+
+    def advance(self, y):
+        """All time steps of the block, with the same exception."""
+        for k in range(self.substeps):
+            y = self.scheme.step(self.field, self.time + k * self.step_size, y, self.step_size)
+        return y
 
 
 def trajectories(net, x):
@@ -82,7 +90,8 @@ def places(net, x):
     check_net(net, x)
     with torch.no_grad():
         found, _ = trajectories(net, x)
-    return [Place(index, block, field, block * stage.interval, stage.step_size, stage.scheme, states[block * stage.substeps])
+    return [Place(index, block, field, block * stage.interval, stage.step_size, stage.substeps, stage.scheme,
+                  states[block * stage.substeps])
             for index, (stage, states) in enumerate(found) for block, field in enumerate(stage.fields)]
 
 
