@@ -90,3 +90,12 @@ def test_bad_input():
         stability.explain(torch.nn.Identity(), Y)
     with pytest.raises(ValueError, match="NaN or Inf"):
         stability.explain(odenets.ODEStage(diagonal(1.0, 1, 1)), Y / 0)
+
+
+def test_the_number_of_substeps_bounds_growth_over_the_block_not_over_a_step():
+    M = torch.tensor([[-1e-3, 0.3, 0], [-0.3, -1e-3, 0], [0, 0, -0.5]], dtype=torch.float64)
+    stage = odenets.ODEStage(lambda t, y: y @ M, "explicit")
+    substeps = int(re.search(r"try (\d+) substeps", str(stability.explain(stage, Y)))[1])
+    growth = [stability.explain(odenets.ODEStage(lambda t, y: y @ M, substeps=n), Y).amplification ** n
+              for n in (substeps - 1, substeps)]
+    assert growth[1] <= 1.01 < growth[0]
