@@ -1,4 +1,4 @@
-"""Files that say when they are damaged, and what they hold; written whole or not at all."""
+"""Files that say when they are damaged, and what they hold; written whole or not at all; the last two of a training."""
 import builtins
 import errno
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odenets
-from experiments.harness import checkpoints
+from experiments.harness import checkpoints, partials
 
 DESCRIPTION = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": "implicit_euler(tol=0.01)", "substeps": 2,
                "dataset": "digits", "seed": 3, "training": "pgd", "epochs": 4, "epoch": 3, "config": {"test_limit": None}}
@@ -105,3 +105,46 @@ def test_nothing_but_data_is_read(tmp_path):
     checkpoints.save(tmp_path / "a.pt", {"code": print})
     with pytest.raises(Exception, match="[Ww]eights.only"):
         checkpoints.read(tmp_path / "a.pt")
+
+
+def store(folder, said=None, name="case-seed1", **identity):
+    say = print if said is None else said.append
+    return partials.Partials(folder, name, {"dataset": "digits", "model": "small", **identity}, say)
+
+
+def test_the_last_two_states_of_a_training_are_kept(tmp_path):
+    assert store(tmp_path).latest() is None
+    for n in range(4):
+        store(tmp_path).save({"n": n})
+    assert store(tmp_path).latest() == {"n": 3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"case-seed1.0000000{n}.partial" for n in (3, 4)]
+    assert store(tmp_path, name="case-seed").latest() is None
+    store(tmp_path, name="case-seed10").save({"n": 10})
+    (tmp_path / "case-seed1.00000005.partial.tmp").touch()
+    partials.remove(tmp_path, "case-seed1")
+    assert [path.name for path in tmp_path.iterdir()] == ["case-seed10.00000001.partial"]
+
+
+def test_damaged_states_are_stepped_over_one_by_one(tmp_path):
+    said = []
+    for n in range(2):
+        store(tmp_path).save({"n": n})
+    for n, expected in ((2, {"n": 0}), (1, None)):
+        (tmp_path / f"case-seed1.0000000{n}.partial").write_bytes(b"half")
+        assert store(tmp_path, said).latest() == expected
+        assert len(said) == 3 - n and f"0000000{n}.partial is damaged" in said[-1] and "the checkpoint before" in said[-1]
+    store(tmp_path).save({"n": 5})
+    assert store(tmp_path, said).latest() == {"n": 5} and len(said) == 2
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".damaged", ".damaged", ".partial"]
+
+
+def test_a_state_of_another_training_or_version_is_refused_and_left(tmp_path, monkeypatch):
+    store(tmp_path).save({"n": 0})
+    for identity, change in (({"dataset": "mnist"}, "dataset was 'digits' and is now 'mnist'"),
+                             ({"model": "resnet18"}, "model was 'small' and is now 'resnet18'")):
+        with pytest.raises(ValueError, match=f"00000001.partial belongs to another training .{change}.; choose another --out"):
+            store(tmp_path, **identity).latest()
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
+    with pytest.raises(ValueError, match="has format 2, and this version of odenets reads format 3"):
+        store(tmp_path).latest()
+    assert [path.name for path in tmp_path.iterdir()] == ["case-seed1.00000001.partial"]

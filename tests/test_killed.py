@@ -1,4 +1,5 @@
-"""Processes killed with SIGKILL in the middle of training: what --resume makes of it is what would have come anyway."""
+"""Runs killed with SIGKILL or out of disk in the middle of training: --resume makes of them what would have come anyway."""
+import errno
 import json
 import multiprocessing
 import os
@@ -87,6 +88,28 @@ def test_killed_again_and_again_the_results_are_the_same_byte_for_byte(context, 
     assert process.exitcode == 0 and kills >= 2, f"{kills} kills, seed {seed}"
     assert results(out) == results(whole), f"seed {seed}"
     assert [path.suffix for path in (out / "checkpoints").iterdir()] == [".pt", ".pt"], "what was kept meanwhile is gone"
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(whole, tmp_path, monkeypatch, capsys):
+    out, save, count = tmp_path / "run", checkpoints.os.fsync, []
+
+    def fsync(descriptor):
+        count.append(descriptor)
+        if len(count) > 20:  # two for each checkpoint: of the file, of its folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(descriptor)
+    for name in ("measure_stability", "measure_audit"):
+        monkeypatch.setattr(evaluation, name, getattr(evaluation, name))  # which `conduct` replaces
+    with monkeypatch.context() as full:
+        full.setattr(checkpoints.os, "fsync", fsync)
+        with pytest.raises(SystemExit) as stopped:
+            conduct(out)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(error.strip().splitlines()) == 1 and "Traceback" not in error
+    assert "cannot save" in error and "00000011.partial (No space left on device)" in error and "--resume goes on" in error
+    assert sorted(path.name[-16:] for path in (out / "checkpoints").iterdir()) == ["00000009.partial", "00000010.partial"]
+    conduct(out)
+    assert results(out) == results(whole)
 
 
 @pytest.mark.parametrize("damage", ["newest", "both"])

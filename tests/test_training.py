@@ -113,14 +113,22 @@ def test_free_training_costs_what_the_others_cost(digits):
     assert counts == {"standard": (12, 6), "free": (12, 2)}
 
 
-def test_every_scheme_sees_the_same_batches_augmented_alike(digits):
+def test_every_scheme_sees_the_same_batches_and_noise_and_another_seed_others(digits):
     seen = {}
-    for scheme in ("explicit", "heun"):
-        net, seen[scheme] = network(scheme), []
-        net.register_forward_pre_hook(lambda net, args, scheme=scheme: seen[scheme].append(args[0]) if net.training else None)
-        training.train(net, digits, {**FAST, "augment": "standard"}, 7)
-    assert all(torch.equal(a, b) for a, b in zip(seen["explicit"], seen["heun"], strict=True))
-    assert not torch.equal(seen["heun"][0], seen["heun"][2])
+    for key in (("explicit", 7), ("heun", 7), ("explicit", 8)):
+        net, seen[key] = network(key[0]), []
+        net.register_forward_pre_hook(lambda net, args, key=key: seen[key].append(args[0].detach()) if net.training else None)
+        training.train(net, digits, {**FAST, "augment": "standard", "training": "fast"}, key[1])
+    starts, steps = ([seen[key][n::2] for key in seen] for n in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[1], strict=True)), "images and noise before the first step"
+    assert not any(torch.equal(a, b) for a, b in zip(steps[0], steps[1], strict=True)), "each net has its own worst images"
+    assert not any(torch.equal(a, b) for a in starts[0] for b in starts[2])
+
+
+def test_the_streams_of_a_seed_differ():
+    draws = [torch.rand(4, generator=generator).tolist() for seed in range(3)
+             for generator in training._generators(seed, torch.device("cpu")).values()]
+    assert len({tuple(draw) for draw in draws}) == 9
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(digits):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import odenets
 
-# Steps of the training attack, and the size of a step in units of epsilon, where the user names none; else 1 and 1.
+# Steps of the training attack where the user names none; the other methods make one step. Its size in units of epsilon, or 1.
 STEPS = {"pgd": 7, "summed": 3, "trades": 10}
 STEP_SIZE = {"pgd": lambda steps: 2.5 / steps, "summed": lambda steps: 1 / 4, "trades": lambda steps: 1 / 4,
              "fast": lambda steps: 1.25}
@@ -23,7 +23,7 @@ STEP_SIZE = {"pgd": lambda steps: 2.5 / steps, "summed": lambda steps: 1 / 4, "t
 def resolved(settings):
     """The settings with the steps and step size of the method's source where they are None."""
     method = settings["training"]
-    steps = settings["train_steps"] or STEPS.get(method, 1)
+    steps = settings["train_steps"] or STEPS[method] if method in STEPS else 1
     size = settings["train_step_size"]
     if size is None:
         size = settings["train_epsilon"] * STEP_SIZE.get(method, lambda steps: 1.0)(steps)
@@ -95,7 +95,7 @@ def fast(net, x, y, settings, generator, memory):
 
     Source: Wong, Rice, Kolter (2020), ICLR, algorithm 3.
     """
-    return F.cross_entropy(net(_pgd_images(net, x, y, {**settings, "train_steps": 1}, generator)), y)
+    return F.cross_entropy(net(_pgd_images(net, x, y, settings, generator)), y)
 
 
 METHODS = {"standard": standard, "pgd": pgd, "summed": summed, "trades": trades, "free": free, "fast": fast}
