@@ -1,24 +1,57 @@
-"""What the names of attacks on a command line stand for."""
-import functools
+"""What the names of attacks and of threats on a command line stand for."""
 import re
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 
 import stability
 
+THREATS = {"linf": stability.Linf, "l2": stability.L2}
+# A form of names, N being a whole number: the attack, what N is to it, and its other arguments.
+FORMS = {
+    "fgsm": (stability.fgsm, None, {}),
+    "pgdN": (stability.pgd, "steps", {}),
+    "pgdN-margin": (stability.pgd, "steps", {"loss": "margin"}),
+    "pgdN-dlr": (stability.pgd, "steps", {"loss": "dlr"}),
+    "pgdN-momentum": (stability.pgd, "steps", {"momentum": 1.0}),
+    "apgdN-ce": (stability.apgd, "steps", {"loss": "cross_entropy"}),
+    "apgdN-dlr": (stability.apgd, "steps", {"loss": "dlr"}),
+    "apgdN-t": (stability.apgd, "steps", {"loss": "dlr", "targets": 9}),
+    "squareN": (stability.square, "queries", {}),
+    "noiseN": (stability.noise, "draws", {}),
+    "autoattack": (stability.autoattack, None, {}),
+}
+CHOICE = f"{', '.join(FORMS)}, N being a number of steps, queries or draws, such as pgd20"
+
 
 def parse_attack(name):
-    """(net, x, y, threat, generator, indices) -> adversarial images, for "fgsm" or "pgdN" with N steps."""
-    match = re.fullmatch(r"fgsm|pgd([1-9]\d*)", name)
-    if not match:
-        raise ValueError(f"unknown attack {name!r}; choose fgsm or pgd with a number of steps, such as pgd20")
-    if name == "fgsm":
-        return lambda net, x, y, threat, generator, indices: stability.fgsm(net, x, y, threat)
-    return functools.partial(_pgd, int(match[1]))
+    """(net, x, y, threat, generator, indices) -> adversarial images, for a name of one of the `FORMS`."""
+    match = re.fullmatch(r"([a-z]+)([1-9]\d*)?(-[a-z]+)?", name)
+    form = match and f"{match[1]}{'N' if match[2] else ''}{match[3] or ''}"
+    if form not in FORMS:
+        raise ValueError(f"unknown attack {name!r}; choose from {CHOICE}")
+    if form == "autoattack" and find_spec("pyautoattack") is None:
+        raise ValueError("the attack autoattack needs the package pyautoattack: pip install \"odenets[autoattack]\"")
+    attack, count, settings = FORMS[form]
+    return partial(_call, attack, settings if count is None else {count: int(match[2]), **settings})
 
 
-def _pgd(steps, net, x, y, threat, generator, indices):
-    return stability.pgd(net, x, y, threat, steps=steps, generator=generator, indices=indices)
+def parse_attacks(names):
+    """The names without repetitions, each checked; ValueError where there is none."""
+    if not names:
+        raise ValueError(f"--attacks is empty; choose from {CHOICE}")
+    for name in names:
+        parse_attack(name)
+    return list(dict.fromkeys(names))
+
+
+def _call(attack, settings, net, x, y, threat, generator, indices):
+    if attack is stability.fgsm:  # no noise
+        return attack(net, x, y, threat, **settings)
+    if attack is stability.autoattack:  # its noise knows no images
+        return attack(net, x, y, threat, generator=generator, **settings)
+    return attack(net, x, y, threat, generator=generator, indices=indices, **settings)
 
 
 def seeded(attack, threat, seed):

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import odenets
 from experiments.harness import report
-from experiments.harness.attack_names import parse_attack
+from experiments.harness.attack_names import CHOICE, parse_attacks
 from experiments.harness.case import load_data
 from experiments.harness.data import DATASETS
 from experiments.harness.options import parse_choice, parse_device, parse_numbers, parse_one, parse_schemes, split_top_level
@@ -48,7 +48,7 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
     add_training_arguments(parser)
     parser.add_argument("--seeds", default=seeds, help="initial weights and order of batches; every scheme gets the same")
-    parser.add_argument("--attacks", default="pgd20", help="fgsm, pgdN with N steps")
+    parser.add_argument("--attacks", default="pgd20", help=f"of {CHOICE}")
     parser.add_argument("--epsilons", help="radii of the L-infinity ball, pixel units; default by data set")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
@@ -68,18 +68,14 @@ def make_config(args, script):
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults["epsilons"] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = sorted(epsilons)[len(epsilons) // 2]
-    attacks = split_top_level(args.attacks)
-    if not attacks:
-        raise ValueError("--attacks is empty; choose fgsm or pgd with a number of steps, such as pgd20")
-    for name in attacks:
-        parse_attack(name)
     config = {
         "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
         "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
         "train_limit": parse_one(args.train_limit, "--train-limit", int, 1),
         "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
         **training_settings(args, args.dataset, defaults["epochs"], middle),
-        "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": list(dict.fromkeys(attacks)), "epsilons": epsilons,
+        "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": parse_attacks(split_top_level(args.attacks)),
+        "epsilons": epsilons,
         "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
         "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
     }
