@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import odenets
-from stability.attack_checks import large_epsilon, more_steps, other_losses, transfer
+from stability.attack_checks import black_box, large_epsilon, more_steps, other_losses, transfer
 from stability.case import Case, Check
 from stability.forward_checks import deterministic, solver, tolerance
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
@@ -29,7 +29,7 @@ class Audit:
 
 CHECKS = {check.__name__: check for check in (
     deterministic, zero_gradients, finite_differences, exact_gradient, solver, tolerance, more_steps, other_losses,
-    large_epsilon, transfer)}
+    large_epsilon, black_box, transfer)}
 # Cheap ones that differ: the predictor, the accurate flow, the paper's correction. What a net runs itself is left out.
 SOURCES = ("explicit_euler", "rk4", "ie_skip")
 

@@ -73,17 +73,10 @@ class Case:
 
     def broken_further(self, attacks):
         """For each attack, how many images it breaks of those that the white-box ones and those before it left."""
-        alive = self.white_box.robust.nonzero()[:, 0]
-        if not len(alive):
-            return [0] * len(attacks)
-
-        def on_survivors(attack):
-            # Noise depends on an image's index, so that it must be that in the whole sample.
-            return lambda net, x, y, indices: attack(net, x, y, alive.cpu()[indices])
-
-        verdict = worst_case(self.net, self.x[alive], self.y[alive], self.threat,
-                             [(name, on_survivors(attack)) for name, attack in attacks], cold_judge(self.net), self.batch_size)
-        return [int((verdict.broken_by == index).sum()) for index in range(len(attacks))]
+        verdict = worst_case(self.net, self.x, self.y, self.threat, attacks, cold_judge(self.net), self.batch_size,
+                             state=self.white_box)
+        before = len(self.white_box.names)
+        return [int((verdict.broken_by == before + index).sum()) for index in range(len(attacks))]
 
     @torch.no_grad()
     def logits(self, x):

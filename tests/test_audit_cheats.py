@@ -48,6 +48,16 @@ def test_a_network_without_gradient_is_caught():
     assert not result.passed and found["zero_gradients"] is False and found["transfer"] is None
 
 
+def test_gradients_that_lead_astray_are_caught_by_an_attack_without_any():
+    """The backward pass is wrong in sign: gradient attacks walk away from what a search finds at once."""
+    only = {"many_steps": 21, "checks": ["black_box"]}
+    for net, passed in ((trained(), True), (Wrapped(trained(), lambda x: Backward.apply(x, -1.0)), False)):
+        (check,) = verdicts(net, **only, queries=100)[0].checks
+        assert check.passed is passed and (check.figures["found"] > 0.1) is not passed
+    assert verdicts(Wrapped(trained(), lambda x: x.view(-1, 1, 8, 8)), [sample()[0].flatten(1), sample()[1]], **only)[1] == {
+        "black_box": None}
+
+
 def quantised(levels, straight_through):
     def quantise(x):
         rounded = (x * levels).round() / levels

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness import statistics
+from experiments.harness.records import audit_verdict
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,7 +34,7 @@ MEASURES = {  # metric: what its axis says; in order of preference for the figur
 
 def label(scheme, records):
     """A scheme as tables and legends show it: with a dagger where one of its nets failed its audit."""
-    failed = any(r["scheme"] == scheme and r.get("audit") and r["audit"]["passed"] is False for r in records)
+    failed = any(scheme in (r["scheme"], r.get("spec")) and audit_verdict(r) == "failed" for r in records)
     return f"{scheme} \u2020" if failed else scheme
 
 
@@ -78,7 +79,7 @@ def accuracy_figure(config, records):
                                           "0: no attack",
                 ylabel="images classified rightly, %", ylim=(-2, 102), xticks=epsilons)
     if len(schemes) > 1:
-        _draw_differences(axes[1], config, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})
+        _draw_differences(axes[1], config, records, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})
     extra = [Line2D([], [], color=FAINT, ls=(0, (4, 2)), marker="o", mfc="white", label="attacked with the detached "
                                                                                         "gradient")]
     _legend(figure, config, records, extra if any_detached else ())
@@ -115,7 +116,7 @@ def sweep_figure(config, records):
     return figure
 
 
-def _draw_differences(ax, config, epsilons, masks):
+def _draw_differences(ax, config, records, epsilons, masks):
     first, *others = config["schemes"]
     spread = 0.7 * len(others) / (len(others) + 1)
     for scheme, offset in zip(others, np.linspace(-spread / 2, spread / 2, len(others)) if len(others) > 1 else [0.0]):
@@ -129,7 +130,7 @@ def _draw_differences(ax, config, epsilons, masks):
                         mfc="white" if estimate.verdict == "cannot tell" else colour)
     ax.axhline(0, color=_appearance(config)[first][0], lw=1.7, zorder=1)
     ax.grid(axis="x", visible=False)
-    ax.set(title=f"Difference to {first}, paired, 95 % intervals", xlabel=r"$\varepsilon$, radius of the attack",
+    ax.set(title=f"Difference to {label(first, records)}, paired, 95 % intervals", xlabel=r"$\varepsilon$, radius of the attack",
            ylabel="percentage points", xlim=(-0.6, len(epsilons) - 0.4))
     ax.set_xticks(range(len(epsilons)), [f"{eps:g}" for eps in epsilons])
 

@@ -82,16 +82,16 @@ class Run:
         self.records.sort(key=lambda r: (position[r["scheme"], r["trained_substeps"], r["seed"]], r["substeps"]))
 
     def write_tables(self):
-        """accuracy.csv, stability.csv and audit.csv, derived from the records."""
+        """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
         measured = ("attack", "epsilon", "gradient", "correct", "total")
-        self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps"), (
+        self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit"), (
             [*(r[key] for key in shared), *(m[key] for key in measured), round(m["correct"] / m["total"], 6), m["untrusted"],
-             r["trained_substeps"]]
+             r["trained_substeps"], audit_verdict(r)]
             for r in self.records for m in r["measurements"]))
         columns = ("scheme", "seed", "stage", "block", "metric", "value")
-        self._write_csv("stability.csv", (*columns, "substeps"), (
-            [r["scheme"], r["seed"], *(row[key] for key in columns[2:]), r["substeps"]]
+        self._write_csv("stability.csv", (*columns, "substeps", "audit"), (
+            [r["scheme"], r["seed"], *(row[key] for key in columns[2:]), r["substeps"], audit_verdict(r)]
             for r in self.records for row in r["stability"]))
         self._write_csv("audit.csv", ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"), (
             [r["scheme"], r["seed"], c["name"], {True: "yes", False: "no", None: "not applicable"}[c["passed"]], c["reason"],
@@ -123,6 +123,11 @@ class Run:
             # A line without its end was being written when the process died: that case is run again.
             os.truncate(path, path.stat().st_size - len(rest))
         return records
+
+
+def audit_verdict(record):
+    """What the audit said of a record's net: "passed", "failed" or "not audited"."""
+    return {True: "passed", False: "failed"}[record["audit"]["passed"]] if record.get("audit") else "not audited"
 
 
 def write_atomically(path, text):

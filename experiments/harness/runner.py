@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.harness import partials
 from experiments.harness.case import run_case
+from experiments.harness.records import audit_verdict
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
 # activation to the system and fault it in again, 12 to 26 % of the time of a training step.
@@ -179,4 +180,5 @@ def _line(case, record):
         if m["gradient"] == "exact":
             name = f"{m['attack']} at {m['epsilon']:g}" if m["epsilon"] else m["attack"]
             shown.append(f"{name} {m['correct'] / m['total']:.3f}")
-    return f"{case.name}: {', '.join(shown)} ({sum(record['seconds'].values()):.0f} s)"
+    mark = " \u2020 failed its audit" if audit_verdict(record) == "failed" else ""
+    return f"{case.name}{mark}: {', '.join(shown)} ({sum(record['seconds'].values()):.0f} s)"
