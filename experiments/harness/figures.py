@@ -130,8 +130,8 @@ def _draw_differences(ax, config, records, epsilons, masks):
                         mfc="white" if estimate.verdict == "cannot tell" else colour)
     ax.axhline(0, color=_appearance(config)[first][0], lw=1.7, zorder=1)
     ax.grid(axis="x", visible=False)
-    ax.set(title=f"Difference to {label(first, records)}, paired, 95 % intervals", xlabel=r"$\varepsilon$, radius of the attack",
-           ylabel="percentage points", xlim=(-0.6, len(epsilons) - 0.4))
+    ax.set(title=f"Difference to {label(first, records)}, paired, 95 % intervals", ylabel="percentage points",
+           xlabel=r"$\varepsilon$, radius of the attack", xlim=(-0.6, len(epsilons) - 0.4))
     ax.set_xticks(range(len(epsilons)), [f"{eps:g}" for eps in epsilons])
 
 
