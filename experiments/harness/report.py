@@ -1,6 +1,4 @@
 """report.html: one file that opens anywhere, whose sentences are made from the numbers and claim no more than these."""
-import html
-import string
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +6,9 @@ import numpy as np
 import odenets
 from experiments.harness import figures, findings, regions, statistics
 from experiments.harness.findings import arms, attack_name, count, headline, interval, percent, points, summary_table
+from experiments.harness.page import escape as _escape
+from experiments.harness.page import table as _table
+from experiments.harness.page import write_page
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
@@ -41,11 +42,8 @@ def write_report(config, records, path):
     config, records = arms(config, records)
     path = Path(path)
     sections = [_results, _plots, _detached, _solver, _audit, _caveats, _protocol]
-    page = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
-        subtitle=_escape(_subtitle(config, records)), banner=_banner(config),
-        answer="".join(f"<p>{_escape(sentence)}</p>" for sentence in headline(config, records)),
-        body="\n".join(section(config, records, path.parent / "figures") for section in sections))
-    path.write_text(page, encoding="utf-8")
+    write_page(path, "Is a more stable scheme a more robust network?", _subtitle(config, records), headline(config, records),
+               [section(config, records, path.parent / "figures") for section in sections], _banner(config))
 
 
 def _results(config, records, folder):
@@ -200,25 +198,3 @@ def _subtitle(config, records):
 def _banner(config):
     warning = "<p class=banner>Smoke run: every path once, in seconds. The numbers mean nothing.</p>"
     return warning if config.get("smoke") else ""
-
-
-def _table(rows, numbers):
-    """HTML of rows of strings, header first; `numbers` are right-aligned columns. A repeated first cell is left out."""
-    lines = []
-    for index, row in enumerate(rows):
-        tag, repeated = ("th" if index == 0 else "td"), index > 1 and row[0] == rows[index - 1][0]
-        shown = ["" if repeated else row[0], *row[1:]]
-        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{_escape(cell)}</{tag}>"
-                        for column, cell in enumerate(shown))
-        lines.append(f"<tr{' class=group' * (index > 0 and not repeated)}>{cells}</tr>")
-    return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
-
-
-def _css(cell, number):
-    faint = ("cannot tell", "reference", "not applicable", "passes")
-    firm = ("higher", "lower", "masks", "breaks more", "fails")
-    return " class=n" if number else " class=dim" if cell in faint else " class=firm" if cell in firm else ""
-
-
-def _escape(text):
-    return html.escape(str(text))

@@ -1,0 +1,43 @@
+"""A page in the style of the report: one HTML file that opens anywhere, its tables, its escaping."""
+import html
+import string
+from pathlib import Path
+
+
+def write_page(path, title, subtitle, answer, sections, banner=""):
+    """Write a page.
+
+    Args:
+        path: The HTML file.
+        title, subtitle: Plain text.
+        answer: Sentences, plain text, for the box at the top; the first one stands out.
+        sections: HTML.
+        banner: HTML of a warning, or nothing.
+    """
+    page = string.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title), subtitle=escape(subtitle), banner=banner,
+        answer="".join(f"<p>{escape(sentence)}</p>" for sentence in answer), body="\n".join(sections))
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def table(rows, numbers):
+    """HTML of rows of strings, header first; `numbers` are right-aligned columns. A repeated first cell is left out."""
+    lines = []
+    for index, row in enumerate(rows):
+        tag, repeated = ("th" if index == 0 else "td"), index > 1 and row[0] == rows[index - 1][0]
+        shown = ["" if repeated else row[0], *row[1:]]
+        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{escape(cell)}</{tag}>"
+                        for column, cell in enumerate(shown))
+        lines.append(f"<tr{' class=group' * (index > 0 and not repeated)}>{cells}</tr>")
+    return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
+
+
+def _css(cell, number):
+    faint = ("cannot tell", "reference", "not applicable", "passes")
+    firm = ("higher", "lower", "masks", "breaks more", "fails")
+    return " class=n" if number else " class=dim" if cell in faint else " class=firm" if cell in firm else ""
+
+
+def escape(text):
+    """Text as it may stand in HTML."""
+    return html.escape(str(text))
