@@ -60,13 +60,14 @@ def results(out):
             [{**record, "seconds": None} for record in records])
 
 
-def start_and_kill(context, out, delay, log):
-    """Kill a run `delay` seconds after it has saved something; its exit code."""
+def start_and_kill(context, out, delay, log, states=1):
+    """Kill a run `delay` seconds after it has saved that many more states; its exit code."""
     process = context.Process(target=conduct, args=(out, log))
     process.start()
-    before = newest(out)
-    while process.is_alive() and newest(out) == before:
+    before, seen = newest(out), set()
+    while process.is_alive() and len(seen) < states:
         time.sleep(0.002)
+        seen |= {newest(out)} - {before}
     time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -118,7 +119,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(damage, context, whole, tmp
     shutil.copytree(whole, out)
     for path in [out / "records.jsonl", out / "accuracy.csv", *(out / "checkpoints").iterdir()]:
         path.unlink()
-    assert start_and_kill(context, out, 0.2, log) == -signal.SIGKILL
+    assert start_and_kill(context, out, 0, log, states=3) == -signal.SIGKILL
     partial = sorted((out / "checkpoints").glob("*.partial"))
     assert len(partial) in (2, 3), "the last two, and the one that a kill left no time to drop"
     broken = partial[-1:] if damage == "newest" else partial

@@ -42,7 +42,8 @@ class Store:
 
 CONFIGURATIONS = [
     {"training": "standard", "augment": "standard", "schedule": "cosine"},
-    {"training": "pgd", "schedule": "multistep"}, {"training": "summed", "optimizer": "sgd", "learning_rate": 0.1},
+    {"training": "pgd", "schedule": "multistep", "clean_epochs": 1},
+    {"training": "summed", "optimizer": "sgd", "learning_rate": 0.1},
     {"training": "trades", "schedule": "linear", "select": "last"},
     {"training": "free", "free_replays": 2, "epochs": 4, "schedule": "constant"},
     {"training": "fast", "optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine", "augment": "standard"}]
@@ -111,6 +112,15 @@ def test_free_training_costs_what_the_others_cost(digits):
         trained = training.train(net, digits, {**FAST, "epochs": 6, "training": method, "free_replays": 3}, 0)
         counts[method] = len(updates), len(trained.history)
     assert counts == {"standard": (12, 6), "free": (12, 2)}
+
+
+def test_the_first_epochs_may_be_clean(digits):
+    clean = {image.numpy().tobytes() for image in digits.train.images}
+    net, seen = network(), []
+    net.register_forward_pre_hook(lambda net, args: seen.append(args[0].detach()) if net.training else None)
+    training.train(net, digits, {**FAST, "epochs": 3, "training": "fast", "clean_epochs": 1}, 0)
+    attacked = [any(image.numpy().tobytes() not in clean for image in batch) for batch in seen]
+    assert attacked == [False] * 2 + [True] * 8, "two batches an epoch, two passes for each once attacked"
 
 
 def test_every_scheme_sees_the_same_batches_and_noise_and_another_seed_others(digits):

@@ -173,8 +173,9 @@ def _protocol(config, records, folder):
 
 def _training(config):
     """The protocol of training in one sentence."""
-    epsilon, steps = config.get("train_epsilon", 0), config.get("train_steps", 1)
+    epsilon, steps, clean = config.get("train_epsilon", 0), config.get("train_steps", 1), config.get("clean_epochs", 0)
     attack = "" if config["training"] == "standard" else f" (\u03b5 = {epsilon:.4g}, {count(range(steps), 'step')})"
+    attack += f" after {count(range(clean), 'epoch')} on clean images" if attack and clean else ""
     by = "accuracy" if config["training"] == "standard" else "accuracy under a PGD of 10 steps"
     result = {"last": "the last epoch is the result",
               "best": f"the result is the epoch with the highest {by} on held-out training images, of equals the latest; no "

@@ -20,9 +20,9 @@ from experiments.harness.schedules import make_optimizer, make_schedule
 
 # Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
 DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
-            "free_replays": 4, "batch_size": 64, "optimizer": "adamw", "learning_rate": 6e-3, "weight_decay": 0.01,
-            "schedule": "one-cycle", "select": "best", "stop_overfitting": False, "augment": "none", "precision": "float32",
-            "checkpoint_seconds": 300.0}
+            "free_replays": 4, "clean_epochs": 0, "batch_size": 64, "optimizer": "adamw", "learning_rate": 6e-3,
+            "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False, "augment": "none",
+            "precision": "float32", "checkpoint_seconds": 300.0}
 SELECTIONS = ("best", "last")
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 SELECTION_STEPS = 10  # of the PGD that judges an epoch
@@ -85,7 +85,7 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
                 if settings["augment"] != "none":
                     x = augment(x, data.name, generators["augment"])
                 for _ in range(rounds):
-                    loss = _loss(forward, x, y, settings, generators["noise"], book["memory"])
+                    loss = _loss(forward, x, y, settings, generators["noise"], book)
                     _descend(net, x, loss, live, book)
                 book["batch"] += 1
                 progress(book["epoch"] * batches + book["batch"], passes * batches)
@@ -102,9 +102,11 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     return _finish(net, settings, book)
 
 
-def _loss(forward, x, y, settings, generator, memory):
+def _loss(forward, x, y, settings, generator, book):
     """The loss of a batch: the one place where it is put together."""
-    return adversarial_training.METHODS[settings["training"]](forward, x, y, settings, generator, memory)
+    # Attacked from the first step on, a net may never leave the uniform guess: some protocols begin with clean images.
+    method = "standard" if book["epoch"] < settings["clean_epochs"] else settings["training"]
+    return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"])
 
 
 def _descend(net, x, loss, live, book):

@@ -19,6 +19,8 @@ def add_training_arguments(parser):
                                   "free epsilon, fast 1.25 epsilon")
     add("--trades-beta", default=default["trades-beta"], help="weight of the divergence in TRADES")
     add("--free-replays", default=default["free-replays"], help="uses of a batch in Free training")
+    add("--clean-epochs", default=default["clean-epochs"], help="so many epochs on clean images first; 1 helps where "
+                                                                "an attacked net does not leave the uniform guess")
     add("--epochs", help="passes of gradients over the training images, replays counted; default by data set")
     add("--batch-size", default=default["batch-size"])
     add("--optimizer", default=default["optimizer"], help=f"one of {', '.join(OPTIMIZERS)}; sgd has momentum 0.9")
@@ -61,6 +63,7 @@ def training_settings(args, dataset, epochs, epsilon):
         "train_step_size": parse_one(args.train_step_size, "--train-step-size", float, 0),
         "trades_beta": parse_one(args.trades_beta, "--trades-beta", float, 0),
         "free_replays": parse_one(args.free_replays, "--free-replays", int, 1),
+        "clean_epochs": parse_one(args.clean_epochs, "--clean-epochs", int, 0),
         "epochs": parse_one(args.epochs, "--epochs", int, 1) or epochs,
         "batch_size": parse_one(args.batch_size, "--batch-size", int, 1), "optimizer": args.optimizer,
         "learning_rate": parse_one(args.learning_rate, "--learning-rate", float, 1e-8) or rates["learning_rate"],
