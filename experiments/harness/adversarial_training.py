@@ -101,20 +101,23 @@ def fast(net, x, y, settings, generator, memory):
 METHODS = {"standard": standard, "pgd": pgd, "summed": summed, "trades": trades, "free": free, "fast": fast}
 
 
-def collapsed(history):
+def collapsed(history, classes):
     """Whether the net has overfitted to single-step attacks: PGD breaks it again, while FGSM does not.
 
-    The last epoch is compared with the one that was most accurate under PGD: that accuracy has fallen by half and by ten
-    points at least, and the accuracy under FGSM is still nine tenths of what it was then.
+    The last epoch is compared with the one that was most accurate under PGD, and better than a guess: that accuracy has fallen
+    by half and by ten points at least, and the accuracy under FGSM is still nine tenths of what it was then.
 
     Args:
         history: Dicts of the epochs so far, with held_out_pgd and held_out_fgsm.
+        classes: Their number. No attack changes the answer of a net that always gives the same.
 
     Source: Wong, Rice, Kolter (2020), ICLR, who name and detect it on training images; the margins are ours.
     """
     best, now = max(history, key=lambda entry: entry["held_out_pgd"]), history[-1]
     lost = best["held_out_pgd"] - now["held_out_pgd"]
-    return lost >= max(0.1, best["held_out_pgd"] / 2) and now["held_out_fgsm"] >= 0.9 * best["held_out_fgsm"]
+    guess = 1.5 / classes  # the classes need not be of equal size
+    fallen = best["held_out_pgd"] > guess and lost >= max(0.1, best["held_out_pgd"] / 2)
+    return fallen and now["held_out_fgsm"] >= 0.9 * best["held_out_fgsm"]
 
 
 def _pgd_images(net, x, y, settings, generator):

@@ -139,7 +139,7 @@ def _close_epoch(net, data, settings, book, steps, say):
     if settings["training"] != "standard":
         entry |= _held_out_attacks(net, data, settings["train_epsilon"])
         score, known = entry["held_out_pgd"], _overfitted(book["history"])
-        entry["overfitting"] = adversarial_training.collapsed([*book["history"], entry])
+        entry["overfitting"] = adversarial_training.collapsed([*book["history"], entry], data.classes)
         if entry["overfitting"] and not known:
             say(f"epoch {entry['epoch']}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
                 f"under FGSM it is {entry['held_out_fgsm']:.2f}; --training pgd or a smaller --train-epsilon avoids it")
