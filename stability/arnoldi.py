@@ -10,7 +10,7 @@ import torch
 from stability.jacobian import direction
 
 MEMORY = 2**29  # bytes of basis vectors held at once
-DIMENSION = 64  # basis vectors of a sample: fewer cost more restarts, more cost more orthogonalisation
+DIMENSION = 48  # basis vectors of a sample: fewer cost more restarts, more cost more orthogonalisation
 EXACT = 160  # up to so many entries the basis may fill the space: nothing can then be missed
 
 
