@@ -28,6 +28,7 @@ test-all: setup
 bench: setup
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/benchmark_peers.py
+	$(BIN)/python experiments/benchmark_spectra.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
