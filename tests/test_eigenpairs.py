@@ -71,11 +71,11 @@ def field_of_many_difficulties(y):
 def test_samples_that_finish_at_different_times_are_those_of_samples_alone():
     y = torch.zeros(5, 300, dtype=torch.float64)
     y[:, -1] = torch.tensor([1.0, 1e-4, 0.1, 1e-3, 3.0])
-    together = stability.spectrum(field_of_many_difficulties, y, k=2, which="LR", dimension=30)
+    together = stability.spectrum(field_of_many_difficulties, y, k=1, which="LR", dimension=30)
     assert together.converged.all()
     products = []
     for i in range(5):
-        alone = stability.spectrum(field_of_many_difficulties, y[i:i + 1], k=2, which="LR", dimension=30)
+        alone = stability.spectrum(field_of_many_difficulties, y[i:i + 1], k=1, which="LR", dimension=30)
         np.testing.assert_allclose(together.values[i], alone.values[0], rtol=1e-9)
         products.append(alone.products)
     assert len({*products}) > 2 and max(products) == together.products
