@@ -2,7 +2,7 @@
 
     python experiments/benchmark_spectra.py [--device auto] [--only NAME,...] [--out FILE.json]
 
-About N minutes on 2 cores. dense_4096 is the dense Jacobian of a block of 16x16x16 and LAPACK, dense_1024 the
+About 10 minutes on 2 cores. dense_4096 is the dense Jacobian of a block of 16x16x16 and LAPACK, dense_1024 the
 same on 16x8x8. ARPACK is looped over a few images and its mean time taken for all: once as SciPy's users
 would, on `stability.jacobian(f, y)` and its forward products, once on its transpose, whose backward products keep their
 graph and are as cheap as ours.

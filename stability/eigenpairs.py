@@ -136,7 +136,7 @@ def _wanted(h, k, which, p):
 def _wanted_symmetric(h, k, which, p):
     """`_wanted` of a symmetric matrix: real, and complete where eigenvalues coincide."""
     m = h.shape[1]
-    values, Z = np.linalg.eigh((h[:m] + h[:m].T) / 2)
+    values, Z = np.linalg.eigh(h[:m])  # of the lower triangle: the coefficients of Lanczos
     order = np.argsort(-(abs(values) if which == "LM" else values), kind="stable")[:p]
     values, Z = values[order], Z[:, order]
     return values[:k].astype(complex), Z[:, :k].astype(complex), Z, np.diag(values), h[m, m - 1] * Z[-1]

@@ -36,6 +36,7 @@ def test_a_normal_matrix_has_the_hull_of_its_spectrum(dense_limit, generator):
     pairs = [torch.tensor([[a, b], [-b, a]]) for a, b in torch.randn(25, 2, generator=generator).double()]
     M = Q @ torch.block_diag(*pairs) @ Q.T
     r = stability.numerical_range(linear(M), zeros(50, 2), angles=[0.0, 1.0, -2.0, 5.0], dense_limit=dense_limit)
+    np.testing.assert_allclose((torch.exp(-1j * r.angles) * r.points).real, r.support, atol=1e-9)
     eigenvalues = np.linalg.eigvals(M.numpy())
     expected = (np.exp(-1j * r.angles.numpy())[:, None] * eigenvalues).real.max(1)
     np.testing.assert_allclose(r.support, [expected] * 2, atol=1e-9)
@@ -68,6 +69,7 @@ def test_points_of_an_unfinished_search_lie_inside_and_are_marked():
     dense = stability.numerical_range(linear(M), zeros(200), angles=4)
     found = stability.numerical_range(linear(M), zeros(200), angles=4, dense_limit=0, dimension=8, max_products=16)
     assert not found.converged.any() and (found.support < dense.support).all()
+    assert (found.outer > found.support + 0.1).all()  # by residuals of the size of the matrix
     inside = (torch.exp(-1j * dense.angles)[:, None] * found.points[:, None]).real - dense.support[:, :, None]
     assert inside.max() < 0
 

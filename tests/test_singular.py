@@ -47,6 +47,9 @@ def test_multiple_and_vanishing_values():
     y = torch.zeros(2, 200, dtype=torch.float64)
     s = stability.singular_values(lambda y: -3 * y, y, k=4)
     np.testing.assert_allclose(s.values, np.full((2, 4), 3), rtol=1e-12)
+    turned = stability.singular_values(linear(3 * with_singular_values([1.0] * 200)), y, k=4)
+    np.testing.assert_allclose(turned.values, np.full((2, 4), 3), rtol=1e-12)
+    assert turned.residuals.max() < 1e-12
     zero = stability.singular_values(lambda y: 0 * y, y, k=2)
     assert (zero.values == 0).all() and zero.converged.all() and (zero.norm_bound == 0).all()
     rank_one = stability.singular_values(linear(with_singular_values([2.0] + [0] * 199)), y, k=3)
@@ -61,6 +64,12 @@ def test_values_and_bound_enclose_the_norm(seed, decay):
     s = stability.singular_values(linear(M), torch.zeros(1, 180, dtype=torch.float64), k=1, tol=1e-2, dimension=20)
     assert s.values[0, 0] <= 1 + 1e-12 <= s.norm_bound[0] < 1.5
     assert s.residuals[0, 0] >= abs(s.values[0, :1] - torch.linalg.svdvals(M)).min() - 1e-12
+
+
+def test_the_bound_is_that_of_the_theorem():
+    # Of n = 180 after 20 steps, but for a probability of 1e-9: (ln(1.648 * 180^0.5 * 1e9) / 39)^2 = 0.37294 of the square.
+    s = stability.singular_values(linear(torch.diag(torch.tensor([2.0, *[1e-3] * 179]))), torch.zeros(1, 180).double(), k=1)
+    assert s.norm_bound[0] == pytest.approx(2 / (1 - 0.37294) ** 0.5, rel=1e-4)
 
 
 def test_the_bound_is_certain_where_the_space_is_full():
