@@ -37,6 +37,11 @@ def parse_attack(name):
     return partial(_call, attack, settings if count is None else {count: int(match[2]), **settings})
 
 
+def follows_gradient(name):
+    """Whether an attack's outcome depends on the gradient in use."""
+    return not name.startswith(("square", "noise"))
+
+
 def parse_attacks(names):
     """The names without repetitions, each checked; ValueError where there is none."""
     if not names:

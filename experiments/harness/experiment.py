@@ -61,10 +61,7 @@ def make_config(args, script):
     """The configuration of a run, JSON-ready, from parsed options; ValueError names what is wrong and what is valid."""
     parse_choice(args.dataset, "--dataset", DATASETS)
     parse_choice(args.model, "--model", tuple(odenets.MODELS))
-    if args.out == "":
-        raise ValueError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
-    if args.resume and not args.out:
-        raise ValueError("--resume needs --out: the folder of the run to go on with")
+    check_out(args)
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults["epsilons"] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = sorted(epsilons)[len(epsilons) // 2]
@@ -81,12 +78,24 @@ def make_config(args, script):
     }
     if args.smoke:
         config |= SMOKE
+    return config | provenance(config["device"])
+
+
+def check_out(args):
+    """Refuse an --out and a --resume that make no sense together."""
+    if args.out == "":
+        raise ValueError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
+    if args.resume and not args.out:
+        raise ValueError("--resume needs --out: the folder of the run to go on with")
+
+
+def provenance(device):
+    """What a run is made with: {"environment": versions and machine, "command": the line that started it}."""
     packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
-    config["environment"] = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
-                             **{name: _version(name) for name in packages},
-                             "gpu": torch.cuda.get_device_name() if config["device"].startswith("cuda") else None}
-    config["command"] = shlex.join(["python", *sys.argv])
-    return config
+    return {"environment": {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
+                            **{name: _version(name) for name in packages},
+                            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None},
+            "command": shlex.join(["python", *sys.argv])}
 
 
 def conduct(config, cases, args):

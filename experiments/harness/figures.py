@@ -75,8 +75,8 @@ def accuracy_figure(config, records):
                          zorder=3)
             if exact:
                 axes[0].fill_between(list(known), low, high, color=colour, alpha=0.13, lw=0)
-    axes[0].set(title="Accuracy", xlabel=r"$\varepsilon$, radius of the attack ($L_\infty$, pixel values in [0, 1]); "
-                                          "0: no attack",
+    norm = {"l2": "$L_2$"}.get(config.get("threat"), r"$L_\infty$")
+    axes[0].set(title="Accuracy", xlabel=rf"$\varepsilon$, radius of the attack ({norm}, pixel values in [0, 1]); 0: no attack",
                 ylabel="images classified rightly, %", ylim=(-2, 102), xticks=epsilons)
     if len(schemes) > 1:
         _draw_differences(axes[1], config, records, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})

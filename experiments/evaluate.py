@@ -1,0 +1,178 @@
+"""How robust is this network, and can its robustness be believed? Any network that a run has trained, any of your own.
+
+    python experiments/evaluate.py runs/compare --attacks pgd20,apgd100-ce,square1000 --audit
+    python experiments/evaluate.py path/to/file.py:make_net --dataset cifar10 --data-dir data
+
+A folder under runs/ receives config.json, records.jsonl, accuracy.csv, audit.csv, figures and report.html. What was killed
+goes on with --resume after the last attack that had ended.
+"""
+import hashlib
+import time
+from argparse import BooleanOptionalAction
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import odenets
+from experiments.harness import data, evaluation, evaluation_report
+from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks
+from experiments.harness.experiment import DEFAULTS, check_out, provenance
+from experiments.harness.options import (
+    Parser,
+    parse_choice,
+    parse_device,
+    parse_numbers,
+    parse_one,
+    run_cli,
+    split_top_level,
+)
+from experiments.harness.records import Run
+from experiments.harness.subject import load_subjects
+from stability.inputs import check_logits
+
+CONFIG_VERSION = 1
+AUDITS = ("none", "quick", "full")
+SEED = 0  # of the noise of the attacks
+
+
+@run_cli
+def main(argv=None):
+    """The script; returns its exit code."""
+    args = _parser().parse_args(argv)
+    check_out(args)
+    parse_choice(args.threat, "--threat", tuple(THREATS))
+    parse_choice(args.audit, "--audit", AUDITS)
+    attacks, device = parse_attacks(split_top_level(args.attacks)), parse_device(args.device)
+    limit, images = (parse_one(value, option, int, 1) for value, option in (
+        (args.test_limit, "--test-limit"), (args.audit_images, "--audit-images")))
+    subjects = load_subjects(args.network, device)
+    dataset = _dataset(subjects, args.dataset)
+    epsilons = _epsilons(args, dataset)
+    test = data.load(dataset, args.data_dir, args.download, None, limit).test.to(device)
+    for subject in subjects:
+        _check_fits(subject, test)
+    config = {"version": CONFIG_VERSION, "experiment": "evaluate", "network": args.network,
+              "weights": {subject.name: _digest(subject.net) for subject in subjects}, "dataset": dataset,
+              "data_dir": str(args.data_dir), "download": args.download, "test_limit": limit, "data": {"test": len(test)},
+              "attacks": attacks, "epsilons": epsilons, "threat": args.threat, "audit": args.audit,
+              "audit_epsilon": sorted(epsilons)[len(epsilons) // 2], "audit_images": min(images, len(test)),
+              "device": str(device), **provenance(str(device))}
+    console = Console()
+    run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config, args.resume)
+    _measure(run, subjects, test, console)
+    run.records = evaluation_report.merged(run.records, [subject.name for subject in subjects])
+    run.write_tables()
+    evaluation_report.write(run.config, run.records, run.path("report.html"))
+    evaluation_report.show(run.config, run.records, console)
+    console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser():
+    parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("network", help="a checkpoint of a run, the folder of a run (all its checkpoints), package.module:NAME "
+                                        "or path/to/file.py:NAME, NAME returning a torch.nn.Module")
+    parser.add_argument("--attacks", default="pgd20,square200", help=f"of {CHOICE}")
+    parser.add_argument("--epsilons", help="radii of the ball, pixel units; default by data set for linf")
+    parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
+    parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")
+    parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")
+    parser.add_argument("--dataset", help=f"one of {', '.join(data.DATASETS)}; by default the one the network was trained on")
+    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
+    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    parser.add_argument("--test-limit", help="use so many test images only")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")
+    return parser
+
+
+def _dataset(subjects, asked):
+    """The data set to evaluate on: what the networks were trained on, for a user's own what is asked for."""
+    known = {subject.meta["dataset"] for subject in subjects if subject.meta}
+    if asked is not None:
+        parse_choice(asked, "--dataset", data.DATASETS)
+    if not known and asked is None:
+        raise ValueError(f"--dataset is needed for a network of your own; choose from {', '.join(data.DATASETS)}")
+    if len(known) > 1:
+        raise ValueError(f"these checkpoints saw different data sets ({', '.join(sorted(known))}); evaluate each alone")
+    if asked is not None and known - {asked}:
+        raise ValueError(f"{subjects[0].text} was trained on {known.pop()}, and --dataset says {asked}; leave --dataset out")
+    return asked or known.pop()
+
+
+def _epsilons(args, dataset):
+    if args.epsilons is not None:
+        return parse_numbers(args.epsilons, "--epsilons", float, 0)
+    if args.threat != "linf":
+        raise ValueError(f"--threat {args.threat} needs --epsilons: the defaults are radii of the linf ball")
+    return DEFAULTS[dataset]["epsilons"]
+
+
+def _check_fits(subject, test):
+    """Refuse a network that cannot take these images, gives NaN, or knows fewer classes than there are labels."""
+    x, y = test.images[:64], test.labels
+    try:
+        with torch.no_grad():
+            logits = subject.net(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: "
+                         f"{(str(error).splitlines() or [''])[0]}") from error
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"{subject.name} must return a tensor of logits, it returned a {type(logits).__name__}")
+    try:
+        # Of all labels the extreme ones decide; they stand in for those of these images.
+        check_logits(logits, torch.cat([y.aminmax()[index][None] for index in (0, 1)]).repeat(len(x))[: len(x)])
+    except ValueError as error:
+        raise ValueError(f"{subject.name}: {error}") from error
+
+
+def _digest(net):
+    """SHA-256 of the weights: a run must not go on with others."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _measure(run, subjects, test, console):
+    """Measure what the records lack, one line a measurement, so that a killed run loses one at most."""
+    config, threat = run.config, THREATS[run.config["threat"]]
+    done = {evaluation_report.key(record) for record in run.records}
+    todo = [(subject, *step) for subject in subjects for step in _plan(subject.net, config)
+            if (subject.name, *step) not in done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(todo))
+        for subject, name, epsilon, gradient in todo:
+            progress.update(task, description=f"{subject.name}: {name}{f' at {epsilon:g}' if epsilon else ''}, {gradient}")
+            record, start = _description(subject, config), time.perf_counter()
+            if name == "audit":
+                count = config["audit_images"]
+                audit = evaluation.measure_audit(subject.net, test, epsilon, count, threat, config["audit"] == "full")
+                record |= {"audit": audit}
+            else:
+                record["measurements"] = [
+                    evaluation.measure_attack(subject.net, test, name, epsilon, gradient, SEED, threat)]
+            run.append([record | {"seconds": round(time.perf_counter() - start, 2)}])
+            progress.advance(task)
+
+
+def _plan(net, config):
+    plan = evaluation.attack_plan(net, config["attacks"], config["epsilons"])
+    return plan + [("audit", config["audit_epsilon"], "exact")] * (config["audit"] != "none")
+
+
+def _description(subject, config):
+    """A record of a network without any measurement; of a user's own what its stages tell, where it has any."""
+    stage = next(iter(odenets.stages(subject.net).values()), None)
+    meta = subject.meta or {"model": subject.name, "training": "unknown", "seed": 0,
+                            "scheme": str(stage.scheme) if stage else "none", "substeps": stage.substeps if stage else 1}
+    known = {key: meta[key] for key in ("model", "training", "seed", "scheme", "substeps")}
+    return {"network": subject.name, **known, "trained_substeps": known["substeps"], "dataset": config["dataset"],
+            "measurements": [], "stability": [], "audit": None}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
