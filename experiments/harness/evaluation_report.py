@@ -107,8 +107,8 @@ def show(config, records, console):
 def write(config, records, path):
     """The page, and its figure as PNG into figures/ beside it."""
     write_page(path, "How robust is this network?", f"{config['network']} on {config['dataset']}, {config['threat']} ball",
-               sentences(config, records),
-               [_accuracy(records), _figure(config, records, Path(path).parent / "figures"), _audits(records), _protocol(config)])
+               sentences(config, records), [_accuracy(records), _figure(config, records, Path(path).parent / "figures"),
+                                            _audits(records), _protocol(config)])
 
 
 def _accuracy(records):
