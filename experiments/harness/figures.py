@@ -167,15 +167,18 @@ def measure_figure(config, records, metric=None):
 
 @matplotlib.rc_context(STYLE)
 def training_figure(config, records):
-    """Training loss and held-out accuracy against the epoch, one thin line a net."""
+    """Training loss and held-out accuracy, attacked too where training is, against the epoch: one thin line a net."""
     figure = Figure(figsize=(10, 2.9))
     axes = figure.subplots(1, 2)
     for record in records:
         colour, _ = _appearance(config)[record["scheme"]]
         epochs = [entry["epoch"] for entry in record["history"]]
-        for ax, key, scale in ((axes[0], "loss", 1), (axes[1], "held_out", 100)):
-            ax.plot(epochs, [scale * entry[key] for entry in record["history"]], color=colour, lw=1, alpha=0.8,
-                    marker="." if len(epochs) == 1 else "")
+        chosen = [index for index, entry in enumerate(record["history"]) if entry.get("chosen")]
+        for ax, key, scale, line in ((axes[0], "loss", 1, "-"), (axes[1], "held_out", 100, "-"),
+                                     (axes[1], "held_out_pgd", 100, "--")):
+            if all(key in entry for entry in record["history"]):
+                ax.plot(epochs, [scale * entry[key] for entry in record["history"]], color=colour, lw=1, alpha=0.8, ls=line,
+                        marker=".", markevery=chosen)
     axes[0].set(title="Training loss", xlabel="epoch", ylabel="mean loss of an epoch", yscale="log")
     axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel="images classified rightly, %")
     _legend(figure, config, records, marks="")

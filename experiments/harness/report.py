@@ -26,8 +26,9 @@ CAPTIONS = {
     "measure": "One stability measure against robust accuracy: each dot is a trained net, its number the seed. If "
                "stability bought robustness, dots would fall from left to right, within a colour as well as between "
                "colours. Axes do not start at zero.",
-    "training": "Training, one line a net: mean loss of an epoch, and accuracy on held-out training images. Lines on "
-                "top of each other mean that the schemes learn alike.",
+    "training": "Training, one line a net: mean loss of an epoch, and accuracy on held-out training images, dashed under "
+                "a short PGD where training is adversarial. The dot is the epoch whose weights count. Lines on top of each "
+                "other mean that the schemes learn alike.",
 }
 
 
