@@ -178,3 +178,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, arguments, sentence, 
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in error and len(error.strip().splitlines()) == 1
     assert not (folder / "out").exists()
+
+
+def test_the_example_of_the_readme(folder, capsys):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Evaluate a network")[1].split("\n## ")[0]
+    (code,) = re.findall("```python\n(.*?)```", section, flags=re.S)
+    (folder / "mynet.py").write_text(code)
+    lines = re.findall(r"^\.venv/bin/python experiments/evaluate\.py (.*)$", section, flags=re.M)
+    assert len(lines) == 2
+    for line in lines:
+        evaluate._parser().parse_args(line.split())
+    assert evaluate.main([*lines[1].split(), "--out", "out"]) == 0
+    assert {row["attack"] for row in rows("out/accuracy.csv")} == {"clean", "fgsm", "pgd20", "square200", "worst"}
+    assert "mynet.py:make" in capsys.readouterr().out
