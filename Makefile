@@ -29,6 +29,7 @@ bench: setup
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/benchmark_peers.py
 	$(BIN)/python experiments/benchmark_spectra.py
+	$(BIN)/python experiments/benchmark_attacks.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
