@@ -105,9 +105,7 @@ def _dataset(subjects, asked):
 def _epsilons(args, dataset):
     if args.epsilons is not None:
         return parse_numbers(args.epsilons, "--epsilons", float, 0)
-    if args.threat != "linf":
-        raise ValueError(f"--threat {args.threat} needs --epsilons: the defaults are radii of the linf ball")
-    return DEFAULTS[dataset]["epsilons"]
+    return DEFAULTS[dataset][args.threat]
 
 
 def _check_fits(subject, test):

@@ -23,6 +23,7 @@ BAD = [
     (["--schemes", "explicit", "--seeds", ","], "--seeds is empty"),
     (["--schemes", "explicit", "--seeds", "0,0"], "--seeds names 0 twice"),
     (["--schemes", "explicit", "--attacks", "pgd"], "unknown attack 'pgd'"),
+    (["--schemes", "explicit", "--threat", "l1"], "unknown --threat 'l1'; choose from linf, l2"),
     (["--schemes", "explicit", "--attacks", ""], "--attacks is empty"),
     (["--schemes", "explicit", "--dataset", "imagenet"], "unknown --dataset 'imagenet'; choose from digits, mnist"),
     (["--schemes", "explicit", "--model", "vgg"], "unknown --model 'vgg'; choose from small, resnet18"),
@@ -77,6 +78,16 @@ def config(*options):
     parser = ArgumentParser()
     add_arguments(parser)
     return make_config(parser.parse_args(["--schemes", "explicit", *options]), "test")
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("", {"threat": "linf", "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"], "audit_epsilon": 0.1}),
+    ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
+    ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
+    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
+def test_settings_of_attacks(given, expected):
+    found = config(*given.split())
+    assert {key: found[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(("given", "expected"), [

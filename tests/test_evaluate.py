@@ -155,7 +155,6 @@ BAD = [
     (["net.pt", "--attacks", "magic"], "unknown attack 'magic'; choose from fgsm"),
     (["net.pt", "--attacks", ""], "--attacks is empty"),
     (["net.pt", "--threat", "l1"], "unknown --threat 'l1'; choose from linf, l2"),
-    (["net.pt", "--threat", "l2"], "--threat l2 needs --epsilons"),
     (["net.pt", "--audit", "slow"], "unknown --audit 'slow'; choose from none, quick, full"),
     (["net.pt", "--epsilons", "-1"], "--epsilons must be finite and at least 0, got -1"),
     (["net.pt", "--epsilons", "nan"], "--epsilons"),

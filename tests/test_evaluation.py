@@ -4,7 +4,7 @@ import torch
 
 import odenets
 import stability
-from experiments.harness import data, evaluation
+from experiments.harness import attack_names, data, evaluation
 from experiments.harness.attack_names import seeded
 
 
@@ -15,7 +15,8 @@ def trained():
     digits = data.load("digits", None)
     torch.manual_seed(0)
     net = odenets.ode_resnet_small(scheme="implicit(tol=1e-2)")
-    assert set(training.train(net, digits, {"epochs": 3}, 0).unsolved) == {"training_unconverged_share", "training_backward_unconverged_share"}
+    unsolved = training.train(net, digits, {"epochs": 3}, 0).unsolved
+    assert set(unsolved) == {"training_unconverged_share", "training_backward_unconverged_share"}
     return net, digits.test.first(100)
 
 
@@ -27,6 +28,19 @@ def test_a_loose_tolerance_does_not_look_robust(trained):
         measured = evaluation.measure_accuracy(net, test, ["pgd10"], [0.1], seed=0)
         robust[tol] = next(m["correct"] for m in measured if m["attack"] != "clean" and m["gradient"] == "exact")
     assert abs(robust[0.3] - robust[1e-6]) <= 3
+
+
+def test_every_kind_of_attack_is_judged_in_the_ball_it_is_held_to(trained):
+    net, test = trained
+    odenets.set_scheme(net, "explicit")
+    names, correct = ["fgsm", "pgd5", "apgd8-t", "square20", "noise5"], {}
+    for norm, threat in attack_names.THREATS.items():
+        measured = evaluation.measure_accuracy(net, test.first(40), names, [0.3], seed=0, threat=threat)
+        assert [m["attack"] for m in measured] == ["clean", *names]
+        correct[norm] = {m["attack"]: m["correct"] for m in measured}
+    # A ball of radius 0.3 in the 2-norm lies deep within that of the maximum norm.
+    assert all(correct["linf"][name] < correct["l2"][name] < correct["l2"]["clean"] for name in ("pgd5", "apgd8-t"))
+    assert all(correct["linf"][name] <= correct["l2"][name] for name in names)
 
 
 def test_an_image_gets_its_noise_whatever_becomes_of_the_others():

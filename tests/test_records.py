@@ -1,4 +1,5 @@
-"""The folder of a run: what it takes for one, what is missing from it, and which damage is named."""
+"""The folder of a run: its tables, what it takes for one, what is missing from it, and which damage is named."""
+import csv
 import json
 
 import pytest
@@ -10,6 +11,18 @@ from experiments.harness.records import RECORD_KEYS, Run
 def record(seed, substeps=1):
     return dict.fromkeys(RECORD_KEYS, []) | {"scheme": "explicit_euler", "trained_substeps": 1, "seed": seed,
                                              "substeps": substeps, "seconds": {}}
+
+
+def test_the_table_has_a_row_for_the_worst_of_several_attacks(tmp_path):
+    run = Run(tmp_path / "run", {})
+    shared = {"epsilon": 0.1, "gradient": "exact", "total": 8, "untrusted": 0}
+    run.append([{**record(seed=1), "measurements": [{**shared, "attack": "pgd20", "correct": 6, "bits": "fc"},
+                                                    {**shared, "attack": "square9", "correct": 6, "bits": "3f"}]}])
+    run.append([{**record(seed=2), "measurements": [{**shared, "attack": "pgd20", "correct": 6, "bits": "fc"}]}])
+    run.write_tables()
+    with open(tmp_path / "run" / "accuracy.csv", newline="") as file:
+        rows = [(row["seed"], row["attack"], row["accuracy"]) for row in csv.DictReader(file)]
+    assert rows == [("1", "pgd20", "0.75"), ("1", "square9", "0.75"), ("1", "worst", "0.5"), ("2", "pgd20", "0.75")]
 
 
 def test_a_case_without_its_reruns_runs_again(tmp_path):

@@ -25,6 +25,11 @@ FORMS = {
 CHOICE = f"{', '.join(FORMS)}, N being a number of steps, queries or draws, such as pgd20"
 
 
+def norm_symbol(config):
+    """The norm of a run's attacks, for sentences and figures; runs of before there was a choice used L-infinity."""
+    return {"linf": "L\u221e", "l2": "L\u2082"}[config.get("threat", "linf")]
+
+
 def parse_attack(name):
     """(net, x, y, threat, generator, indices) -> adversarial images, for a name of one of the `FORMS`."""
     match = re.fullmatch(r"([a-z]+)([1-9]\d*)?(-[a-z]+)?", name)

@@ -9,6 +9,7 @@ import torch
 
 import odenets
 from experiments.harness import checkpoints, data, evaluation, training
+from experiments.harness.attack_names import THREATS
 from experiments.harness.partials import Partials
 from experiments.harness.records import INCIDENTAL
 
@@ -87,7 +88,7 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
         with _timed(seconds, "audit"):
             progress("audit", 0, 1)
             count = min(config["audit_images"], len(split.test))
-            audit = evaluation.measure_audit(net, split.test, config["audit_epsilon"], count)
+            audit = evaluation.measure_audit(net, split.test, config["audit_epsilon"], count, THREATS[config["threat"]])
     record = {**asdict(case), "trained_substeps": case.substeps, "trained_as": case.scheme, "training": config["training"],
               "dataset": config["dataset"], "model": config["model"], "parameters": sum(p.numel() for p in net.parameters()),
               "epoch": trained.epoch, "history": trained.history, "measurements": measurements,
@@ -104,7 +105,8 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
 
 
 def _accuracy(net, split, config, case, progress):
-    return evaluation.measure_accuracy(net, split.test, config["attacks"], config["epsilons"], case.seed, progress)
+    threat = THREATS[config["threat"]]
+    return evaluation.measure_accuracy(net, split.test, config["attacks"], config["epsilons"], case.seed, progress, threat)
 
 
 @contextmanager

@@ -26,11 +26,11 @@ def attack_plan(net, attacks, epsilons):
     return [("clean", 0.0, "exact"), *attacked]
 
 
-def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None):
+def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None, threat=stability.Linf):
     """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a list of `measure_attack`'s dicts."""
     plan, measurements = attack_plan(net, attacks, epsilons), []
     for done, (name, epsilon, gradient) in enumerate(plan, start=1):
-        measurements.append(measure_attack(net, test, name, epsilon, gradient, seed))
+        measurements.append(measure_attack(net, test, name, epsilon, gradient, seed, threat))
         progress(done, len(plan))
     return measurements
 

@@ -11,8 +11,6 @@ from experiments.harness.findings import interval, percent, points
 from experiments.harness.page import escape, table, write_page
 from experiments.harness.records import audit_verdict
 
-WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
-
 
 def key(record):
     """(network, attack, epsilon, gradient) of the one thing that a record measured."""
@@ -29,20 +27,8 @@ def merged(records, names):
         own = [record for record in records if record["network"] == name]
         measurements = [measurement for record in own for measurement in record["measurements"]]
         audit = next((record["audit"] for record in own if record["audit"]), None)
-        result.append({**own[0], "audit": audit, "measurements": measurements + _worst(measurements)})
+        result.append({**own[0], "audit": audit, "measurements": measurements + statistics.worst_over(measurements)})
     return result
-
-
-def _worst(measurements):
-    found = []
-    for epsilon in sorted({m["epsilon"] for m in measurements} - {0.0}):
-        own = [m for m in measurements if m["epsilon"] == epsilon]
-        mask = np.logical_and.reduce([statistics.correct_mask(m) for m in own])
-        if len(own) > 1:
-            found.append({"attack": WORST, "epsilon": epsilon, "gradient": "all", "correct": int(mask.sum()),
-                          "total": len(mask), "untrusted": max(m["untrusted"] for m in own),
-                          "bits": np.packbits(mask).tobytes().hex()})
-    return found
 
 
 def rows(records):
@@ -51,7 +37,7 @@ def rows(records):
               "untrusted, %")]
     for record in records:
         by = {(m["epsilon"], m["attack"], m["gradient"]): m for m in record["measurements"]}
-        shown = sorted((at for at in by if at[2] != "detached"), key=lambda at: (at[0], at[1] == WORST))
+        shown = sorted((at for at in by if at[2] != "detached"), key=lambda at: (at[0], at[1] == statistics.WORST))
         for epsilon, attack, gradient in shown:
             own, detached = by[epsilon, attack, gradient], by.get((epsilon, attack, "detached"))
             estimate = statistics.wilson(own["correct"], own["total"])
@@ -59,7 +45,7 @@ def rows(records):
             if detached:
                 compared = (percent(detached["correct"] / own["total"]),
                             points((detached["correct"] - own["correct"]) / own["total"]))
-            name = {"clean": "no attack", WORST: "worst of all"}.get(attack, attack)
+            name = {"clean": "no attack", statistics.WORST: "worst of all"}.get(attack, attack)
             found.append((marked(record), name, f"{epsilon:.3g}" if epsilon else "", percent(estimate.value),
                           interval(estimate), *compared, percent(own["untrusted"] / own["total"])))
     return found

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import odenets
 from experiments.harness import report
-from experiments.harness.attack_names import CHOICE, parse_attacks
+from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks
 from experiments.harness.case import load_data
 from experiments.harness.data import DATASETS
 from experiments.harness.options import parse_choice, parse_device, parse_numbers, parse_one, parse_schemes, split_top_level
@@ -23,13 +23,13 @@ from experiments.harness.runner import run_cases
 from experiments.harness.training_options import add_training_arguments, training_settings
 
 CONFIG_VERSION = 2
-# Radii of the L-infinity ball in pixel units, epochs, and the image count of the audit, where the user names none.
+# Radii of the balls in pixel units, and epochs, where the user names none.
 DEFAULTS = {
-    "digits": {"epsilons": [0.05, 0.1, 0.15], "epochs": 20},
-    "mnist": {"epsilons": [0.1, 0.2, 0.3], "epochs": 5},
-    "fashion-mnist": {"epsilons": [0.02, 0.05, 0.1], "epochs": 10},
-    "cifar10": {"epsilons": [2 / 255, 4 / 255, 8 / 255], "epochs": 20},
-    "cifar100": {"epsilons": [2 / 255, 4 / 255, 8 / 255], "epochs": 20},
+    "digits": {"linf": [0.05, 0.1, 0.15], "l2": [0.25, 0.5, 1.0], "epochs": 20},
+    "mnist": {"linf": [0.1, 0.2, 0.3], "l2": [0.5, 1.0, 2.0], "epochs": 5},
+    "fashion-mnist": {"linf": [0.02, 0.05, 0.1], "l2": [0.25, 0.5, 1.0], "epochs": 10},
+    "cifar10": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
+    "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
 }
 # A run that exercises every path in seconds; its numbers mean nothing.
 SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2,
@@ -49,7 +49,9 @@ def add_arguments(parser, seeds="0,1,2"):
     add_training_arguments(parser)
     parser.add_argument("--seeds", default=seeds, help="initial weights and order of batches; every scheme gets the same")
     parser.add_argument("--attacks", default="pgd20", help=f"of {CHOICE}")
-    parser.add_argument("--epsilons", help="radii of the L-infinity ball, pixel units; default by data set")
+    parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
+                                                         "training attacks are always held to linf")
+    parser.add_argument("--epsilons", help="radii of the ball, pixel units; default by data set")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
@@ -61,18 +63,20 @@ def make_config(args, script):
     """The configuration of a run, JSON-ready, from parsed options; ValueError names what is wrong and what is valid."""
     parse_choice(args.dataset, "--dataset", DATASETS)
     parse_choice(args.model, "--model", tuple(odenets.MODELS))
+    parse_choice(args.threat, "--threat", tuple(THREATS))
     check_out(args)
     defaults = DEFAULTS[args.dataset]
-    epsilons = defaults["epsilons"] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
+    epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = sorted(epsilons)[len(epsilons) // 2]
+    train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
     config = {
         "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
         "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
         "train_limit": parse_one(args.train_limit, "--train-limit", int, 1),
         "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
-        **training_settings(args, args.dataset, defaults["epochs"], middle),
+        **training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
         "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": parse_attacks(split_top_level(args.attacks)),
-        "epsilons": epsilons,
+        "threat": args.threat, "epsilons": epsilons,
         "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
         "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
     }

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness import statistics
+from experiments.harness.attack_names import norm_symbol
 from experiments.harness.records import audit_verdict
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.
@@ -75,8 +76,8 @@ def accuracy_figure(config, records):
                          zorder=3)
             if exact:
                 axes[0].fill_between(list(known), low, high, color=colour, alpha=0.13, lw=0)
-    norm = {"l2": "$L_2$"}.get(config.get("threat"), r"$L_\infty$")
-    axes[0].set(title="Accuracy", xlabel=rf"$\varepsilon$, radius of the attack ({norm}, pixel values in [0, 1]); 0: no attack",
+    axes[0].set(title="Accuracy", xlabel=rf"$\varepsilon$, radius of the attack ({norm_symbol(config)}, "
+                                          "pixel values in [0, 1]); 0: no attack",
                 ylabel="images classified rightly, %", ylim=(-2, 102), xticks=epsilons)
     if len(schemes) > 1:
         _draw_differences(axes[1], config, records, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})

@@ -2,6 +2,7 @@
 import numpy as np
 
 from experiments.harness import figures, regions, statistics
+from experiments.harness.attack_names import norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
@@ -122,9 +123,9 @@ def caveats(config, records):
     found = [
         (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
                   "that both schemes have."),
-        (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the L\u221e ball was "
-               "run on every image. A longer attack, another loss, a black-box attack or another norm can break "
-               "more."),
+        (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the "
+               f"{norm_symbol(config)} ball was run on every image. A longer attack, another loss, a black-box attack or "
+               "another norm can break more."),
         (config["training"] == "standard", "The nets were trained without attacks. Adversarial training can change "
                                            "which scheme is ahead."),
         (overfitted, f"Catastrophic overfitting in training ({'; '.join(overfitted)}): at some epoch PGD broke held-out images "

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from experiments.harness.statistics import WORST, worst_over
+
 OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
              "checkpoints")
 # What may change between the start of a run and its resumption: nothing here moves a result.
@@ -88,7 +90,7 @@ class Run:
         self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit"), (
             [*(r[key] for key in shared), *(m[key] for key in measured), round(m["correct"] / m["total"], 6), m["untrusted"],
              r["trained_substeps"], audit_verdict(r)]
-            for r in self.records for m in r["measurements"]))
+            for r in self.records for m in _with_the_worst(r["measurements"])))
         columns = ("scheme", "seed", "stage", "block", "metric", "value")
         self._write_csv("stability.csv", (*columns, "substeps", "audit"), (
             [r["scheme"], r["seed"], *(row[key] for key in columns[2:]), r["substeps"], audit_verdict(r)]
@@ -128,6 +130,12 @@ class Run:
 def audit_verdict(record):
     """What the audit said of a record's net: "passed", "failed" or "not audited"."""
     return {True: "passed", False: "failed"}[record["audit"]["passed"]] if record.get("audit") else "not audited"
+
+
+def _with_the_worst(measurements):
+    """Measurements, and the worst of several attacks where it is not among them."""
+    attacks = {measurement["attack"] for measurement in measurements} - {"clean"}
+    return measurements if len(attacks) < 2 or WORST in attacks else measurements + worst_over(measurements)
 
 
 def write_atomically(path, text):

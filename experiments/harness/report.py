@@ -5,6 +5,7 @@ import numpy as np
 
 import odenets
 from experiments.harness import figures, findings, regions, statistics
+from experiments.harness.attack_names import norm_symbol
 from experiments.harness.findings import arms, attack_name, count, headline, interval, percent, points, summary_table
 from experiments.harness.page import escape as _escape
 from experiments.harness.page import table as _table
@@ -159,8 +160,8 @@ def _protocol(config, records, folder):
             "Network": f"{config['model']}, {records[0]['parameters']:,} parameters, the same for every scheme",
             "Training": _training(config),
             "Seeds": _listed(config["seeds"]), "Steps for each block": _listed(config["substeps"]),
-            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} (L\u221e, pixel values "
-                       "in [0, 1]), white box, gradient of the function that is computed",
+            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} ({norm_symbol(config)}, "
+                       "pixel values in [0, 1]), where they use gradients, along those of the function that is computed",
             "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
                      "cold start at tolerance 1e-6, and counts as broken where that does not converge",
             **{key: str(value) for key, value in config["environment"].items() if value is not None}}
