@@ -16,7 +16,7 @@ def test_a_detached_gradient_is_caught_twice(scheme, random_weights):
     torch.manual_seed(0)
     net = odenets.ode_resnet_small(scheme=scheme) if random_weights else trained(scheme)
     odenets.set_gradient(net, "detached")
-    result, found = verdicts(net, checks=["finite_differences", "exact_gradient"])
+    result, found = verdicts(net, sample(16), checks=["finite_differences", "exact_gradient"])
     assert found == {"finite_differences": False, "exact_gradient": False} and not result.passed
     figures = result.checks[1].figures
     assert figures["in_use_cosine"] == figures["detached_cosine"] < 0.999
@@ -122,9 +122,8 @@ LOOSE = {"an adaptive scheme": ("adaptive(method=adaptive_heun,rtol=0.3,atol=0.3
 def test_a_net_whose_answer_moves_with_the_tolerance_is_caught(name):
     scheme, trained_with = LOOSE[name]
     net, adaptive = trained(scheme, trained_with), "adaptive" in scheme
-    few = {"steps": 3 if adaptive else 20, "many_steps": 4 if adaptive else 21}
     checks = ["tolerance"] if adaptive else ["exact_gradient", "solver", "tolerance"]
-    found = verdicts(net, sample(16 if adaptive else 40), **few, checks=checks)[1]
+    found = verdicts(net, sample(12 if adaptive else 24), steps=2 if adaptive else 5, many_steps=6, checks=checks)[1]
     assert found["tolerance"] is False
     if not adaptive:
         assert found["exact_gradient"] is False and found["solver"] is (name == "a loose tolerance")
