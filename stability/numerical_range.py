@@ -86,7 +86,7 @@ def _dense(f, y, angles, *_):
     J = dense_jacobians(f, y)[0].to(torch.complex128)
     points, support = [], []
     for angle in angles:
-        turned = np.exp(-1j * angle) * J
+        turned = complex(np.exp(-1j * angle)) * J
         values, vectors = torch.linalg.eigh((turned + turned.mH) / 2)
         x = vectors[:, -1]
         points.append((x.conj() @ (J @ x)).cpu())
