@@ -14,7 +14,7 @@ from scipy.linalg import schur
 from stability.jacobian import dense_jacobians, direction
 from stability.spectra import entries, hessenbergs
 
-BLOCK = 2**22  # entries of matrices held at once while a grid is worked through
+BLOCK = 2**20  # entries of matrices held at once while a grid is worked through
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +115,14 @@ def _singular(A, z):
 def _triangular(T, z, steps=40, tol=1e-8):
     """`_singular` of an upper triangular T by inverse Lanczos: the largest eigenvalue of (R* R)^-1, R = z I - T."""
     n = len(T)
-    R = z[:, None, None] * torch.eye(n, dtype=T.dtype, device=T.device) - T
+    R = (-T).repeat(len(z), 1, 1)
+    R.diagonal(dim1=1, dim2=2).add_(z[:, None])
     Q, H = direction(n, 0).to(T).expand(len(z), 1, n).clone(), T.new_zeros(len(z), steps + 1, steps)
     result = torch.full(z.shape, torch.nan, dtype=torch.float64, device=z.device)
     pending = torch.arange(len(z), device=z.device)
     for j in range(min(n, steps)):
-        w = torch.linalg.solve_triangular(R.mH, Q[:, j, :, None], upper=False)
+        # Solved as rows from the right, R is not copied for its conjugate transpose.
+        w = torch.linalg.solve_triangular(R, Q[:, j, None].conj(), upper=True, left=False).mH
         w = torch.linalg.solve_triangular(R, w, upper=True)[..., 0]
         for _ in range(2):
             c = (Q.conj() @ w[..., None])[..., 0]
@@ -135,8 +137,9 @@ def _triangular(T, z, steps=40, tol=1e-8):
         if not bool(keep.any()):
             break
         H[:, j + 1, j] = rest
-        Q = torch.cat([Q, (w / rest[:, None])[:, None]], 1)[keep]
-        R, H, pending = R[keep], H[keep], pending[keep]
+        Q = torch.cat([Q, (w / rest[:, None])[:, None]], 1)
+        if 2 * int(keep.sum()) <= len(keep):  # R is large: better to carry some points on than to copy it at every step
+            R, Q, H, pending = R[keep], Q[keep], H[keep], pending[keep]
     missed = torch.isnan(result)
     if bool(missed.any()):
         result[missed] = _singular(T, z[missed])
