@@ -9,6 +9,7 @@ goes on with --resume after the last attack that had ended.
 import hashlib
 import time
 from argparse import BooleanOptionalAction
+from itertools import chain
 
 import torch
 from rich.console import Console
@@ -129,8 +130,8 @@ def _check_fits(subject, test):
 def _digest(net):
     """SHA-256 of the weights: a run must not go on with others."""
     digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in chain(net.named_parameters(), net.named_buffers()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
