@@ -5,9 +5,10 @@
 Every scheme starts from the same weights, sees the same batches and is judged on the same test images. A folder under runs/
 receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, figures, checkpoints and report.html.
 """
+import odenets
 from experiments.harness.case import Case
 from experiments.harness.experiment import add_arguments, conduct, make_config
-from experiments.harness.options import Parser, parse_numbers, run_cli
+from experiments.harness.options import Parser, parse_fields, parse_numbers, run_cli
 
 
 @run_cli
@@ -16,13 +17,16 @@ def main(argv=None):
     parser = Parser(prog="compare_schemes.py", description=__doc__.split("\n\n")[0])
     add_arguments(parser)
     parser.add_argument("--substeps", default="1", help="steps for each block; the step size is 1 / substeps")
+    parser.add_argument("--fields", default="residual", help="comma-separated specs of what is integrated; every scheme is "
+                                                             f"trained with each: {', '.join(odenets.list_fields())}")
     args = parser.parse_args(argv)
     config = make_config(args, "compare_schemes")
     config["substeps"] = parse_numbers(args.substeps, "--substeps", int, 1)
     if len(config["substeps"]) > 1:
         raise ValueError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
-    cases = [Case(scheme, substeps, seed)
-             for scheme in config["schemes"] for substeps in config["substeps"] for seed in config["seeds"]]
+    config["fields"] = parse_fields(args.fields)
+    cases = [Case(scheme, substeps, seed, field=field) for field in config["fields"] for scheme in config["schemes"]
+             for substeps in config["substeps"] for seed in config["seeds"]]
     return conduct(config, cases, args)
 
 

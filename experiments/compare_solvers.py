@@ -20,11 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import odenets
 import stability
 from experiments.harness.case import load_data
 from experiments.harness.checkpoints import load_net
-from experiments.harness.evaluation import stage_inputs
 from experiments.harness.options import Parser, parse_numbers, run_cli
 from odenets.krylov import gmres, jacobian_products, row_norm
 from odenets.solvers import SOLVERS, Broyden
@@ -71,12 +69,10 @@ def main(argv=None):
     return 0
 
 
-@torch.no_grad()
 def _blocks(net, x):
     """(stage, block, field, state at its input, step size) along a network."""
-    for index, (stage, y) in enumerate(zip(odenets.stages(net).values(), stage_inputs(net, x))):
-        for block, (field, state) in enumerate(zip(stage.fields, stage(y, trajectory=True)[:: stage.substeps])):
-            yield index, block, field, state, stage.step_size
+    for place in stability.places(net, x):
+        yield place.stage, place.block, place.field, place.state, place.step_size
 
 
 @torch.no_grad()

@@ -150,7 +150,7 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
         raise ValueError(f"k must be a whole number from 1 to {smallest}, the fewest entries of a sample on the way, got {k!r}")
     if not 0 < time < float("inf"):
         raise ValueError(f"time must be positive and finite, got {time}")
-    p = min(smallest, 2 * k + 4)
+    p = min(smallest, k + 3)
     Q = torch.stack([direction(y[0].numel(), seed) for seed in range(p)], 1).to(y).expand(len(y), -1, -1)
     Q = torch.linalg.qr(Q)[0]
     tiny, before = torch.finfo(y.dtype).tiny, None

@@ -11,7 +11,7 @@ import odenets
 from experiments.harness import checkpoints, data, evaluation, training
 from experiments.harness.attack_names import THREATS
 from experiments.harness.partials import Partials
-from experiments.harness.records import INCIDENTAL
+from experiments.harness.records import INCIDENTAL, case_of
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,25 @@ class Case:
 
     scheme: canonical spec. substeps: steps for each block, in training and evaluation. seed: initial weights, batches, noise.
     rerun_with: other numbers of substeps with which the trained weights are evaluated again, without training.
+    field: canonical spec of what is integrated.
     """
 
     scheme: str
     substeps: int
     seed: int
     rerun_with: tuple = ()
+    field: str = "residual"
 
     @property
     def name(self):
         """A readable name that serves as a file name."""
-        return f"{self.scheme.replace('(', '_').replace(')', '').replace(',', '_')}-substeps{self.substeps}-seed{self.seed}"
+        field = "" if self.field == "residual" else f"-{self.field}"
+        name = f"{self.scheme}{field}-substeps{self.substeps}-seed{self.seed}"
+        return name.replace("(", "_").replace(")", "").replace(",", "_")
 
     def matches(self, record):
         """Whether a record is of this case."""
-        return (record["scheme"], record["trained_substeps"], record["seed"]) == (self.scheme, self.substeps, self.seed)
+        return case_of(record) == (self.scheme, self.field, self.substeps, self.seed)
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,7 +71,8 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
     seconds = {}
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
     description = {"model": config["model"], "num_classes": split.classes, "in_channels": split.channels,
-                   "scheme": case.scheme, "substeps": case.substeps, "dataset": config["dataset"], "seed": case.seed,
+                   "scheme": case.scheme, "substeps": case.substeps, "field": case.field, "dataset": config["dataset"],
+                   "seed": case.seed,
                    "training": config["training"], "epochs": config["epochs"]}
     net = checkpoints.build(description).to(device)
     settings = {key: config[key] for key in training.DEFAULTS if key not in INCIDENTAL}

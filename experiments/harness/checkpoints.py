@@ -75,7 +75,7 @@ def build(description):
         raise ValueError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
     return odenets.MODELS[description["model"]](
         num_classes=description["num_classes"], in_channels=description["in_channels"], scheme=description["scheme"],
-        substeps=description["substeps"])
+        substeps=description["substeps"], field=description.get("field", "residual"))
 
 
 def load_net(path, device="cpu"):
@@ -87,8 +87,8 @@ def load_net(path, device="cpu"):
 
     Returns:
         (net, meta): the network in eval mode, with the scheme it was trained with; a dict with model, num_classes,
-        in_channels, scheme, substeps, dataset, seed, training, epochs (those trained), epoch (the one whose weights these
-        are), and config, the run's configuration.
+        in_channels, scheme, substeps, field, dataset, seed, training, epochs (those trained), epoch (the one whose weights
+        these are), and config, the run's configuration.
 
     Raises:
         ValueError: The file is damaged, has another format, holds no network, or one of another architecture.

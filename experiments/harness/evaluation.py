@@ -9,8 +9,8 @@ import stability
 from experiments.harness.attack_names import follows_gradient, parse_attack, seeded
 from stability.case import configured
 
-STEP_TOL = 1e-6  # of implicit steps whose dynamics are measured
-NORM_TOL = 1e-2  # of the residual; the norms are extreme eigenvalues of symmetric operators, whose error is of its square
+DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
+EXPONENT_IMAGES, EXPONENT_TOL = 2, 1e-2
 
 
 def gradients(scheme):
@@ -54,55 +54,33 @@ def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Li
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
     """Dynamics along the network at the states that `images` run through, each block at its own input.
 
-    In float64 and with implicit steps solved to 1e-6: what is measured is the scheme, not the solver.
+    In float64 and with implicit steps solved to 1e-6: what is measured is the scheme, not the solver. Blocks with at most
+    `DENSE_LIMIT` entries also have all eigenvalues, of the first few images; Lyapunov exponents are of fewer still.
 
     Returns:
-        (rows, cloud): rows are dicts stage, block, metric, value, means over the images; cloud maps a stage's index to its
+        (rows, cloud): rows are dicts stage, block, metric, value; values are means over the images, of largest_stable_h the
+        least. block is None for a figure of a stage, stage too for one of the network. cloud maps a stage's index to its
         h*lambda as [re, im] pairs (im >= 0), Ritz values of all its blocks: a sketch whose outer part is the most reliable.
     """
     net, images = copy.deepcopy(net).double(), images.double()
-    rows, cloud = [], {}
-    found = list(odenets.stages(net).values())
-    total = sum(len(stage.fields) for stage in found)
-    with odenets.tightened(net, STEP_TOL):
-        for index, (stage, y) in enumerate(zip(found, stage_inputs(net, images))):
-            with torch.no_grad():
-                states = stage(y, trajectory=True)[:: stage.substeps]
-            points = []
-            for block, (field, state) in enumerate(zip(stage.fields, states)):
-                figures, ritz = _block_figures(stage.scheme, field, block * stage.interval, stage.step_size, state, dimension)
-                rows += [{"stage": index, "block": block, "metric": key, "value": value} for key, value in figures.items()]
-                points.append(ritz.flatten())
-                progress(len(rows) // len(figures), total)
-            cloud[str(index)] = [[round(v.real, 5), round(v.imag, 5)] for v in torch.cat(points).tolist() if v.imag >= 0]
-    return rows, cloud
+    blocks = stability.dynamics(net, images, dimension, DENSE_LIMIT, DENSE_IMAGES, progress=progress)
+    rows = [_row(block.stage, block.block, name, value)
+            for block in blocks for name, value in stability.predictors(block).items()]
+    exponents, whole = stability.stage_exponents(net, images[:EXPONENT_IMAGES], tol=EXPONENT_TOL)
+    cloud = {}
+    for index, found in enumerate(exponents):
+        own = [block for block in blocks if block.stage == index]
+        rows.append(_row(index, None, "lyapunov", found.values[:, 0]))
+        bound = stability.lipschitz_bound(own)
+        rows += [] if bound is None else [_row(index, None, "lipschitz_bound", bound)]
+        points = torch.cat([block.ritz.flatten() for block in own]).tolist()
+        cloud[str(index)] = [[round(v.real, 5), round(v.imag, 5)] for v in points if v.imag >= 0]
+    return [*rows, _row(None, None, "lyapunov_end_to_end", whole.values[:, 0])], cloud
 
 
-def _block_figures(scheme, field, t, h, state, dimension):
-    """({metric: mean over the samples}, Ritz values of h*J) of one block at its input."""
-    def increment(y):
-        return h * field(t, y)
-
-    ritz = stability.ritz_values(increment, state, dimension=dimension)
-    # Extreme quantities only: the outermost Ritz values approximate eigenvalues, but their density means nothing.
-    figures = {"max_real": ritz.real.amax(1), "spectral_radius": ritz.abs().amax(1),
-               "log_norm": stability.log_norm(increment, state, tol=NORM_TOL)}
-    if scheme.name != "adaptive":
-        figures["max_abs_R"] = torch.as_tensor(np.abs(scheme.amplification(ritz.numpy()))).amax(1)
-    if not scheme.previous:  # a multistep step has no Jacobian of its own
-        figures["step_norm"] = stability.spectral_norm(lambda y: scheme.step(field, t, y, h), state, tol=NORM_TOL)
-    return {key: float(value.double().mean()) for key, value in figures.items()}, ritz
-
-
-@torch.no_grad()
-def stage_inputs(net, images):
-    """The state that enters each stage of `net`, in order."""
-    inputs = []
-    hooks = [stage.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for stage in odenets.stages(net).values()]
-    net(images)
-    for hook in hooks:
-        hook.remove()
-    return inputs
+def _row(stage, block, metric, values):
+    value = values.double().min() if metric == "largest_stable_h" else values.double().mean()
+    return {"stage": stage, "block": block, "metric": metric, "value": float(value)}
 
 
 def measure_solver(net, split, batch_size=500):

@@ -148,7 +148,7 @@ def _print_summary(console, run, failures):
 
 def _title(records):
     """Names what the intervals are over, as `statistics.accuracy` chooses it: images for an arm that has one seed."""
-    arms = Counter((r["scheme"], r["trained_substeps"], r["substeps"]) for r in records)
+    arms = Counter((r["scheme"], r.get("field"), r["trained_substeps"], r["substeps"]) for r in records)
     if max(arms.values()) == 1:
         return "Accuracy and 95 % interval over images"
     rest = ", over images where one seed is left" if min(arms.values()) == 1 else ""

@@ -33,6 +33,11 @@ MEASURES = {  # metric: what its axis says; in order of preference for the figur
     "spectral_radius": r"spectral radius of $hJ$, from Ritz values"}
 
 
+def spec(records, scheme):
+    """The scheme behind the name of an arm."""
+    return next((record.get("spec", scheme) for record in records if record["scheme"] == scheme), scheme)
+
+
 def label(scheme, records):
     """A scheme as tables and legends show it: with a dagger where one of its nets failed its audit."""
     failed = any(scheme in (r["scheme"], r.get("spec")) and audit_verdict(r) == "failed" for r in records)

@@ -1,26 +1,33 @@
 """What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
 import numpy as np
 
-from experiments.harness import figures, regions, statistics
+from experiments.harness import figures, measures, regions, statistics
 from experiments.harness.attack_names import norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
 
 def arms(config, records):
-    """The same run with each pair of scheme and substeps as a scheme of its own, where a run has several substeps."""
+    """The same run with each scheme, field and number of substeps as a scheme of its own, where a run has several of these."""
+    fields = config.get("fields", ["residual"])
+
     def steps(record):
         return record.get("trained_substeps", record["substeps"]), record["substeps"]
 
-    if len({steps(record) for record in records}) < 2 or any("spec" in record for record in records):
+    swept = len({steps(record) for record in records}) > 1
+    if not (swept or len(fields) > 1) or any("spec" in record for record in records):
         return config, records
 
     def name(record):
         trained, run = steps(record)
         suffix = f" (trained with {trained})" if trained != run else ""
-        return f"{record['scheme']}, {run} step{'s' * (run > 1)}{suffix}"
+        walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else ""
+        return f"{record['scheme']}{' on ' + record['field'] if len(fields) > 1 else ''}{walked}"
 
-    ordered = sorted(records, key=lambda record: (config["schemes"].index(record["scheme"]), *steps(record)))
+    def order(record):
+        return fields.index(record.get("field", "residual")), config["schemes"].index(record["scheme"]), *steps(record)
+
+    ordered = sorted(records, key=order)
     named = [{**record, "spec": record["scheme"], "scheme": name(record)} for record in ordered]
     return {**config, "schemes": list(dict.fromkeys(record["scheme"] for record in named))}, named
 
@@ -66,6 +73,7 @@ def headline(config, records):
         sentences.append(f"{scheme} {percent(own.value)} %, {first} {percent(reference.value)} %: difference "
                          f"{points(gap.value)} points, 95 % interval {interval(gap, '+')} over {gap.n} {gap.over}"
                          f"{' of one seed' * (gap.over == 'images')}: {words[gap.verdict]}.")
+    sentences += measures.field_sentences(config, records)
     detached = [(scheme, gap) for scheme in config["schemes"] if (gap := statistics.difference(
         statistics.masks_of(records, scheme, eps, "detached"), statistics.masks_of(records, scheme, eps)))]
     masked = [(scheme, gap) for scheme, gap in detached if gap.verdict == "higher"]
@@ -118,7 +126,7 @@ def caveats(config, records):
     overfitted = [f"{r['scheme']}, seed {r['seed']}" for r in records if any(e.get("overfitting") for e in r["history"])]
     clouds = [values for scheme in config["schemes"] for values in regions.cloud_of(records, scheme).values()]
     rightmost = max((values[:, 0].max(initial=-np.inf) for values in clouds), default=-np.inf)
-    no_region = [s for s in config["schemes"] if not regions.has_region(spec(records, s))]
+    no_region = [s for s in config["schemes"] if not regions.has_region(figures.spec(records, s))]
     not_normal = without_spectrum(config, records)
     found = [
         (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
@@ -159,14 +167,9 @@ def caveats(config, records):
     return [sentence for applies, sentence in found if applies]
 
 
-def spec(records, scheme):
-    """The scheme behind the name of an arm."""
-    return next((record.get("spec", scheme) for record in records if record["scheme"] == scheme), scheme)
-
-
 def without_spectrum(config, records):
     """Schemes for which R(h lambda) is not a step's spectrum unless the Jacobian is normal."""
-    specs = {scheme: spec(records, scheme) for scheme in config["schemes"]}
+    specs = {scheme: figures.spec(records, scheme) for scheme in config["schemes"]}
     return [scheme for scheme, s in specs.items() if regions.has_region(s) and not regions.analytic(s)]
 
 

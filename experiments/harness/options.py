@@ -62,6 +62,17 @@ def parse_schemes(text):
     return schemes
 
 
+def parse_fields(text):
+    """Canonical specs of a comma-separated list of fields; refuses an empty list and one field named twice."""
+    fields = [str(odenets.get_field(spec)) for spec in split_top_level(text)]
+    if not fields:
+        raise ValueError(f"--fields is empty; choose from {', '.join(odenets.list_fields())}")
+    for field in fields:
+        if fields.count(field) > 1:
+            raise ValueError(f"field {field!r} stands twice in --fields")
+    return fields
+
+
 def parse_numbers(text, option, kind, minimum):
     """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given."""
     numbers = []

@@ -20,6 +20,12 @@ def write_page(path, title, subtitle, answer, sections, banner=""):
     Path(path).write_text(page, encoding="utf-8")
 
 
+def figure(source, number, caption):
+    """A numbered figure from a data URI; the caption's first sentence is its alternative text."""
+    return (f'<figure><img src="{source}" alt="{escape(caption.split(".")[0])}">'
+            f"<figcaption><b>Figure {number}.</b> {escape(caption)}</figcaption></figure>")
+
+
 def table(rows, numbers):
     """HTML of rows of strings, header first; `numbers` are right-aligned columns. A repeated first cell is left out."""
     lines = []

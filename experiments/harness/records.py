@@ -80,20 +80,20 @@ class Run:
 
     def sort(self, cases):
         """Bring the records, which came in as cases ended, into the order of the cases."""
-        position = {(case.scheme, case.substeps, case.seed): index for index, case in enumerate(cases)}
-        self.records.sort(key=lambda r: (position[r["scheme"], r["trained_substeps"], r["seed"]], r["substeps"]))
+        position = {(case.scheme, case.field, case.substeps, case.seed): index for index, case in enumerate(cases)}
+        self.records.sort(key=lambda record: (position[case_of(record)], record["substeps"]))
 
     def write_tables(self):
         """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
         measured = ("attack", "epsilon", "gradient", "correct", "total")
-        self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit"), (
+        self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field"), (
             [*(r[key] for key in shared), *(m[key] for key in measured), round(m["correct"] / m["total"], 6), m["untrusted"],
-             r["trained_substeps"], audit_verdict(r)]
+             r["trained_substeps"], audit_verdict(r), _field(r)]
             for r in self.records for m in _with_the_worst(r["measurements"])))
         columns = ("scheme", "seed", "stage", "block", "metric", "value")
-        self._write_csv("stability.csv", (*columns, "substeps", "audit"), (
-            [r["scheme"], r["seed"], *(row[key] for key in columns[2:]), r["substeps"], audit_verdict(r)]
+        self._write_csv("stability.csv", (*columns, "substeps", "audit", "field"), (
+            [r["scheme"], r["seed"], *(row[key] for key in columns[2:]), r["substeps"], audit_verdict(r), _field(r)]
             for r in self.records for row in r["stability"]))
         self._write_csv("audit.csv", ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"), (
             [r["scheme"], r["seed"], c["name"], {True: "yes", False: "no", None: "not applicable"}[c["passed"]], c["reason"],
@@ -136,6 +136,15 @@ def _with_the_worst(measurements):
     """Measurements, and the worst of several attacks where it is not among them."""
     attacks = {measurement["attack"] for measurement in measurements} - {"clean"}
     return measurements if len(attacks) < 2 or WORST in attacks else measurements + worst_over(measurements)
+
+
+def case_of(record):
+    """What distinguishes the case that a record is of: scheme, field, substeps it was trained with, seed."""
+    return record["scheme"], _field(record), record["trained_substeps"], record["seed"]
+
+
+def _field(record):
+    return record.get("field", "residual")
 
 
 def write_atomically(path, text):

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 import odenets
 import stability
-from experiments.harness.figures import INK, STYLE, label
+from experiments.harness.figures import INK, STYLE, label, spec
 
 STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 
@@ -95,7 +95,8 @@ def cloud_of(records, scheme=None):
 @matplotlib.rc_context(STYLE)
 def clouds_figure(config, records):
     """The region of each scheme with the measured h lambda on top, in one window; None where no scheme has a region."""
-    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if has_region(scheme)}
+    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if has_region(spec(records, scheme))}
+    clouds = {scheme: cloud for scheme, cloud in clouds.items() if cloud} or clouds
     if not clouds:
         return None
     points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds.values() for values in cloud.values())])
@@ -104,9 +105,9 @@ def clouds_figure(config, records):
     columns = {1: 1, 2: 2, 4: 2}.get(len(clouds), 3)
     figure, axes = _panels(len(clouds), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
     for ax, (scheme, cloud) in zip(axes, clouds.items()):
-        shades = draw_region(ax, scheme, cloud, (left, right, -height, height))
+        shades = draw_region(ax, spec(records, scheme), cloud, (left, right, -height, height))
         ax.set_title(label(scheme, records))
-        _note_extremes(ax, scheme, cloud)
+        _note_extremes(ax, spec(records, scheme), cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 

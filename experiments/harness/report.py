@@ -8,8 +8,10 @@ from experiments.harness import figures, findings, regions, statistics
 from experiments.harness.attack_names import norm_symbol
 from experiments.harness.findings import arms, attack_name, count, headline, interval, percent, points, summary_table
 from experiments.harness.page import escape as _escape
+from experiments.harness.page import figure as figure_of
 from experiments.harness.page import table as _table
 from experiments.harness.page import write_page
+from experiments.harness.stability_sections import fields_section, measures_section
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
@@ -43,7 +45,7 @@ def write_report(config, records, path):
     """
     config, records = arms(config, records)
     path = Path(path)
-    sections = [_results, _plots, _detached, _solver, _audit, _caveats, _protocol]
+    sections = [_results, fields_section, _plots, measures_section, _detached, _solver, _audit, _caveats, _protocol]
     write_page(path, "Is a more stable scheme a more robust network?", _subtitle(config, records), headline(config, records),
                [section(config, records, path.parent / "figures") for section in sections], _banner(config))
 
@@ -64,7 +66,7 @@ def _results(config, records, folder):
 
 
 def _plots(config, records, folder):
-    swept = any("spec" in record for record in records)
+    swept = len({record["substeps"] for record in records}) > 1
     not_normal = findings.without_spectrum(config, records)
     warning = (f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
                "the spectrum of the step, and the dots are a guide only." if not_normal else "")
@@ -76,9 +78,7 @@ def _plots(config, records, folder):
     for name, draw in drawn:
         figure, caption = draw(config, records), CAPTIONS[name] + (warning if name == "regions" else "")
         if figure:
-            source, alternative = figures.save(figure, folder, name), _escape(CAPTIONS[name].split(".")[0])
-            parts.append(f'<figure><img src="{source}" alt="{alternative}">'
-                         f"<figcaption><b>Figure {len(parts) + 1}.</b> {_escape(caption)}</figcaption></figure>")
+            parts.append(figure_of(figures.save(figure, folder, name), len(parts) + 1, caption))
     return "<h2>Figures</h2>" + "\n".join(parts)
 
 
@@ -110,7 +110,7 @@ def _solver(config, records, folder):
     for scheme in config["schemes"]:
         own = [record for record in records if record["scheme"] == scheme]
         used, *trained = (str(odenets.get_scheme(name).parameters.get("tol", ("",))[0])
-                          for name in [findings.spec(records, scheme), *sorted({r["trained_as"] for r in own})])
+                          for name in [figures.spec(records, scheme), *sorted({r["trained_as"] for r in own})])
         looser = "".join(f"; trained at {tol}" for tol in trained if tol != used)
         worst = max((m["untrusted"] / m["total"] for r in own for m in r["measurements"]), default=np.nan)
 
@@ -194,7 +194,7 @@ def _listed(value):
 
 
 def _subtitle(config, records):
-    schemes = ", ".join(dict.fromkeys(findings.spec(records, scheme) for scheme in config["schemes"]))
+    schemes = ", ".join(dict.fromkeys(figures.spec(records, scheme) for scheme in config["schemes"]))
     return f"{schemes} on {config['dataset']}, {count(config['seeds'], 'seed')}, {config['training']} training"
 
 

@@ -22,9 +22,10 @@ from experiments.harness.schedules import make_optimizer, make_schedule
 DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
             "free_replays": 4, "clean_epochs": 0, "batch_size": 64, "optimizer": "adamw", "learning_rate": 6e-3,
             "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False, "augment": "none",
-            "precision": "float32", "checkpoint_seconds": 300.0}
+            "precision": "float32", "log_norm_penalty": 0.0, "checkpoint_seconds": 300.0}
 SELECTIONS = ("best", "last")
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
+EXPLAINED = 8  # images on which a divergence is explained
 SELECTION_STEPS = 10  # of the PGD that judges an epoch
 
 
@@ -85,7 +86,7 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
                 if settings["augment"] != "none":
                     x = augment(x, data.name, generators["augment"])
                 for _ in range(rounds):
-                    loss = _loss(forward, x, y, settings, generators["noise"], book)
+                    loss = _loss(net, forward, x, y, settings, generators["noise"], book)
                     _descend(net, x, loss, live, book)
                 book["batch"] += 1
                 progress(book["epoch"] * batches + book["batch"], passes * batches)
@@ -102,11 +103,13 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     return _finish(net, settings, book)
 
 
-def _loss(forward, x, y, settings, generator, book):
+def _loss(net, forward, x, y, settings, generator, book):
     """The loss of a batch: the one place where it is put together."""
     # Attacked from the first step on, a net may never leave the uniform guess: some protocols begin with clean images.
     method = "standard" if book["epoch"] < settings["clean_epochs"] else settings["training"]
-    return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"])
+    # The penalty first: the statistics of the solves shall be those of the passes that are differentiated.
+    penalty = settings["log_norm_penalty"] and settings["log_norm_penalty"] * stability.log_norm_penalty(net, x)
+    return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"]) + penalty
 
 
 def _descend(net, x, loss, live, book):
@@ -128,7 +131,12 @@ def _descend(net, x, loss, live, book):
 
 def _divergence(net, x, value, norm, epoch):
     """The sentence that a diverged training ends with; `net` still has the weights from before the step."""
-    return f"training diverged: the loss is {value:g}, its gradient has norm {norm:g}, in epoch {epoch}; lower --learning-rate"
+    try:
+        reason = stability.explain(net, x[:EXPLAINED])
+    except (ValueError, RuntimeError) as error:  # the explanation must not hide what it explains
+        reason = f"no explanation ({error})"
+    return (f"training diverged: the loss is {value:g}, its gradient has norm {norm:g}, in epoch {epoch}; lower "
+            f"--learning-rate. {reason}")
 
 
 def _close_epoch(net, data, settings, book, steps, say):

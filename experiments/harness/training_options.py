@@ -35,6 +35,8 @@ def add_training_arguments(parser):
         help="end an adversarial training that has overfitted to single steps")
     add("--augment", help=f"one of {', '.join(AUGMENTATIONS)} (crops, mirror images); default: standard for CIFAR")
     add("--precision", default=default["precision"], help=f"of training, one of {', '.join(PRECISIONS)}; all else is float32")
+    add("--log-norm-penalty", default=default["log-norm-penalty"],
+        help="weight of the mean of max(0, mu_2) over blocks and images in the loss; 0: none")
     add("--checkpoint-seconds", default=default["checkpoint-seconds"],
         help="save the state of a training that often, and after each epoch")
 
@@ -70,5 +72,6 @@ def training_settings(args, dataset, epochs, epsilon):
         "weight_decay": rates["weight_decay"] if weight_decay is None else weight_decay, "schedule": args.schedule,
         "select": args.select, "stop_overfitting": args.stop_overfitting,
         "augment": args.augment or DEFAULT.get(dataset, "none"), "precision": args.precision,
+        "log_norm_penalty": parse_one(args.log_norm_penalty, "--log-norm-penalty", float, 0),
         "checkpoint_seconds": parse_one(args.checkpoint_seconds, "--checkpoint-seconds", float, 0),
     })
