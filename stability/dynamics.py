@@ -112,12 +112,12 @@ def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1
     return found
 
 
-def stage_exponents(net, x, k=1, tol=1e-3, step_tol=1e-6):
+def stage_exponents(net, x, k=1, tol=1e-3, max_rounds=20, step_tol=1e-6):
     """Finite-time Lyapunov exponents of the discrete steps, for each stage over its own time, and end to end.
 
     Args:
         net, x, step_tol: As in `dynamics`.
-        k, tol: As in `lyapunov_exponents`.
+        k, tol, max_rounds: As in `lyapunov_exponents`.
 
     Returns:
         ([`Exponents` of each stage], `Exponents` of the whole network, from input to output, per unit of time in stages).
@@ -129,9 +129,9 @@ def stage_exponents(net, x, k=1, tol=1e-3, step_tol=1e-6):
             blocks = [place for place in along if place.stage == index]
             maps = [stage] if stage.scheme.previous else [place.advance for place in blocks]
             length = stage.interval * len(stage.fields)
-            found.append(lyapunov_exponents(maps, blocks[0].state, min(k, blocks[0].state[0].numel()), length, tol))
+            found.append(lyapunov_exponents(maps, blocks[0].state, min(k, blocks[0].state[0].numel()), length, tol, max_rounds))
             time += length
-        return found, lyapunov_exponents(net, x, k, time, tol)
+        return found, lyapunov_exponents(net, x, k, time, tol, max_rounds)
 
 
 def _amplification(scheme, z):

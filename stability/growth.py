@@ -54,10 +54,9 @@ def growth(net, x, delta):
         return (x, *(states for _, states in found), output)
 
     stages = []
-    _load_decompositions()
+    base, tangents = _tangents(along, x, delta)
+    stages.clear()
     with torch.no_grad():
-        base, tangents = torch.func.jvp(along, (x,), (delta,))
-        stages.clear()
         moved = along(x + delta)
         labels = [(-1, -1)]
         measured, linear = [size], [size]
@@ -188,10 +187,25 @@ def _push(f, y, Q):
     """(B, m, p) products of the Jacobian of f at y (B, ...) with the columns of Q (B, n, p)."""
     p = Q.shape[2]
     states, columns = y.repeat_interleave(p, 0), Q.mT.reshape(-1, *y.shape[1:])
-    _load_decompositions()
-    with torch.no_grad():
-        images = torch.func.jvp(f, (states,), (columns,))[1]
+    _, (images,) = _tangents(lambda y: (f(y),), states, columns)
     return images.reshape(len(y), p, -1).mT
+
+
+def _tangents(f, y, v):
+    """(values, J v for each of them) of a function that returns a tuple."""
+    _load_decompositions()
+    try:
+        with torch.no_grad():
+            return torch.func.jvp(f, (y,), (v,))
+    except (RuntimeError, NotImplementedError):
+        # An operation without forward mode, such as the backward pass of GroupNorm in ie_skip: the pullback is linear in its
+        # cotangent, and the pullback of that is J v. Implicit steps refuse this way, but offer the other.
+        with torch.enable_grad():
+            state = y.detach().clone().requires_grad_()
+            values = f(state)
+            cotangents = tuple(torch.zeros_like(value, requires_grad=True) for value in values)
+            (pulled,) = torch.autograd.grad(values, state, cotangents, create_graph=True)
+            return tuple(value.detach() for value in values), torch.autograd.grad(pulled, cotangents, v)
 
 
 def _pull(f, y, Q):

@@ -72,6 +72,25 @@ def test_growth_along_a_network(net):
         torch.testing.assert_close(getattr(alone, name), getattr(large, name)[:, 1:2], rtol=1e-5, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("scheme", ["ie_skip", "rosenbrock_euler(tol=1e-10)"])
+def test_schemes_that_differentiate_inside_a_step(scheme):
+    # The backward pass of GroupNorm, which ie_skip takes inside its step, has no forward mode.
+    torch.manual_seed(0)
+    stage = odenets.ODEStage(odenets.get_field("residual").build(odenets.fields.basic_layers, 4).double(), scheme)
+    y, d = vectors(2, 4, 2, 2), vectors(2, 4, 2, 2, seed=2)
+    found = stability.growth(stage, y, 1e-6 * d)
+    torch.testing.assert_close(found.measured, found.linear, rtol=1e-3, atol=0)
+    assert (abs(found.predicted[2] / found.linear[2] - 1) < 0.5).all()
+    exponents = stability.lyapunov_exponents(stage, y, k=1, tol=1e-4)
+    np.testing.assert_allclose(exponents.values[:, 0], stability.spectral_norm(stage, y).log(), atol=1e-3)
+
+
+def test_an_adaptive_scheme_has_no_R():
+    M = matrix()
+    found = stability.growth(odenets.ODEStage(lambda t, y: y @ M.T, "adaptive"), vectors(2, 6), vectors(2, 6, seed=2))
+    assert found.predicted.isnan().all() and torch.allclose(found.measured, found.linear, rtol=0.05)
+
+
 @pytest.mark.parametrize("scheme", ["ab2", "lm_resnet"])
 def test_multistep_schemes_have_no_R_of_one_step(scheme):
     M = matrix()

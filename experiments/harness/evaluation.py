@@ -70,12 +70,17 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     cloud = {}
     for index, found in enumerate(exponents):
         own = [block for block in blocks if block.stage == index]
-        rows.append(_row(index, None, "lyapunov", found.values[:, 0]))
+        rows += _exponent(index, "lyapunov", found)
         bound = stability.lipschitz_bound(own)
         rows += [] if bound is None else [_row(index, None, "lipschitz_bound", bound)]
         points = torch.cat([block.ritz.flatten() for block in own]).tolist()
         cloud[str(index)] = [[round(v.real, 5), round(v.imag, 5)] for v in points if v.imag >= 0]
-    return [*rows, _row(None, None, "lyapunov_end_to_end", whole.values[:, 0])], cloud
+    return [*rows, *_exponent(None, "lyapunov_end_to_end", whole)], cloud
+
+
+def _exponent(stage, metric, found):
+    known = found.values[found.converged, 0]
+    return [_row(stage, None, metric, known)] if len(known) else []
 
 
 def _row(stage, block, metric, values):
