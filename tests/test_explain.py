@@ -1,11 +1,13 @@
 """Explanations: the figures are right, the advice works, and each kind of failure gets its own."""
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import odenets
 import stability
+from experiments.harness import training
 
 
 def diagonal(*values):
@@ -83,6 +85,21 @@ def test_a_float32_network_with_images(device):
     net = odenets.ode_resnet_small(scheme="implicit").to(device)
     found = stability.explain(net, torch.rand(3, 1, 8, 8, device=device))
     assert found.broken is None and found.unsolved == 0 and found.amplification > 1 and "h = 1" in str(found)
+
+
+def test_a_training_that_diverges_explains_itself():
+    torch.manual_seed(0)
+    net, x = odenets.ode_resnet_small(), torch.rand(8, 1, 8, 8)
+    text = training._divergence(net, x, float("nan"), 1.0, 3)
+    assert text.startswith("training diverged: the loss is nan") and "in epoch 3; lower --learning-rate. Stage " in text
+    assert "max |R(h\u03bb)|" in text
+    assert "no explanation" in training._divergence(net, x / 0, float("nan"), 1.0, 3)
+
+
+def test_the_example_of_the_documentation(capsys):
+    text = (Path(__file__).parent.parent / "docs/dynamics.md").read_text(encoding="utf-8")
+    exec(compile(re.search("```python\n(.*?)```", text, re.S)[1], "docs/dynamics.md", "exec"), {})
+    assert "max |R(h\u03bb)|" in capsys.readouterr().out
 
 
 def test_bad_input():
