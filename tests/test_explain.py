@@ -7,7 +7,7 @@ import torch
 
 import odenets
 import stability
-from experiments.harness import training
+from experiments.harness import data, evaluation, training
 
 
 def diagonal(*values):
@@ -94,6 +94,18 @@ def test_a_training_that_diverges_explains_itself():
     assert text.startswith("training diverged: the loss is nan") and "in epoch 3; lower --learning-rate. Stage " in text
     assert "max |R(h\u03bb)|" in text
     assert "no explanation" in training._divergence(net, x / 0, float("nan"), 1.0, 3)
+
+
+def test_the_report_says_why_equations_stay_unsolved():
+    torch.manual_seed(0)
+    net = odenets.ode_resnet_small(scheme="implicit(max_iterations=1)").eval()
+    split = data.Split(torch.rand(12, 1, 8, 8), torch.zeros(12, dtype=torch.int64))
+    text = evaluation.explain_unsolved(net, split)
+    assert text.startswith("100 % of the images leave an equation unsolved. Stage ") and "max_iterations" in text
+    odenets.set_scheme(net, "implicit(max_iterations=200)")
+    assert evaluation.explain_unsolved(net, split) is None
+    odenets.set_scheme(net, "explicit")
+    assert evaluation.explain_unsolved(net, split) is None
 
 
 def test_the_example_of_the_documentation(capsys):

@@ -88,6 +88,7 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
     with _timed(seconds, "stability"):
         stability_rows, cloud = evaluation.measure_stability(net, probe, progress=functools.partial(progress, "stability"))
         solver = evaluation.measure_solver(net, split.test)
+        unsolved = evaluation.explain_unsolved(net, split.test)
     audit = None
     if case.seed == config["seeds"][0]:
         with _timed(seconds, "audit"):
@@ -97,7 +98,8 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
     record = {**asdict(case), "trained_substeps": case.substeps, "trained_as": case.scheme, "training": config["training"],
               "dataset": config["dataset"], "model": config["model"], "parameters": sum(p.numel() for p in net.parameters()),
               "epoch": trained.epoch, "history": trained.history, "measurements": measurements,
-              "stability": stability_rows, "cloud": cloud, "solver": solver and {**solver, **trained.unsolved}, "audit": audit,
+              "stability": stability_rows, "cloud": cloud, "solver": solver and {**solver, **trained.unsolved},
+              "unsolved": unsolved, "audit": audit,
               "seconds": {key: round(value, 2) for key, value in seconds.items()}}
     records = [record]
     for substeps in case.rerun_with:
@@ -105,7 +107,7 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
         measurements = _accuracy(net, split, config, case, functools.partial(progress, f"attacks, {substeps} substeps"))
         solver = evaluation.measure_solver(net, split.test)
         records.append({**record, "substeps": substeps, "measurements": measurements, "solver": solver, "history": [],
-                        "stability": [], "cloud": {}, "audit": None, "seconds": {}})
+                        "stability": [], "cloud": {}, "unsolved": None, "audit": None, "seconds": {}})
     return records
 
 

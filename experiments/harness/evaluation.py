@@ -111,6 +111,17 @@ def measure_solver(net, split, batch_size=500):
             "iterations_max": int(iterations.max()), "evaluations_mean": evaluations / len(iterations)}
 
 
+@torch.no_grad()
+def explain_unsolved(net, split, count=500, shown=8):
+    """Why equations stay unsolved, in sentences, from the first images that leave one so; None where there are none."""
+    net(images := split.images[:count])
+    solved = odenets.converged(net)
+    if solved is None or solved.all():
+        return None
+    with torch.enable_grad():
+        return str(stability.explain(net, images[~solved][:shown]))
+
+
 def measure_audit(net, test, epsilon, count, threat=stability.Linf, full=False):
     """The audit on the first `count` test images, as a JSON-ready dict.
 
