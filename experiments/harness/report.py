@@ -132,8 +132,8 @@ def _solver(config, records, folder):
             "that did not converge at that tolerance. Unsolved gradients: share with a linear system of the backward pass "
             "that did not; they follow a wrong slope. Evaluations of f for each equation. Seconds are of one net on "
             "this machine: schemes are compared at equal weights, not at equal cost.</p>"
-            + "".join(f"<p>{_escape(figures.label(record['scheme'], records))}, seed {record['seed']}, where equations stay unsolved: "
-                      f"{_escape(record['unsolved'])}</p>" for record in records if record.get("unsolved")))
+            + "".join(f"<p>{_escape(figures.label(record['scheme'], records))}, seed {record['seed']}, where equations stay "
+                      f"unsolved: {_escape(record['unsolved'])}</p>" for record in records if record.get("unsolved")))
 
 
 def _audit(config, records, folder):
