@@ -2,7 +2,7 @@
 
     python experiments/benchmark_attacks.py [--device auto] [--only NAME,...] [--out FILE.json]
 
-About 8 minutes on 2 cores. Peers that are not installed are named and skipped; `pip install -e ".[attacks-bench]"` gets them.
+About 15 minutes on 2 cores. Peers that are not installed are named and skipped; `pip install -e ".[attacks-bench]"` gets them.
 It is an extra of its own, best in an environment of its own: torchattacks pins requests to a version of 2020.
 """
 from functools import cache
@@ -18,7 +18,7 @@ from experiments.harness.options import run_cli
 STEPS = 20
 # How a net was trained, the radius it is attacked with, the target for time, what becomes of the images.
 CASES = (("standard", 0.25, 0.6, "most fall early"), ("standard", 0.1, None, "some fall"), ("pgd", 0.05, None, "few fall"))
-REFERENCE = {"standard": (stability.Linf(0.1),), "pgd": (stability.Linf(0.2), stability.L2(0.8))}
+REFERENCE = {"standard": (stability.Linf(0.1),), "pgd": (stability.L2(0.8),)}
 
 
 @cache
@@ -83,7 +83,8 @@ def reference(device, smoke):
     if peers.peer("pyautoattack") is None:
         yield "pyautoattack is not installed: skipped", None, None
         return
-    seeds, steps, queries = (1, 5, 5) if smoke else (3, 100, 300)
+    # One seed against another differs by about a point: the mean of eight tells a difference of one.
+    seeds, steps, queries = (1, 5, 5) if smoke else (8, 100, 300)
 
     def settings(reference):
         reference.apgd.n_restarts, reference.square.n_queries = 1, queries
