@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One file a process, one thread each: small tensors gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: setup compare regions test test-all bench clean
 
@@ -20,10 +22,10 @@ regions: setup
 	$(BIN)/python experiments/plot_regions.py --schemes all
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 bench: setup
 	$(BIN)/python experiments/benchmark.py
