@@ -6,7 +6,7 @@ import torch
 
 from stability.inputs import attacking, check_count, check_images, check_logits, generators, identities, seeds, split, told
 from stability.losses import likeliest_wrong, margin, objective_named
-from stability.threats import confine, shrunk
+from stability.threats import check_threat, confine, shrunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,7 @@ def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_star
         Images like x: of each the point where it fell, else that of the highest score.
     """
     check_images(x, y)
+    check_threat(threat)
     for name, value in (("restarts", restarts), ("batch_size", batch_size), ("targets", 1 if targets is None else targets)):
         check_count(name, value)
     indices, runs = identities(indices, x), (restarts if random_start else 1) * (targets or 1)

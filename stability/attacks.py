@@ -10,7 +10,7 @@ import torch
 from stability.ascent import Images, ascend, look
 from stability.inputs import attacking, check_count, check_images, identities, split, told
 from stability.losses import objective_named
-from stability.threats import confine, rows, shrunk
+from stability.threats import check_threat, confine, rows, shrunk
 
 KEEP = ("best", "last")
 
@@ -18,6 +18,8 @@ KEEP = ("best", "last")
 def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
     """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
     check_images(x, y)
+    check_threat(threat)
+    check_count("batch_size", batch_size)
     objective, safe, parts = objective_named(loss), shrunk(threat, x), []
     with attacking(net):
         for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), identities(None, x)):
@@ -63,6 +65,7 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
     Source: Madry et al. (2018), ICLR; momentum: Dong et al. (2018), CVPR.
     """
     check_count("steps", steps)
+    check_threat(threat)
     step_size = 2.5 * threat.epsilon / steps if step_size is None else step_size
     for name, value in (("step_size", step_size), ("momentum", momentum)):
         if not 0 <= value < float("inf"):

@@ -10,6 +10,7 @@ from stability.case import Case, Check
 from stability.forward_checks import deterministic, solver, tolerance
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.inputs import check_images, check_logits, evaluating
+from stability.threats import check_threat
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
         raise ValueError(f"many_steps must ascend from steps on, got {many_steps} after {steps}")
     sources = tuple(map(odenets.get_scheme, sources))
     check_images(x, y)
+    check_threat(threat)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     with evaluating(net), torch.inference_mode(False), torch.enable_grad():

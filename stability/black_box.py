@@ -6,7 +6,7 @@ import torch
 from stability.ascent import Images, look
 from stability.inputs import check_count, check_images, evaluating, generators, identities, seeds, split, told
 from stability.losses import margin
-from stability.threats import L2, Linf, confine, shrunk
+from stability.threats import L2, Linf, check_threat, confine, shrunk
 
 PLACES = ("ball", "edge")
 BLOCK = 64  # queries whose random numbers are drawn at once
@@ -30,6 +30,7 @@ def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=No
         ValueError: As for `pgd`, a gradient aside.
     """
     check_count("draws", draws)
+    check_threat(threat)
     if where not in PLACES:
         raise ValueError(f"where must be one of {', '.join(PLACES)}, got {where!r}")
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from odenets import converged, stages, tightened
 from stability.attacks import pgd
+from stability.inputs import accepts_indices, evaluating
 from stability.judge import worst_case
 
 JUDGE_TOLERANCE = 1e-6
@@ -105,25 +106,29 @@ def before_the_judge(attack, batch_size=512):
     the looser the tolerance, the more robust a net would seem.
 
     Args:
-        attack: (net, x, y, indices) -> adversarial images.
+        attack: As for `worst_case`, (net, x, y) -> adversarial images, told `indices` where it takes them.
         batch_size: Images judged at once.
     """
+    tell = accepts_indices(attack)
+
     def on_its_function(net, x, y, indices):
         with tightened(net, ATTACK_TOLERANCE, max_iterations=1):
-            adversarial = attack(net, x, y, indices).detach()
+            adversarial = attack(net, x, y, **({"indices": indices} if tell else {})).detach()
             fell = _wrong(net, adversarial, y, batch_size)
         with tightened(net, JUDGE_TOLERANCE):
             again = fell & ~_wrong(net, adversarial, y, batch_size)
             if bool(again.any()):
                 adversarial = adversarial.clone()
-                adversarial[again] = attack(net, x[again], y[again], indices[again.to(indices.device)]).detach()
+                given = {"indices": indices[again.to(indices.device)]} if tell else {}
+                adversarial[again] = attack(net, x[again], y[again], **given).detach()
         return adversarial
     return on_its_function
 
 
 @torch.no_grad()
 def _wrong(net, x, y, batch_size):
-    return torch.cat([net(part).argmax(1) for part in x.split(batch_size)]) != y
+    with evaluating(net):  # as the attack did and the judge will
+        return torch.cat([net(part).argmax(1) for part in x.split(batch_size)]) != y
 
 
 def allowed(share, count):

@@ -1,9 +1,10 @@
 """How perturbations grow along a network: measured, as the linearised steps say, and as R(h J) of each block says."""
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from stability.jacobian import _check_state, _load_decompositions, direction
+from stability.jacobian import _check_independence, _check_mode, _check_state, _load_decompositions, direction
 from stability.walk import check_net, trajectories
 
 
@@ -137,7 +138,8 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
         `Exponents`.
 
     Raises:
-        ValueError: k or time out of range, a state that is not finite.
+        ValueError: k or time out of range, a state that is not finite, a map that mixes the samples of a batch, changes the
+            dtype or hides its derivative from autograd.
 
     Source: Benettin, Galgani, Giorgilli, Strelcyn (1980), Meccanica 15, for the QR; Golub & Van Loan, Matrix
     Computations, orthogonal iteration on A^T A.
@@ -175,12 +177,24 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
 def _states(maps, y):
     _check_state(y)
     states = [y]
-    with torch.no_grad():
-        for f in maps:
-            states.append(f(states[-1]))
-    if not all(bool(torch.isfinite(state).all()) for state in states):
-        raise ValueError("a state on the way holds NaN or Inf")
+    for f in maps:
+        _check_mode(f)
+        with torch.inference_mode(False), torch.enable_grad():
+            state = states[-1].detach().clone().requires_grad_()
+            value = f(state)
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError("a state on the way holds NaN or Inf")
+        if value.dtype != y.dtype:
+            raise ValueError(f"a map gives {value.dtype} where y is {y.dtype}; convert y or the net, as in net.double()")
+        if not value.requires_grad:
+            raise ValueError("a map does not depend on its state as far as autograd can see; remove detach() or no_grad()")
+        _check_independence(partial(_pulled, value, state), value.detach().contiguous())
+        states.append(value.detach())
     return states
+
+
+def _pulled(value, state, v):
+    return torch.autograd.grad(value, state, v.view_as(value))[0]
 
 
 def _push(f, y, Q):

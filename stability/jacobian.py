@@ -24,7 +24,7 @@ def jacobian(f, y, chunk=32):
         they are meanwhile. They receive no gradients.
 
     Raises:
-        ValueError: y is not one sample, not floating point or not finite; f changes the shape or the dtype, or gives
+        ValueError: y is not one sample, not float32 or float64, or not finite; f changes the shape or the dtype, or gives
             NaN or Inf.
     """
     _check_state(y)
@@ -175,8 +175,10 @@ def _load_decompositions():
 
 
 def _check_state(y):
-    if not isinstance(y, torch.Tensor) or not y.dtype.is_floating_point or y.dim() < 1:
-        raise ValueError(f"y must be a floating-point tensor (B, ...), got {getattr(y, 'dtype', type(y).__name__)}")
+    # Half precision has no digits to spare for a Krylov basis: values would come out that mean nothing.
+    if not isinstance(y, torch.Tensor) or y.dtype not in (torch.float32, torch.float64) or y.dim() < 1:
+        raise ValueError("y must be a floating-point tensor (B, ...), float32 or float64, got "
+                         f"{getattr(y, 'dtype', type(y).__name__)}")
     if y.numel() == 0:
         raise ValueError(f"y has no entries: its shape is {tuple(y.shape)}")
     if not bool(torch.isfinite(y).all()):

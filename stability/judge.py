@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 
 from stability.inputs import accepts_indices, check_images, check_logits, evaluating
-from stability.threats import confine, shrunk
+from stability.threats import check_threat, confine, shrunk
 
 MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
 
@@ -46,11 +46,16 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         A `WorstCase`, of the attacks of `state` and the new ones.
 
     Raises:
-        ValueError: As for `pgd`; an attack returned another shape or NaN; `state` is of other images or another threat.
+        ValueError: As for `pgd`; an attack is no callable, or returned another shape or NaN; `state` is of other images or
+            another threat.
     """
     check_images(x, y)
+    check_threat(threat)
     judge = judge or (lambda x: (net(x), None))
     pairs = [attack if isinstance(attack, tuple) else (_name(attack), attack) for attack in attacks]
+    for _, attack in pairs:
+        if not callable(attack):
+            raise ValueError(f"an attack must be a callable (net, x, y) -> images, or a pair (name, callable), got {attack!r}")
     x = x.detach().clone()
     if state is None:
         wrong, untrusted = _judged(judge, net, x, y, batch_size)

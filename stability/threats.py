@@ -10,6 +10,12 @@ def _check_epsilon(threat):
         raise ValueError(f"{type(threat).__name__}: epsilon must be finite and >= 0, in pixel units; got {epsilon!r}")
 
 
+def check_threat(threat):
+    """Refuse what is no threat model, a bare radius above all."""
+    if not hasattr(threat, "epsilon") or not hasattr(threat, "project"):
+        raise ValueError(f"threat must be a threat model such as Linf(8/255) or L2(0.5), got {threat!r}")
+
+
 def rows(values, like):
     """(B,) values in the shape of `like`, to be multiplied with its samples."""
     return values.view(-1, *[1] * (like.dim() - 1))

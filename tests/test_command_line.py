@@ -41,6 +41,7 @@ BAD = [
     (["--schemes", "explicit", "--checkpoint-seconds", "-1"], "--checkpoint-seconds must be finite and at least 0, got -1"),
     (["--schemes", "explicit", "--dataset", "mnist", "--data-dir", "/nowhere", "--no-download"], "no mnist files in /nowhere"),
     (["--schemes", "explicit", "--device", "tpu"], "unknown device 'tpu'"),
+    (["--schemes", "explicit", "--device", "cpu:x"], "unknown device 'cpu:x'"),
     (["--schemes", "explicit", "--resume"], "--resume needs --out"),
     (["--schemes", "explicit", "--out", ""], "--out is empty"),
     (["--schemes", "explicit", "--epochs", "0"], "--epochs must be finite and at least 1, got 0"),

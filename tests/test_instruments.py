@@ -72,6 +72,8 @@ def test_instruments_leave_parameters_and_modes_alone():
     (torch.sin, torch.tensor([[1.0, float("nan")]]), "y holds NaN or Inf"),
     (torch.sin, torch.tensor([[1.0, float("inf")]]), "y holds NaN or Inf"),
     (torch.sin, torch.rand(0, 3), "no entries"), (torch.sin, torch.ones(1, 2, dtype=torch.int64), "floating-point"),
+    (torch.sin, torch.rand(1, 3).half(), "float32 or float64, got torch.float16"),
+    (torch.sin, torch.rand(1, 3).bfloat16(), "float32 or float64, got torch.bfloat16"),
     (lambda y: y[:, :1], torch.rand(1, 3), "keep the shape"), (lambda y: y.double(), torch.rand(1, 3), "keep the dtype"),
     (lambda y: y.half(), torch.rand(1, 3), "keep the dtype"), (torch.log, -torch.rand(1, 3), "f gives NaN or Inf"),
     (torch.nn.BatchNorm1d(3), torch.rand(4, 3), "BatchNorm in training mode"),

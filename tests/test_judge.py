@@ -13,7 +13,13 @@ X, Y = images(2), torch.tensor([0, 1])
 
 @pytest.mark.parametrize("call, message", [
     (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [lambda net, x, y: x[:, :, :1]]), "returned"),
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("nan", lambda net, x, y: x / 0)]), "'nan'")])
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("nan", lambda net, x, y: x / 0)]), "'nan'"),
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), ["pgd20"]), "callable.*'pgd20'"),
+    (lambda: stability.fgsm(linear_net(), X, Y, Linf(0.1), batch_size=0), "batch_size"),
+    (lambda: stability.audit(linear_net(), X, Y, 0.1), "threat must be"),
+    (lambda: stability.worst_case(linear_net(), X, Y, 0.1, []), "threat must be"),
+    *[(lambda attack=attack: attack(linear_net(), X, Y, 0.1), r"threat must be a threat model such as Linf\(8/255\).*got 0.1")
+      for attack in (stability.fgsm, stability.pgd, stability.apgd, stability.noise)]])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
