@@ -7,6 +7,7 @@ import torch
 import odenets
 from stability.growth import lyapunov_exponents
 from stability.jacobian import dense_jacobians
+from stability.kreiss import kreiss_constant
 from stability.regions import largest_stable_step
 from stability.spectra import log_norm, ritz_values, spectral_norm, spectrum
 from stability.walk import places
@@ -27,6 +28,8 @@ class BlockDynamics:
         are taken over these, never over Ritz values. growth: (b, n) |R| there, or None.
     largest_step: (B,) largest stable h over the contracting Ritz values, see `stability.StableStep`; None without R.
     log_norm, lipschitz: (B,) mu_2(h J) and ||h J||.
+    kreiss: (b,) bound from below of the Kreiss constant of h J beyond its rightmost eigenvalue, of the first b samples (NaN
+        where that did not converge): how much faster than exponentially a perturbation grows at first; 1 if J is normal.
     step_norm, step_radius: (B,) norm and spectral radius (NaN where it did not converge) of the Jacobian of the discrete
         step, through its solve; None for multistep schemes, whose step depends on more than the state.
     """
@@ -42,6 +45,7 @@ class BlockDynamics:
     largest_step: torch.Tensor | None
     log_norm: torch.Tensor
     lipschitz: torch.Tensor
+    kreiss: torch.Tensor
     step_norm: torch.Tensor | None
     step_radius: torch.Tensor | None
 
@@ -69,7 +73,7 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
         place: A `Place`; in float64, with the scheme's equations solved tightly.
         dimension: Of the Krylov space of the Ritz values.
         dense_limit: Where a state has at most so many entries, all eigenvalues are computed from dense Jacobians,
-        dense_samples: for so many samples, or None for all of them.
+        dense_samples: for so many samples, as the Kreiss constant is; None for all of them.
 
     Raises:
         ValueError: The state or the field is not fit for analysis; see `stability.spectrum`.
@@ -83,8 +87,8 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
         place.stage, place.block, place.step_size, place.substeps, ritz, _amplification(scheme, ritz) if has_R else None,
         eigenvalues, _amplification(scheme, eigenvalues) if has_R and eigenvalues is not None else None,
         _largest_steps(scheme, ritz, place.step_size) if has_R else None, log_norm(f, y, tol=NORM_TOL),
-        spectral_norm(f, y, tol=NORM_TOL), spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None,
-        _radius(place) if one_step else None)
+        spectral_norm(f, y, tol=NORM_TOL), _kreiss(f, y[:dense_samples], dimension),
+        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None, _radius(place) if one_step else None)
 
 
 def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1e-6, progress=lambda done, total: None):
@@ -144,6 +148,17 @@ def _largest_steps(scheme, z, h):
     # Eigenvalues of a real matrix come in conjugate pairs, which a scheme treats alike: half of them will do.
     steps = [largest_stable_step(scheme, row[row.imag >= 0].numpy() / h).step for row in z]
     return torch.tensor(steps, dtype=torch.float64)
+
+
+def _kreiss(f, y, dimension):
+    rightmost = spectrum(f, y, 1, "LR")
+    known = rightmost.converged[:, 0]
+    values = torch.full((len(y),), torch.nan, dtype=torch.float64)
+    if bool(known.any()):
+        rows = known.to(y.device)
+        values[known] = kreiss_constant(f, y[rows], threshold=rightmost.values[known, 0].real, dimension=dimension,
+                                        dense_limit=0).values
+    return values
 
 
 def _radius(place):

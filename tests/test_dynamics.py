@@ -65,6 +65,8 @@ def test_a_block_against_its_dense_jacobian(net):
         assert named["max_real"][i] == pytest.approx(np.linalg.eigvals(J[i]).real.max(), rel=0.02)
         assert block.log_norm[i] == pytest.approx(np.linalg.eigvalsh((J[i] + J[i].T) / 2)[-1], rel=1e-3)
         assert block.lipschitz[i] == pytest.approx(np.linalg.norm(J[i], 2), rel=1e-3)
+    dense = stability.kreiss_constant(place.increment, place.state[:1], threshold=np.linalg.eigvals(J[0]).real.max())
+    assert 1.01 < block.kreiss[0] <= dense.values[0] * (1 + 1e-6)
     D = torch.autograd.functional.jacobian(place.step, place.state[:1]).reshape(128, 128).numpy()
     assert block.step_norm[0] == pytest.approx(np.linalg.norm(D, 2), rel=1e-3)
     assert block.step_radius[0] == pytest.approx(abs(np.linalg.eigvals(D)).max(), rel=0.05)
@@ -87,7 +89,7 @@ def test_predictors_of_a_normal_field(scheme, R):
     z = 1.5 * values
     expected = {
         "step_norm": abs(R(z)).max(), "step_radius": abs(R(z)).max(), "max_abs_R": abs(R(z)).max(), "log_norm": 0.75,
-        "max_real": 0.75, "spectral_radius": 6.0, "lipschitz": 6.0, "mean_abs_R": abs(R(z)).mean(),
+        "max_real": 0.75, "spectral_radius": 6.0, "lipschitz": 6.0, "kreiss": 1.0, "mean_abs_R": abs(R(z)).mean(),
         "p95_abs_R": np.quantile(abs(R(z)), 0.95), "fraction_outside": (abs(R(z)) > 1).mean(), "expanding_share": 1 / 3,
         "order_star_excess": max(0, (np.log(abs(R(z))) - np.maximum(z, 0)).max()),
         "largest_stable_h": {"explicit": 0.5, "implicit(tol=1e-10)": np.inf, "rk4": 2.785293563 / 4}[scheme]}

@@ -84,7 +84,7 @@ def _exponent(stage, metric, found):
 
 
 def _row(stage, block, metric, values):
-    value = values.double().min() if metric == "largest_stable_h" else values.double().mean()
+    value = values.double().min() if metric == "largest_stable_h" else values.double().nanmean()
     return {"stage": stage, "block": block, "metric": metric, "value": float(value)}
 
 
