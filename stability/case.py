@@ -57,10 +57,10 @@ class Case:
             return pgd(net, x, y, generator=generator, indices=indices, batch_size=self.batch_size, **settings_)
         return attack
 
-    def judged(self, attacks, threat=None):
-        """What attacks break under the cold judge."""
+    def judged(self, attacks, threat=None, state=None):
+        """What attacks break under the cold judge, of all images or of those that a `WorstCase` left standing."""
         threat = threat or self.threat
-        return worst_case(self.net, self.x, self.y, threat, attacks, cold_judge(self.net), self.batch_size)
+        return worst_case(self.net, self.x, self.y, threat, attacks, cold_judge(self.net), self.batch_size, state)
 
     @cached_property
     def white_box(self):
@@ -74,8 +74,7 @@ class Case:
 
     def broken_further(self, attacks):
         """For each attack, how many images it breaks of those that the white-box ones and those before it left."""
-        verdict = worst_case(self.net, self.x, self.y, self.threat, attacks, cold_judge(self.net), self.batch_size,
-                             state=self.white_box)
+        verdict = self.judged(attacks, state=self.white_box)
         before = len(self.white_box.names)
         return [int((verdict.broken_by == before + index).sum()) for index in range(len(attacks))]
 
@@ -155,14 +154,9 @@ def refined(net, tol=JUDGE_TOLERANCE):
 
     Adaptive steps by dopri5, whose order makes that affordable.
     """
-    before = {stage: stage.scheme for stage in stages(net).values()}
-    try:
-        with tightened(net, tol):
-            for stage, scheme in before.items():
-                if "rtol" in scheme.parameters:
-                    stage.configure(scheme=replace(scheme, method="dopri5", rtol=min(tol, scheme.rtol),
-                                                   atol=min(tol, scheme.atol)))
-            yield net
-    finally:
-        for stage, scheme in before.items():
-            stage.configure(scheme=scheme)
+    with tightened(net, tol):  # which gives every stage its own scheme back, the adaptive ones too
+        for stage in stages(net).values():
+            scheme = stage.scheme
+            if "rtol" in scheme.parameters:
+                stage.configure(scheme=replace(scheme, method="dopri5", rtol=min(tol, scheme.rtol), atol=min(tol, scheme.atol)))
+        yield net
