@@ -55,10 +55,9 @@ def main(argv=None):
         net, saved = load_net(path)
         moved = stability.pgd(net, test.images, test.labels, stability.Linf(config["audit_epsilon"] / 8), steps=1,
                               step_size=config["audit_epsilon"] / 8, random_start=False)
-        for (stage, block, field, state, h), (*_, near, _), (*_, typical, _) in zip(
-                *(_blocks(net, images) for images in (test.images, moved, reference))):
-            measured = _measure(lambda y, f=field, h=h: h * f(0.0, y), state, near, typical, tol)
-            rows += [(saved["scheme"], saved["seed"], stage, block, *row) for row in measured]
+        for place, near, typical in zip(*(stability.places(net, images) for images in (test.images, moved, reference))):
+            measured = _measure(place.increment, place.state, near.state, typical.state, tol)
+            rows += [(saved["scheme"], saved["seed"], place.stage, place.block, *row) for row in measured]
     table = Table(*COLUMNS, box=SIMPLE_HEAD, title=f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
     for row in rows:
         table.add_row(*map(str, row))
@@ -67,12 +66,6 @@ def main(argv=None):
         with open(args.out, "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *rows])
     return 0
-
-
-def _blocks(net, x):
-    """(stage, block, field, state at its input, step size) along a network."""
-    for place in stability.places(net, x):
-        yield place.stage, place.block, place.field, place.state, place.step_size
 
 
 @torch.no_grad()

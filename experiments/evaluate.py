@@ -13,7 +13,6 @@ from itertools import chain
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import odenets
 from experiments.harness import data, evaluation, evaluation_report
@@ -29,6 +28,8 @@ from experiments.harness.options import (
     split_top_level,
 )
 from experiments.harness.records import Run
+from experiments.harness.runner import progress_bars
+from experiments.harness.statistics import middle
 from experiments.harness.subject import load_subjects
 from stability.inputs import check_logits
 
@@ -57,7 +58,7 @@ def main(argv=None):
               "weights": {subject.name: _digest(subject.net) for subject in subjects}, "dataset": dataset,
               "data_dir": str(args.data_dir), "download": args.download, "test_limit": limit, "data": {"test": len(test)},
               "attacks": attacks, "epsilons": epsilons, "threat": args.threat, "audit": args.audit,
-              "audit_epsilon": sorted(epsilons)[len(epsilons) // 2], "audit_images": min(images, len(test)),
+              "audit_epsilon": middle(sorted(epsilons)), "audit_images": min(images, len(test)),
               "device": str(device), **provenance(str(device))}
     console = Console()
     run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config, args.resume)
@@ -141,8 +142,7 @@ def _measure(run, subjects, test, console):
     done = {evaluation_report.key(record) for record in run.records}
     todo = [(subject, *step) for subject in subjects for step in _plan(subject.net, config)
             if (subject.name, *step) not in done]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bars(console) as progress:
         task = progress.add_task("", total=len(todo))
         for subject, name, epsilon, gradient in todo:
             progress.update(task, description=f"{subject.name}: {name}{f' at {epsilon:g}' if epsilon else ''}, {gradient}")

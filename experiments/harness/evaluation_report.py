@@ -8,7 +8,7 @@ from rich.table import Table
 
 from experiments.harness import figures, statistics
 from experiments.harness.findings import interval, percent, points
-from experiments.harness.page import escape, table, write_page
+from experiments.harness.page import audit_rows, definitions, escape, table, write_page
 from experiments.harness.records import audit_verdict
 
 
@@ -119,9 +119,7 @@ def _figure(config, records, folder):
 
 
 def _audits(records):
-    words = {True: "passes", False: "fails", None: "not applicable"}
-    checks = [(marked(record), check["name"].replace("_", " "), words[check["passed"]], check["reason"])
-              for record in records if record["audit"] for check in record["audit"]["checks"]]
+    checks = [row for record in records if record["audit"] for row in audit_rows(marked(record), record["audit"])]
     if not checks:
         return "<h2>Audit</h2><p>Nothing was audited: whether gradients are masked is open.</p>"
     header = ("network", "check", "verdict", "reason")
@@ -133,5 +131,4 @@ def _protocol(config):
              "Radii": ", ".join(f"{epsilon:.4g}" for epsilon in config["epsilons"]), "Audit": config["audit"],
              **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config["weights"].items()},
              **{name: str(value) for name, value in config["environment"].items() if value is not None}}
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in shown.items())
-    return f"<h2>Protocol</h2><dl>{listed}</dl><pre>{escape(config['command'])}</pre>"
+    return f"<h2>Protocol</h2>{definitions(shown)}<pre>{escape(config['command'])}</pre>"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import odenets
-from experiments.harness import report
+from experiments.harness import report, statistics
 from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks
 from experiments.harness.case import load_data
 from experiments.harness.data import DATASETS
@@ -67,7 +67,7 @@ def make_config(args, script):
     check_out(args)
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
-    middle = sorted(epsilons)[len(epsilons) // 2]
+    middle = statistics.middle(sorted(epsilons))
     train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
     config = {
         "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],

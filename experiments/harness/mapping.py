@@ -145,12 +145,12 @@ def write_page(found, name, source, folder):
         own = stability.predictors(b)
         values = (f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names)
         rows.append((f"{b.stage}, {b.block}", *values))
-    notes = "".join(f"<dt>{key.replace('_', ' ')}</dt><dd>{page.escape(f'{entry.meaning} ({entry.source})')}</dd>"
-                    for key, entry in stability.PREDICTORS.items() if key in names)
+    notes = {key.replace("_", " "): f"{entry.meaning} ({entry.source})"
+             for key, entry in stability.PREDICTORS.items() if key in names}
     links = ", ".join(f'<a href="{file}">{file}</a>' for file in ("blocks.csv", "spectra.csv", "growth.csv"))
     sections = ["<h2>Figures</h2>", *parts, "<h2>Block by block</h2>", page.table(rows, numbers=range(1, len(rows[0]))),
                 "<p class=note>Means over the images, of hJ at the state that enters each block.</p>"
-                f"<dl>{notes}</dl>",
+                + page.definitions(notes),
                 f"<p>Every number is in these files beside this page: {links}.</p>"]
     page.write_page(folder / "report.html", f"The dynamics of {name}", f"{found.scheme}, {source}, float64",
                     list(sentences(found)), sections)

@@ -38,6 +38,19 @@ def table(rows, numbers):
     return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
 
 
+VERDICTS = {True: "passes", False: "fails", None: "not applicable"}
+
+
+def audit_rows(label, audit):
+    """Rows (label, check, verdict, reason) of a recorded audit."""
+    return [(label, check["name"].replace("_", " "), VERDICTS[check["passed"]], check["reason"]) for check in audit["checks"]]
+
+
+def definitions(entries):
+    """HTML of {term: description}, plain text."""
+    return "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries.items()) + "</dl>"
+
+
 def _css(cell, number):
     faint = ("cannot tell", "reference", "not applicable", "passes")
     firm = ("higher", "lower", "masks", "breaks more", "fails")

@@ -7,10 +7,10 @@ import odenets
 from experiments.harness import figures, findings, regions, statistics
 from experiments.harness.attack_names import norm_symbol
 from experiments.harness.findings import arms, attack_name, count, headline, interval, percent, points, summary_table
+from experiments.harness.page import VERDICTS, audit_rows, definitions, write_page
 from experiments.harness.page import escape as _escape
 from experiments.harness.page import figure as figure_of
 from experiments.harness.page import table as _table
-from experiments.harness.page import write_page
 from experiments.harness.stability_sections import fields_section, measures_section
 
 CAPTIONS = {
@@ -137,18 +137,16 @@ def _solver(config, records, folder):
 
 
 def _audit(config, records, folder):
-    words = {True: "passes", False: "fails", None: "not applicable"}
-    rows = [("net", "check", "verdict", "reason")]
-    rows += [(f"{figures.label(r['scheme'], records)}, seed {r['seed']}", check["name"].replace("_", " "),
-              words[check["passed"]], check["reason"])
-             for r in records if r.get("audit") for check in r["audit"]["checks"]]
-    if len(rows) == 1:
+    rows = [row for r in records if r.get("audit")
+            for row in audit_rows(f"{figures.label(r['scheme'], records)}, seed {r['seed']}", r["audit"])]
+    if not rows:
         return "<h2>Audit</h2><p>No net of this run was audited: whether gradients are masked is open.</p>"
-    verdicts = "; ".join(f"{r['scheme']}, seed {r['seed']}: {words[r['audit']['passed']]}"
+    verdicts = "; ".join(f"{r['scheme']}, seed {r['seed']}: {VERDICTS[r['audit']['passed']]}"
                          for r in records if r.get("audit"))
     return ("<h2>Audit: is the robustness real?</h2><p>An audit tries to expose gradients that hide adversarial images "
             f"instead of removing them. {_escape(verdicts)}. A scheme with a net that fails is marked \u2020 wherever "
-            f"it appears; figures and thresholds are in audit.csv.</p>{_table(rows, numbers=())}")
+            f"it appears; figures and thresholds are in audit.csv.</p>"
+            + _table([("net", "check", "verdict", "reason"), *rows], numbers=()))
 
 
 def _caveats(config, records, folder):
@@ -167,10 +165,9 @@ def _protocol(config, records, folder):
             "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
                      "cold start at tolerance 1e-6, and counts as broken where that does not converge",
             **{key: str(value) for key, value in config["environment"].items() if value is not None}}
-    listed = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in rows.items())
     files = ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json")
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
-    return (f"<h2>Protocol</h2><dl>{listed}</dl><h2>Command and data</h2><pre>{_escape(config['command'])}</pre>"
+    return (f"<h2>Protocol</h2>{definitions(rows)}<h2>Command and data</h2><pre>{_escape(config['command'])}</pre>"
             f"<p>Every number above is in these files beside this page, or follows from them: {links}. Figures as PNG: "
             "figures/.</p>")
 

@@ -54,8 +54,7 @@ def run_cases(run, cases, console, workers=None):
     workers = workers or (1 if run.config["device"].startswith("cuda") else available_cores())
     # The expensive cases first, so that no core idles at the end.
     todo.sort(key=lambda case: ("implicit" not in case.scheme, -case.substeps, case.seed))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bars(console) as progress:
         overall = progress.add_task("cases", total=len(todo))
         failures = {}
 
@@ -72,6 +71,12 @@ def run_cases(run, cases, console, workers=None):
         execute = _in_processes if workers > 1 and len(todo) > 1 else _in_turn
         execute(run, todo, min(workers, len(todo)), progress, finished)
     return failures
+
+
+def progress_bars(console):
+    """Bars with counts and the time left, gone when they have ended."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
 
 
 def _in_turn(run, todo, workers, progress, finished):
