@@ -76,7 +76,7 @@ def _parser():
     parser.add_argument("network", help="a checkpoint of a run, the folder of a run (all its checkpoints), package.module:NAME "
                                         "or path/to/file.py:NAME, NAME returning a torch.nn.Module")
     parser.add_argument("--attacks", default="pgd20,square200", help=f"of {CHOICE}")
-    parser.add_argument("--epsilons", help="radii of the ball, pixel units; default by data set")
+    parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
     parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")
     parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")

@@ -20,6 +20,7 @@ BAD = [
     (["--schemes", "explicit", "--epsilons", "-0.1"], "--epsilons must be finite and at least 0, got -0.1"),
     (["--schemes", "explicit", "--epsilons", "nan"], "--epsilons"),
     (["--schemes", "explicit", "--epsilons", "a"], "--epsilons takes numbers"),
+    (["--schemes", "explicit", "--epsilons", "8/0"], "--epsilons takes numbers"),
     (["--schemes", "explicit", "--seeds", ","], "--seeds is empty"),
     (["--schemes", "explicit", "--seeds", "0,0"], "--seeds names 0 twice"),
     (["--schemes", "explicit", "--attacks", "pgd"], "unknown attack 'pgd'"),
@@ -85,7 +86,7 @@ def config(*options):
     ("", {"threat": "linf", "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"], "audit_epsilon": 0.1}),
     ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
     ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
-    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
+    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--epsilons 8/255", {"epsilons": [8 / 255]}), ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
 def test_settings_of_attacks(given, expected):
     found = config(*given.split())
     assert {key: found[key] for key in expected} == expected

@@ -32,6 +32,13 @@ def test_models_take_the_same_arguments():
         assert net.head[-1].out_features == 7 and net.stem[0].in_channels == 2
 
 
+def test_a_stem_of_stride_2_quarters_the_states(device):
+    nets = [build(in_channels=3).to(device) for build in (odenets.ode_resnet_small, odenets.ode_resnet_small_stride2)]
+    x = torch.rand(2, 3, 32, 32, device=device)
+    assert [tuple(net.stem(x).shape) for net in nets] == [(2, 16, 32, 32), (2, 16, 16, 16)]
+    assert len({sum(p.numel() for p in net.parameters()) for net in nets}) == 1 and nets[1](x).shape == (2, 10)
+
+
 # Of the fields, for 10 classes and 3 channels; gradient flow is sized to meet the paper's block, bottlenecks have no equal.
 @pytest.mark.parametrize(("field", "small", "resnet50"), [
     ("residual", 65_882, 2_867_674), ("damped", 65_882, 2_867_674), ("antisymmetric", 42_554, 3_941_850),

@@ -51,7 +51,7 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--attacks", default="pgd20", help=f"of {CHOICE}")
     parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
                                                          "training attacks are always held to linf")
-    parser.add_argument("--epsilons", help="radii of the ball, pixel units; default by data set")
+    parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")

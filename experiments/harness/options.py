@@ -74,13 +74,14 @@ def parse_fields(text):
 
 
 def parse_numbers(text, option, kind, minimum):
-    """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given."""
+    """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given; 8/255 is one where kind is float."""
     numbers = []
     for piece in split_top_level(text):
         wanted = "whole numbers" if kind is int else "numbers"
         try:
-            number = kind(piece)
-        except ValueError:
+            above, slash, below = piece.partition("/")
+            number = float(above) / float(below) if slash and kind is float else kind(piece)
+        except (ValueError, ZeroDivisionError):
             raise ValueError(f"{option} takes {wanted} separated by commas, got {piece!r}") from None
         if not (number >= minimum and math.isfinite(number)):
             raise ValueError(f"{option} must be finite and at least {minimum}, got {piece}")
