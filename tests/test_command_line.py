@@ -27,7 +27,7 @@ BAD = [
     (["--schemes", "explicit", "--threat", "l1"], "unknown --threat 'l1'; choose from linf, l2"),
     (["--schemes", "explicit", "--attacks", ""], "--attacks is empty"),
     (["--schemes", "explicit", "--dataset", "imagenet"], "unknown --dataset 'imagenet'; choose from digits, mnist"),
-    (["--schemes", "explicit", "--model", "vgg"], "unknown --model 'vgg'; choose from small, resnet18"),
+    (["--schemes", "explicit", "--model", "vgg"], "unknown --model 'vgg'; choose from small, small-stride2, resnet18"),
     (["--schemes", "explicit", "--training", "magic"], "unknown --training 'magic'; choose from standard"),
     (["--schemes", "explicit", "--optimizer", "adam"], "unknown --optimizer 'adam'; choose from adamw, sgd"),
     (["--schemes", "explicit", "--schedule", "step"], "unknown --schedule 'step'; choose from one-cycle, cosine, multistep"),
@@ -86,7 +86,8 @@ def config(*options):
     ("", {"threat": "linf", "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"], "audit_epsilon": 0.1}),
     ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
     ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
-    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--epsilons 8/255", {"epsilons": [8 / 255]}), ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
+    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--epsilons 8/255", {"epsilons": [8 / 255]}),
+    ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
 def test_settings_of_attacks(given, expected):
     found = config(*given.split())
     assert {key: found[key] for key in expected} == expected

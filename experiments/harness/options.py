@@ -74,7 +74,7 @@ def parse_fields(text):
 
 
 def parse_numbers(text, option, kind, minimum):
-    """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given; 8/255 is one where kind is float."""
+    """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given; floats may be 8/255."""
     numbers = []
     for piece in split_top_level(text):
         wanted = "whole numbers" if kind is int else "numbers"
