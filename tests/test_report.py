@@ -181,6 +181,19 @@ def test_the_table_agrees_with_numbers_computed_by_hand():
     assert rows[0][6] == "reference"
 
 
+def test_each_attack_stands_by_itself_where_there_are_several():
+    config, records = run()
+    assert report._by_attack(config, records, None) == ""
+    for record in records:
+        weaker = [{**m, "attack": "square200"} for m in record["measurements"] if m["gradient"] == "detached"]
+        record["measurements"] += [{**m, "gradient": "exact"} for m in weaker]
+    text = report._by_attack(config, records, None)
+    rows = [[cell.split(">")[-1] for cell in row.split("</td>")[:-1]] for row in text.split("<tr")[2:]]
+    assert [row[:2] for row in rows[:2]] == [["0.05", "explicit_euler"], ["", "implicit_euler"]] and rows[0][3] == ""
+    pgd, square, together = (row.split(" / ") for row in rows[1][2:])
+    assert len(pgd) == 2 and square == pgd[1:] and float(together[0]) <= float(pgd[0]) < float(pgd[1]) == float(together[1])
+
+
 def test_smoke_runs_and_single_schemes_say_so(tmp_path):
     config, records = run(("explicit_euler",), seeds=(0,), smoke=True)
     report.write_report(config, records, tmp_path / "report.html")

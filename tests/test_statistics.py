@@ -92,6 +92,20 @@ def test_masks_come_from_bits_and_take_the_worst_attack():
         statistics.masks_of([record], "rk4", 0.1)
 
 
+def test_masking_is_told_from_what_an_attack_without_gradients_breaks():
+    """Square breaks the same images whichever gradient the others follow: it stands on both sides of the comparison."""
+    pgd, detached, square = np.arange(12) < 6, np.arange(12) < 10, np.arange(12) % 2 == 0
+    record = {"scheme": "implicit_euler", "seed": 0, "measurements": [
+        {"attack": name, "epsilon": 0.1, "gradient": gradient, "correct": int(mask.sum()), "total": 12,
+         "bits": np.packbits(mask).tobytes().hex()}
+        for name, gradient, mask in (("pgd20", "exact", pgd), ("pgd20", "detached", detached), ("square200", "exact", square))]}
+    found = {way: statistics.masks_of([record], "implicit_euler", 0.1, way)[0] for way in ("exact", "detached")}
+    assert (found["exact"] == (pgd & square)).all() and (found["detached"] == (detached & square)).all()
+    for attack, way, expected in (("pgd20", "exact", pgd), ("pgd20", "detached", detached), ("square200", "exact", square)):
+        assert (statistics.masks_of([record], "implicit_euler", 0.1, way, attack)[0] == expected).all()
+    assert statistics.masks_of([record], "implicit_euler", 0.1, "detached", "square200") == {}
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: statistics.t_interval([0.5]), "at least two of them, got 1"),
     (lambda: statistics.wilson(5, 4), "got 5 of 4"),

@@ -45,7 +45,7 @@ def write_report(config, records, path):
     """
     config, records = arms(config, records)
     path = Path(path)
-    sections = [_results, fields_section, _plots, measures_section, _detached, _solver, _audit, _caveats, _protocol]
+    sections = [_results, _by_attack, fields_section, _plots, measures_section, _detached, _solver, _audit, _caveats, _protocol]
     write_page(path, "Is a more stable scheme a more robust network?", _subtitle(config, records), headline(config, records),
                [section(config, records, path.parent / "figures") for section in sections], _banner(config))
 
@@ -63,6 +63,25 @@ def _results(config, records, folder):
             f"<p class=note>{meaning} <b>Cannot tell</b> means that the interval of the difference covers zero. "
             "<b>Untrusted</b>: images counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did "
             f"not converge. All comparisons are with {_escape(config['schemes'][0])}.</p>")
+
+
+def _by_attack(config, records, folder):
+    """Each attack by itself; nothing where there is one."""
+    attacks = list(dict.fromkeys(m["attack"] for record in records for m in record["measurements"] if m["epsilon"]))
+    if len(attacks) < 2:
+        return ""
+    rows = [("\u03b5", "scheme", *(f"{name}, %" for name in attacks), "all of them, %")]
+    for eps in statistics.radii(records):
+        for scheme in config["schemes"]:
+            cells = []
+            for name in [*attacks, None]:
+                exact, detached = (statistics.masks_of(records, scheme, eps, way, name) for way in ("exact", "detached"))
+                cells.append(" / ".join(percent(statistics.accuracy(masks).value) for masks in (exact, detached) if masks))
+            if any(cells):
+                rows.append((f"{eps:.3g}", figures.label(scheme, records), *cells))
+    return (f"<h2>Attack by attack</h2>{_table(rows, numbers=range(2, len(rows[0])))}<p class=note>Mean accuracies under each "
+            "attack alone, and under all of them together, which is what every other figure here shows. After a stroke: the "
+            "attacks that follow a gradient followed the detached one.</p>")
 
 
 def _plots(config, records, folder):

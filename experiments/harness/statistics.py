@@ -121,14 +121,21 @@ def correct_mask(measurement):
     return mask
 
 
-def masks_of(records, scheme, epsilon, gradient="exact"):
-    """{seed: (n,) bool} of a scheme at one radius; an image counts if it withstood every attack of that size."""
+def masks_of(records, scheme, epsilon, gradient="exact", attack=None):
+    """{seed: (n,) bool} of a scheme at one radius; an image counts if it withstood every attack of that size.
+
+    Args:
+        gradient: "exact", or "detached": every attack that was run along the detached gradient counts along that one, and an
+            attack that follows no gradient as it is. A scheme that knows one gradient only has nothing along the other.
+        attack: The name of one attack, in place of all of them.
+    """
     found = {}
     for record in (record for record in records if record["scheme"] == scheme):
-        chosen = [correct_mask(measurement) for measurement in record["measurements"]
-                  if (measurement["epsilon"], measurement["gradient"]) == (epsilon, gradient)]
+        own = [m for m in record["measurements"] if m["epsilon"] == epsilon and attack in (None, m["attack"])]
+        chosen = {m["attack"]: m for m in own if m["gradient"] == gradient}
         if chosen:
-            found[record["seed"]] = np.logical_and.reduce(chosen)
+            found[record["seed"]] = np.logical_and.reduce([
+                correct_mask(m) for m in ({m["attack"]: m for m in own if m["gradient"] == "exact"} | chosen).values()])
     return found
 
 
