@@ -20,6 +20,7 @@ BAD = [
     (["--schemes", "explicit", "--epsilons", "-0.1"], "--epsilons must be finite and at least 0, got -0.1"),
     (["--schemes", "explicit", "--epsilons", "nan"], "--epsilons"),
     (["--schemes", "explicit", "--epsilons", "a"], "--epsilons takes numbers"),
+    (["--schemes", "explicit", "--warmup-epochs", "1"], "--warmup-epochs 1 needs a --schedule of cosine, multistep"),
     (["--schemes", "explicit", "--epsilons", "8/0"], "--epsilons takes numbers"),
     (["--schemes", "explicit", "--seeds", ","], "--seeds is empty"),
     (["--schemes", "explicit", "--seeds", "0,0"], "--seeds names 0 twice"),
@@ -87,6 +88,9 @@ def config(*options):
     ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
     ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
     ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--epsilons 8/255", {"epsilons": [8 / 255]}),
+    ("--smoke", {"seeds": [0], "epochs": 1, "attacks": ["pgd2"], "test_limit": 24}),
+    ("--smoke --seeds 3,4 --epochs 2 --attacks fgsm --test-limit 9", {
+        "seeds": [3, 4], "epochs": 2, "attacks": ["fgsm"], "test_limit": 9, "train_limit": 128}),
     ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
 def test_settings_of_attacks(given, expected):
     found = config(*given.split())

@@ -42,7 +42,7 @@ class Store:
 
 CONFIGURATIONS = [
     {"training": "standard", "augment": "standard", "schedule": "cosine"},
-    {"training": "pgd", "schedule": "multistep", "clean_epochs": 1},
+    {"training": "pgd", "schedule": "multistep", "clean_epochs": 1, "warmup_epochs": 2, "augment": "rotated"},
     {"training": "summed", "optimizer": "sgd", "learning_rate": 0.1},
     {"training": "trades", "schedule": "linear", "select": "last"},
     {"training": "free", "free_replays": 2, "epochs": 4, "schedule": "constant"},
@@ -165,6 +165,22 @@ def test_learning_rates_of_the_schedules():
     assert cut == [100, 125, 140] and rates["multistep"][-1] == pytest.approx(1e-4)
     assert set(rates["constant"]) == {0.1} and rates["linear"][75] == pytest.approx(0.05) == rates["cosine"][75]
     assert rates["one-cycle"][0] < 0.005 and rates["one-cycle"][-1] < 1e-4 > rates["cosine"][-1]
+
+
+@pytest.mark.parametrize("name", [name for name in schedules.SCHEDULES if name != "one-cycle"])
+def test_a_rise_of_the_learning_rate_leaves_the_rest_of_its_schedule_alone(name):
+    settings, rates = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": name}, []
+    for warmup in (0, 10):
+        optimizer = schedules.make_optimizer([torch.zeros(1, requires_grad=True)], settings)
+        schedule, found = schedules.make_schedule(optimizer, settings, 150, warmup), []
+        for _ in range(150):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        rates.append(torch.tensor(found))
+    ratio = rates[1] / rates[0]
+    torch.testing.assert_close(ratio[:10], torch.arange(1, 11) / 10)
+    torch.testing.assert_close(ratio[10:], torch.ones(140))
 
 
 @pytest.mark.parametrize("scheme", ["explicit", "ie_skip(gamma=0.05)", "implicit(tol=1e-3)"])

@@ -31,7 +31,7 @@ DEFAULTS = {
     "cifar10": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
     "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
 }
-# A run that exercises every path in seconds; its numbers mean nothing.
+# A run that exercises every path in seconds; its numbers mean nothing. What the user names stays as it is.
 SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2,
          "audit_images": 8}
 
@@ -47,8 +47,9 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--test-limit", help="use so many test images only")
     parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
     add_training_arguments(parser)
-    parser.add_argument("--seeds", default=seeds, help="initial weights and order of batches; every scheme gets the same")
-    parser.add_argument("--attacks", default="pgd20", help=f"of {CHOICE}")
+    parser.add_argument("--seeds", help=f"initial weights and order of batches; every scheme gets the same; default: {seeds}")
+    parser.set_defaults(usual_seeds=seeds)
+    parser.add_argument("--attacks", help=f"of {CHOICE}; default: pgd20")
     parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
                                                          "training attacks are always held to linf")
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
@@ -75,13 +76,14 @@ def make_config(args, script):
         "train_limit": parse_one(args.train_limit, "--train-limit", int, 1),
         "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
         **training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
-        "seeds": parse_numbers(args.seeds, "--seeds", int, 0), "attacks": parse_attacks(split_top_level(args.attacks)),
+        "seeds": parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0),
+        "attacks": parse_attacks(split_top_level("pgd20" if args.attacks is None else args.attacks)),
         "threat": args.threat, "epsilons": epsilons,
         "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
         "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
     }
     if args.smoke:
-        config |= SMOKE
+        config |= {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
     return config | provenance(config["device"])
 
 

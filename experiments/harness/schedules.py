@@ -17,6 +17,13 @@ SCHEDULES = {
 }
 
 
+def check_warmup(schedule, epochs):
+    """Refuse a linear rise of the learning rate before a schedule that sets it from the first step to the last."""
+    if epochs and schedule == "one-cycle":
+        others = ", ".join(name for name in SCHEDULES if name != "one-cycle")
+        raise ValueError(f"--warmup-epochs {epochs} needs a --schedule of {others}; one-cycle has a rise of its own")
+
+
 def make_optimizer(parameters, settings):
     """AdamW or SGD with momentum 0.9, as `settings` say: optimizer, learning_rate, weight_decay."""
     rates = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
@@ -25,6 +32,9 @@ def make_optimizer(parameters, settings):
     return optim.SGD(parameters, momentum=0.9, **rates)
 
 
-def make_schedule(optimizer, settings, total):
-    """The schedule that `settings` name, over `total` steps of the optimiser."""
-    return SCHEDULES[settings["schedule"]](optimizer, settings["learning_rate"], total)
+def make_schedule(optimizer, settings, total, warmup=0):
+    """The schedule that `settings` name, over `total` steps of the optimiser, with a linear rise over the first `warmup`."""
+    if not warmup:
+        return SCHEDULES[settings["schedule"]](optimizer, settings["learning_rate"], total)
+    rise = lr_scheduler.LinearLR(optimizer, 1 / warmup, 1.0, warmup - 1)
+    return lr_scheduler.ChainedScheduler([rise, SCHEDULES[settings["schedule"]](optimizer, settings["learning_rate"], total)])

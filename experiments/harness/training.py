@@ -20,8 +20,8 @@ from experiments.harness.schedules import make_optimizer, make_schedule
 
 # Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
 DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
-            "free_replays": 4, "clean_epochs": 0, "batch_size": 64, "optimizer": "adamw", "learning_rate": 6e-3,
-            "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False, "augment": "none",
+            "free_replays": 4, "clean_epochs": 0, "warmup_epochs": 0, "batch_size": 64, "optimizer": "adamw",
+            "learning_rate": 6e-3, "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False, "augment": "none",
             "precision": "float32", "log_norm_penalty": 0.0, "checkpoint_seconds": 300.0}
 SELECTIONS = ("best", "last")
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
@@ -66,7 +66,7 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     rounds = adversarial_training.rounds(settings)
     passes, batches = -(-settings["epochs"] // rounds), max(1, len(data.train) // settings["batch_size"])
     optimizer = make_optimizer(net.parameters(), settings)
-    schedule = make_schedule(optimizer, settings, passes * batches * rounds)
+    schedule = make_schedule(optimizer, settings, passes * batches * rounds, settings["warmup_epochs"] * batches)
     live = {"net": net, "optimizer": optimizer, "schedule": schedule}
     generators = _generators(seed, data.train.labels.device)
     book = {"epoch": 0, "batch": 0, "loss": 0.0, "failed": [0, 0], "solved": 0, "history": [], "best": None, "memory": {},
@@ -83,8 +83,7 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
             parts = order[: batches * settings["batch_size"]].chunk(batches)
             while book["batch"] < batches:
                 x, y = data.train.images[parts[book["batch"]]], data.train.labels[parts[book["batch"]]]
-                if settings["augment"] != "none":
-                    x = augment(x, data.name, generators["augment"])
+                x = augment(x, data.name, generators["augment"], settings["augment"])
                 for _ in range(rounds):
                     loss = _loss(net, forward, x, y, settings, generators["noise"], book)
                     _descend(net, x, loss, live, book)

@@ -5,7 +5,7 @@ from experiments.harness.adversarial_training import METHODS, STEPS, resolved
 from experiments.harness.augmentation import AUGMENTATIONS, DEFAULT
 from experiments.harness.options import parse_choice, parse_one
 from experiments.harness.precision import PRECISIONS
-from experiments.harness.schedules import OPTIMIZERS, SCHEDULES
+from experiments.harness.schedules import OPTIMIZERS, SCHEDULES, check_warmup
 from experiments.harness.training import DEFAULTS, SELECTIONS
 
 
@@ -21,6 +21,8 @@ def add_training_arguments(parser):
     add("--free-replays", default=default["free-replays"], help="uses of a batch in Free training")
     add("--clean-epochs", default=default["clean-epochs"], help="so many epochs on clean images first; 1 helps where "
                                                                 "an attacked net does not leave the uniform guess")
+    add("--warmup-epochs", default=default["warmup-epochs"], help="so many epochs in which the learning rate rises linearly; "
+                                                                  "one-cycle has a rise of its own")
     add("--epochs", help="passes of gradients over the training images, replays counted; default by data set")
     add("--batch-size", default=default["batch-size"])
     add("--optimizer", default=default["optimizer"], help=f"one of {', '.join(OPTIMIZERS)}; sgd has momentum 0.9")
@@ -33,7 +35,7 @@ def add_training_arguments(parser):
                                                     "PGD where training is adversarial; last: the last one")
     add("--stop-overfitting", action=BooleanOptionalAction, default=DEFAULTS["stop_overfitting"],
         help="end an adversarial training that has overfitted to single steps")
-    add("--augment", help=f"one of {', '.join(AUGMENTATIONS)} (crops, mirror images); default: standard for CIFAR")
+    add("--augment", help=f"one of {', '.join(AUGMENTATIONS)} (crops, mirror images; rotations too); default: standard for CIFAR")
     add("--precision", default=default["precision"], help=f"of training, one of {', '.join(PRECISIONS)}; all else is float32")
     add("--log-norm-penalty", default=default["log-norm-penalty"],
         help="weight of the mean of max(0, mu_2) over blocks and images in the loss; 0: none")
@@ -56,6 +58,8 @@ def training_settings(args, dataset, epochs, epsilon):
                                  ("--augment", args.augment or "none", AUGMENTATIONS),
                                  ("--precision", args.precision, PRECISIONS)):
         parse_choice(value, option, valid)
+    warmup_epochs = parse_one(args.warmup_epochs, "--warmup-epochs", int, 0)
+    check_warmup(args.schedule, warmup_epochs)
     train_epsilon = parse_one(args.train_epsilon, "--train-epsilon", float, 0)
     rates = OPTIMIZERS[args.optimizer]
     weight_decay = parse_one(args.weight_decay, "--weight-decay", float, 0)
@@ -66,6 +70,7 @@ def training_settings(args, dataset, epochs, epsilon):
         "trades_beta": parse_one(args.trades_beta, "--trades-beta", float, 0),
         "free_replays": parse_one(args.free_replays, "--free-replays", int, 1),
         "clean_epochs": parse_one(args.clean_epochs, "--clean-epochs", int, 0),
+        "warmup_epochs": warmup_epochs,
         "epochs": parse_one(args.epochs, "--epochs", int, 1) or epochs,
         "batch_size": parse_one(args.batch_size, "--batch-size", int, 1), "optimizer": args.optimizer,
         "learning_rate": parse_one(args.learning_rate, "--learning-rate", float, 1e-8) or rates["learning_rate"],
