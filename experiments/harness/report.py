@@ -196,13 +196,15 @@ def _training(config):
     epsilon, steps, clean = config.get("train_epsilon", 0), config.get("train_steps", 1), config.get("clean_epochs", 0)
     attack = "" if config["training"] == "standard" else f" (\u03b5 = {epsilon:.4g}, {count(range(steps), 'step')})"
     attack += f" after {count(range(clean), 'epoch')} on clean images" if attack and clean else ""
+    warmup = config.get("warmup_epochs", 0)
+    rise = f" after a linear rise over {count(range(warmup), 'epoch')}" if warmup else ""
     by = "accuracy" if config["training"] == "standard" else "accuracy under a PGD of 10 steps"
     result = {"last": "the last epoch is the result",
               "best": f"the result is the epoch with the highest {by} on held-out training images, of equals the latest; no "
                       "choice is made on test images"}[config.get("select", "last")]
     return (f"{config['training']}{attack}, {config['epochs']} epochs, batches of {config['batch_size']}, "
             f"{config.get('optimizer', 'adamw')}, {config.get('schedule', 'one-cycle')} schedule with peak learning rate "
-            f"{config['learning_rate']:g}, augmentation {config.get('augment', 'none')}, "
+            f"{config['learning_rate']:g}{rise}, augmentation {config.get('augment', 'none')}, "
             f"{config.get('precision', 'float32')}; same initial weights and batches for every scheme; {result}")
 
 

@@ -21,8 +21,8 @@ from experiments.harness.schedules import make_optimizer, make_schedule
 # Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
 DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
             "free_replays": 4, "clean_epochs": 0, "warmup_epochs": 0, "batch_size": 64, "optimizer": "adamw",
-            "learning_rate": 6e-3, "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False, "augment": "none",
-            "precision": "float32", "log_norm_penalty": 0.0, "checkpoint_seconds": 300.0}
+            "learning_rate": 6e-3, "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False,
+            "augment": "none", "precision": "float32", "log_norm_penalty": 0.0, "checkpoint_seconds": 300.0}
 SELECTIONS = ("best", "last")
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 EXPLAINED = 8  # images on which a divergence is explained

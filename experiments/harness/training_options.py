@@ -35,7 +35,8 @@ def add_training_arguments(parser):
                                                     "PGD where training is adversarial; last: the last one")
     add("--stop-overfitting", action=BooleanOptionalAction, default=DEFAULTS["stop_overfitting"],
         help="end an adversarial training that has overfitted to single steps")
-    add("--augment", help=f"one of {', '.join(AUGMENTATIONS)} (crops, mirror images; rotations too); default: standard for CIFAR")
+    add("--augment", help=f"one of {', '.join(AUGMENTATIONS)} (crops, mirror images; rotations too); default: standard for "
+                          "CIFAR")
     add("--precision", default=default["precision"], help=f"of training, one of {', '.join(PRECISIONS)}; all else is float32")
     add("--log-norm-penalty", default=default["log-norm-penalty"],
         help="weight of the mean of max(0, mu_2) over blocks and images in the loss; 0: none")
