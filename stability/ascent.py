@@ -42,6 +42,7 @@ def look(net, objective, point, images, differentiate=True):
         point = point.detach().requires_grad_(differentiate)
         logits = net(point, images.indices)
         check_logits(logits, images.y)
+        logits = logits.to(point.dtype)  # those of a network under autocast are less precise
         loss = objective(logits, images.y, images.target)
     if not differentiate:
         gradient = None
@@ -50,7 +51,8 @@ def look(net, objective, point, images, differentiate=True):
         if not bool(torch.isfinite(gradient).all()):
             raise ValueError("the gradient of the loss holds NaN or Inf")
     else:
-        raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along")
+        raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along; square "
+                         "and noise need no gradient")
     logits, loss = logits.detach(), loss.detach()
     return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient)
 

@@ -11,18 +11,22 @@ def check_images(x, y):
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dim() < 2 or not len(x):
         found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {found}")
-    low, high = float(x.min()), float(x.max())
+    low, high = (float(value) for value in x.detach().aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images must lie in [0, 1], got [{low:g}, {high:g}]: put the normalisation into the model")
     if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
-        raise ValueError(f"labels must be int64, one for each of the {len(x)} images and on their device")
+        found = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, torch.Tensor) else type(y).__name__
+        raise ValueError(f"labels must be int64, one for each of the {len(x)} images and on their device, got {found}")
 
 
-def check_logits(logits, y):
-    """Refuse NaN, a wrong shape, and labels that the logits know nothing of."""
+def check_logits(logits, y, trusted=None):
+    """Refuse what is no tensor of logits, NaN (where trusted), a wrong shape, and labels that the logits know nothing of."""
+    if not isinstance(logits, torch.Tensor) or not logits.dtype.is_floating_point:
+        found = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"the network must return a floating-point tensor of logits, got {found}")
     if logits.dim() != 2 or len(logits) != len(y):
         raise ValueError(f"the network must return logits ({len(y)}, classes), got shape {tuple(logits.shape)}")
-    if bool(torch.isnan(logits).any()):
+    if bool(torch.isnan(logits if trusted is None else logits[trusted]).any()):
         raise ValueError("the logits hold NaN: check the weights")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= logits.shape[1]:
@@ -38,8 +42,9 @@ def check_count(name, value):
 def identities(indices, x):
     """(B,) on the host, the identity of each image: `indices`, or by default its position."""
     indices = torch.arange(len(x)) if indices is None else torch.as_tensor(indices).cpu()
-    if indices.shape != (len(x),):
-        raise ValueError(f"indices must be one for each of the {len(x)} images, got shape {tuple(indices.shape)}")
+    if indices.shape != (len(x),) or indices.dtype.is_floating_point:
+        raise ValueError(f"indices must be whole numbers, one for each of the {len(x)} images, got {indices.dtype} "
+                         f"{tuple(indices.shape)}")
     return indices
 
 
@@ -62,9 +67,18 @@ def split(size, *tensors):
     return zip(*(tensor.split(size) for tensor in tensors))
 
 
+def given_or_new(generator):
+    """The generator, or a new one with seed 0 where it is None."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, such as torch.Generator().manual_seed(1), got {generator!r}")
+    return generator
+
+
 def seeds(generator, count):
     """So many numbers from a generator, by default a new one with seed 0."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = given_or_new(generator)
     return torch.randint(2**32, (count,), generator=generator, device=generator.device).tolist()
 
 

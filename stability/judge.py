@@ -1,9 +1,11 @@
 """The judge of attacks: it alone projects, evaluates again and counts."""
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from stability.inputs import accepts_indices, check_images, check_logits, evaluating
+from stability.inputs import accepts_indices, check_count, check_images, check_logits, evaluating
 from stability.threats import check_threat, confine, shrunk
 
 MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
@@ -15,8 +17,10 @@ class WorstCase:
 
     robust: (B,) bool. broken_by: (B,) index of the attack, -1 survived, -2 misclassified without any.
     untrusted: (B,) bool, counted as broken because the judge could not trust its own logits; also in `broken_by`.
-    x_adv: images that broke the network; of survivors the last ones tried. names: of the attacks.
-    Tensors and a tuple of strings, so that `torch.save(vars(result))` keeps it and `WorstCase(**loaded)` brings it back.
+    x_adv: images that broke the network; of survivors the last ones tried. names: of the attacks. question: SHA-256 of images,
+    labels and threat.
+    Tensors, a tuple of strings and a string, so that `torch.save(vars(result))` keeps it and `WorstCase(**loaded)` brings it
+    back.
     """
 
     robust: torch.Tensor
@@ -24,6 +28,7 @@ class WorstCase:
     untrusted: torch.Tensor
     x_adv: torch.Tensor
     names: tuple
+    question: str
 
 
 def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=None):
@@ -39,52 +44,72 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         judge: x -> (logits, trusted (B,) bool or None); by default the network itself, trusted. An image whose logits
             are not trusted counts as broken.
         batch_size: Images judged at once.
-        state: A `WorstCase` of the same net, images and threat to go on from: what its attacks broke stays broken, and
-            the new attacks get its survivors, as if all had been given at once.
+        state: A `WorstCase` of the same net, images, labels and threat to go on from: what its attacks broke stays broken,
+            and the new attacks get its survivors, as if all had been given at once.
 
     Returns:
         A `WorstCase`, of the attacks of `state` and the new ones.
 
     Raises:
-        ValueError: As for `pgd`; an attack is no callable, or returned another shape or NaN; `state` is of other images or
-            another threat.
+        ValueError: As for `pgd`; an attack is no callable, or returned no such images; the judge returned something else;
+            `state` is of other images, labels or another threat.
     """
     check_images(x, y)
     check_threat(threat)
+    check_count("batch_size", batch_size)
     judge = judge or (lambda x: (net(x), None))
-    pairs = [attack if isinstance(attack, tuple) else (_name(attack), attack) for attack in attacks]
+    if not isinstance(attacks, Iterable):
+        raise ValueError(f"attacks must be a list of attacks, got {attacks!r}")
+    pairs = [attack if isinstance(attack, tuple) and len(attack) == 2 else (_name(attack), attack) for attack in attacks]
     for _, attack in pairs:
         if not callable(attack):
             raise ValueError(f"an attack must be a callable (net, x, y) -> images, or a pair (name, callable), got {attack!r}")
     x = x.detach().clone()
+    question = _question(x, y, threat)
     if state is None:
         wrong, untrusted = _judged(judge, net, x, y, batch_size)
         broken_by, best, before = torch.where(wrong, MISCLASSIFIED, torch.full_like(y, SURVIVED)), x.clone(), ()
     else:
-        broken_by, untrusted, best, before = _taken_up(state, x, threat)
+        broken_by, untrusted, best, before = _taken_up(state, x, question)
     for index, (name, attack) in enumerate(pairs, len(before)):
         alive = (broken_by == SURVIVED).nonzero()[:, 0]
         if not len(alive):
             break
         given = {"indices": alive.cpu()} if accepts_indices(attack) else {}
-        moved = attack(net, x[alive], y[alive], **given).detach()
-        if moved.shape != x[alive].shape or not bool(torch.isfinite(moved).all()):
-            raise ValueError(f"attack {name!r} returned images of shape {tuple(moved.shape)} or with NaN or Inf; "
-                             f"it was given {tuple(x[alive].shape)}")
-        moved = _held(moved.to(x), x[alive], threat)
+        moved = _held(_returned(name, attack(net, x[alive], y[alive], **given), x[alive]), x[alive], threat)
         wrong, doubtful = _judged(judge, net, moved, y[alive], batch_size)
         best[alive], untrusted[alive], broken_by[alive[wrong]] = moved, doubtful, index
-    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, (*before, *(name for name, _ in pairs)))
+    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, (*before, *(name for name, _ in pairs)),
+                     question)
 
 
-def _taken_up(state, x, threat):
+def _question(x, y, threat):
+    """What is asked of a network, in 64 characters; the same wherever the tensors lie."""
+    digest = hashlib.sha256(f"{type(threat).__name__} {float(threat.epsilon)!r} {x.dtype} {tuple(x.shape)}".encode())
+    for tensor in (x, y):
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _taken_up(state, x, question):
     """Copies of (broken_by, untrusted, x_adv, names) of a state, on the device of x."""
-    same = state.x_adv.shape == x.shape and state.x_adv.dtype == x.dtype and state.broken_by.shape == x.shape[:1]
-    best = state.x_adv.to(x.device, copy=True)
-    if not same or not torch.equal(_held(best, x, threat), best):
-        raise ValueError(f"the state is of other images or another threat: its images {tuple(state.x_adv.shape)} are not "
-                         f"within {threat} of those given, {tuple(x.shape)}")
-    return state.broken_by.to(x.device, copy=True), state.untrusted.to(x.device, copy=True), best, state.names
+    if not isinstance(state, WorstCase):
+        raise ValueError(f"state must be a WorstCase, got {type(state).__name__}; WorstCase(**loaded) makes one of its vars()")
+    if state.question != question:
+        raise ValueError("the state is of other images, other labels or another threat than those given: its survivors have "
+                         "not met this one")
+    return (*(values.to(x.device, copy=True) for values in (state.broken_by, state.untrusted, state.x_adv)), state.names)
+
+
+def _returned(name, moved, x):
+    """What an attack made of x, in the type of x and on its device; ValueError where that is no such images."""
+    if not isinstance(moved, torch.Tensor) or moved.is_complex() or moved.shape != x.shape:
+        found = f"{moved.dtype} {tuple(moved.shape)}" if isinstance(moved, torch.Tensor) else type(moved).__name__
+        raise ValueError(f"attack {name!r} returned {found}; it was given {x.dtype} {tuple(x.shape)}")
+    moved = moved.detach().to(x)
+    if not bool(torch.isfinite(moved).all()):
+        raise ValueError(f"attack {name!r} returned images with NaN or Inf")
+    return moved
 
 
 def _held(point, centre, threat):
@@ -98,12 +123,24 @@ def _judged(judge, net, x, y, batch_size):
     wrong, untrusted = [], []
     with evaluating(net), torch.no_grad():
         for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
-            logits, trusted = judge(x_part)
-            check_logits(logits, y_part)
-            doubtful = torch.zeros_like(y_part, dtype=torch.bool) if trusted is None else ~trusted.to(y_part.device)
-            untrusted.append(doubtful)
-            wrong.append((logits.argmax(1) != y_part) | doubtful)
+            logits, trusted = _verdict(judge(x_part), y_part)
+            untrusted.append(~trusted)
+            wrong.append((logits.argmax(1) != y_part) | ~trusted)
     return torch.cat(wrong), torch.cat(untrusted)
+
+
+def _verdict(found, y):
+    """(logits, trusted) as a judge returned them; ValueError where it returned something else."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(f"the judge must return (logits, trusted), got {type(found).__name__}")
+    logits, trusted = found
+    if trusted is None:
+        trusted = torch.ones_like(y, dtype=torch.bool)
+    if not isinstance(trusted, torch.Tensor) or trusted.dtype != torch.bool or trusted.shape != y.shape:
+        found = f"{trusted.dtype} {tuple(trusted.shape)}" if isinstance(trusted, torch.Tensor) else type(trusted).__name__
+        raise ValueError(f"the judge must say of each of {len(y)} images whether it is trusted, bool ({len(y)},), got {found}")
+    check_logits(logits, y, trusted.to(y.device))
+    return logits, trusted.to(y.device)
 
 
 def _name(attack):

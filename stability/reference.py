@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from stability.inputs import attacking, check_count, check_images, check_logits
+from stability.inputs import attacking, check_count, check_images, check_logits, given_or_new
 from stability.threats import L2, Linf
 
 VERSIONS = ("standard", "plus", "rand", "custom")
@@ -47,7 +47,7 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
     if version not in VERSIONS or (version == "custom") != (attacks is not None):
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}, and custom goes with attacks; got {version!r} with "
                          f"attacks {attacks}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = given_or_new(generator)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     devices = [x.device] if x.device.type == "cuda" else []
     with attacking(net), torch.random.fork_rng(devices), _undisturbed():

@@ -8,11 +8,23 @@ from attack_problems import conv_net, hilly_net, images, linear_net
 import stability
 from stability import Linf
 
-X, Y = images(2), torch.tensor([0, 1])
+X, Y, LOGITS = images(2), torch.tensor([0, 1]), torch.zeros(2, 3)
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [lambda net, x, y: x[:, :, :1]]), "returned"),
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [lambda net, x, y: x[:, :, :1]]), "returned .*1, 1, 4.; it was"),
+    *[(lambda found=found: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("odd", lambda net, x, y: found)]), sentence)
+      for found, sentence in ((None, "'odd' returned NoneType"), (X.numpy(), "'odd' returned ndarray"),
+                              (X.to(torch.complex64), "'odd' returned torch.complex64"))],
+    *[(lambda found=found: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], lambda x: found), sentence)
+      for found, sentence in ((LOGITS, "must return .logits, trusted., got Tensor"), ((LOGITS, True), "trusted.*got bool"),
+                              ((LOGITS, Y == Y[:, None]), r"bool \(2,\), got torch.bool \(2, 2\)"),
+                              ((LOGITS, Y), "got torch.int64"), ((LOGITS[:1], None), "must return logits"),
+                              ((LOGITS / 0, Y == 1), "NaN"))],
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), stability.pgd), "attacks must be a list"),
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("a", stability.pgd, 1)]), "callable.*got \\('a', "),
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], batch_size=0), "batch_size"),
+    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], state={}), "must be a WorstCase, got dict"),
     (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("nan", lambda net, x, y: x / 0)]), "'nan'"),
     (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), ["pgd20"]), "callable.*'pgd20'"),
     (lambda: stability.fgsm(linear_net(), X, Y, Linf(0.1), batch_size=0), "batch_size"),
@@ -62,6 +74,14 @@ def test_an_untrusted_image_counts_as_broken():
     assert result.untrusted.tolist() == [False, True, True] and result.broken_by.tolist() == [-1, 0, -2]
 
 
+def test_logits_that_are_not_trusted_may_be_nan():
+    x = torch.tensor([0.1, 0.2])[:, None].repeat(1, 2)
+    logits, trusted = threshold(x), torch.tensor([True, False])
+    logits[1] = torch.nan
+    result = stability.worst_case(threshold, x, torch.tensor([0, 0]), Linf(0.1), [], lambda x: (logits, trusted))
+    assert result.broken_by.tolist() == [-1, -2] and result.untrusted.tolist() == [False, True]
+
+
 def test_an_image_within_the_ball_is_judged_bit_for_bit():
     net, x = conv_net(), images(dtype=torch.float32)
     y = net(x).argmax(1)
@@ -89,7 +109,7 @@ def test_going_on_from_a_state_is_as_good_as_never_having_stopped(cut, tmp_path)
     assert len(whole.broken_by.unique()) >= 4, "several attacks found something"
     torch.save(vars(stability.worst_case(net, x, y, THREAT, SEQUENCE[:cut])), tmp_path / "state.pt")
     state = stability.WorstCase(**torch.load(tmp_path / "state.pt", weights_only=True))
-    kept, evaluated = {key: value.clone() for key, value in vars(state).items() if key != "names"}, []
+    kept, evaluated = {key: value.clone() for key, value in vars(state).items() if isinstance(value, torch.Tensor)}, []
 
     def counting(x):
         evaluated.append(len(x))
@@ -107,6 +127,12 @@ def test_a_state_of_other_images_or_another_threat_is_refused():
     net, x = hilly_net(), images(8)
     y = net(x).argmax(1)
     state = stability.worst_case(net, x, y, THREAT, [("edge", partial(stability.noise, threat=THREAT, where="edge"))])
-    for images_, threat in ((x.flip(0), THREAT), (x[:4], THREAT), (x.float(), THREAT), (x, Linf(0.01))):
-        with pytest.raises(ValueError, match="other images or another threat"):
+    nearly = x.clone()
+    nearly[3] = nearly[3] * 0.999
+    # A larger ball above all: its attacks would be spared, and the survivors of the smaller one counted.
+    for images_, threat in ((x.flip(0), THREAT), (x[:4], THREAT), (x.float(), THREAT), (x, Linf(0.01)), (nearly, THREAT),
+                            (x, Linf(0.06)), (x, stability.L2(5.0))):
+        with pytest.raises(ValueError, match="other images, other labels or another threat"):
             stability.worst_case(net, images_, y[: len(images_)], threat, [], state=state)
+    with pytest.raises(ValueError, match="other labels"):
+        stability.worst_case(net, x, (y + 1) % 5, THREAT, [], state=state)
