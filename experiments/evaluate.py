@@ -16,7 +16,7 @@ from rich.console import Console
 
 import odenets
 from experiments.harness import data, evaluation, evaluation_report
-from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks
+from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks, radius
 from experiments.harness.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.options import (
     Parser,
@@ -145,7 +145,8 @@ def _measure(run, subjects, test, console):
     with progress_bars(console) as progress:
         task = progress.add_task("", total=len(todo))
         for subject, name, epsilon, gradient in todo:
-            progress.update(task, description=f"{subject.name}: {name}{f' at {epsilon:g}' if epsilon else ''}, {gradient}")
+            at = f" at {radius(epsilon)}" if epsilon else ""
+            progress.update(task, description=f"{subject.name}: {name}{at}, {gradient}")
             record, start = _description(subject, config), time.perf_counter()
             if name == "audit":
                 count = config["audit_images"]

@@ -73,3 +73,9 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch):
     monkeypatch.setattr(attack_names, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package pyautoattack"):
         attack_names.parse_attack("autoattack")
+
+
+@pytest.mark.parametrize(("epsilon", "name"), [(8 / 255, "8/255"), (0.1, "0.1"), (0.2, "0.2"), (1 / 255, "1/255"), (0.031, "0.031"),
+                                               (1 / 3, "85/255"), (0.12345, "0.123"), (0.0, "0"), (1.0, "1")])
+def test_radii_are_named_as_the_field_names_them(epsilon, name):
+    assert attack_names.radius(epsilon) == name

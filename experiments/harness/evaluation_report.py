@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.harness import figures, statistics
+from experiments.harness.attack_names import radius
 from experiments.harness.findings import interval, percent, points
 from experiments.harness.page import audit_rows, definitions, escape, table, write_page
 from experiments.harness.records import audit_verdict
@@ -46,7 +47,7 @@ def rows(records):
                 compared = (percent(detached["correct"] / own["total"]),
                             points((detached["correct"] - own["correct"]) / own["total"]))
             name = {"clean": "no attack", statistics.WORST: "worst of all"}.get(attack, attack)
-            found.append((marked(record), name, f"{epsilon:.3g}" if epsilon else "", percent(estimate.value),
+            found.append((marked(record), name, radius(epsilon) if epsilon else "", percent(estimate.value),
                           interval(estimate), *compared, percent(own["untrusted"] / own["total"])))
     return found
 
@@ -66,7 +67,7 @@ def sentences(config, records):
         text = f"{marked(record)}: {percent(clean.mean())} % of {len(clean)} images right without an attack"
         if eps is not None:
             mask = np.logical_and.reduce(measured[eps])
-            text += (f", {percent(mask.mean())} % under every attack at \u03b5 = {eps:.3g} (95 % interval "
+            text += (f", {percent(mask.mean())} % under every attack at \u03b5 = {radius(eps)} (95 % interval "
                      f"{interval(statistics.wilson(int(mask.sum()), len(mask)))})")
         failed = [check["name"] for check in (record["audit"] or {"checks": []})["checks"] if check["passed"] is False]
         told = {"passed": "It passed its audit.", "not audited": "It was not audited: gradients may hide more.",
@@ -128,7 +129,7 @@ def _audits(records):
 
 def _protocol(config):
     shown = {"Data": f"{config['dataset']}, {config['data']['test']} test images", "Attacks": ", ".join(config["attacks"]),
-             "Radii": ", ".join(f"{epsilon:.4g}" for epsilon in config["epsilons"]), "Audit": config["audit"],
+             "Radii": ", ".join(map(radius, config["epsilons"])), "Audit": config["audit"],
              **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config["weights"].items()},
              **{name: str(value) for name, value in config["environment"].items() if value is not None}}
     return f"<h2>Protocol</h2>{definitions(shown)}<pre>{escape(config['command'])}</pre>"

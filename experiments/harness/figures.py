@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness import statistics
-from experiments.harness.attack_names import norm_symbol
+from experiments.harness.attack_names import norm_symbol, radius
 from experiments.harness.records import audit_verdict
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.
@@ -83,7 +83,8 @@ def accuracy_figure(config, records):
                 axes[0].fill_between(list(known), low, high, color=colour, alpha=0.13, lw=0)
     axes[0].set(title="Accuracy", xlabel=rf"$\varepsilon$, radius of the attack ({norm_symbol(config)}, "
                                           "pixel values in [0, 1]); 0: no attack",
-                ylabel="images classified rightly, %", ylim=(-2, 102), xticks=epsilons)
+                ylabel="images classified rightly, %", ylim=(-2, 102))
+    axes[0].set_xticks(epsilons, [radius(eps) for eps in epsilons])
     if len(schemes) > 1:
         _draw_differences(axes[1], config, records, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})
     extra = [Line2D([], [], color=FAINT, ls=(0, (4, 2)), marker="o", mfc="white", label="attacked with the detached "
@@ -111,7 +112,7 @@ def sweep_figure(config, records):
                 bars = np.abs([value - low, high - value])
                 ax.errorbar(sorted(own), value, bars, ls="--" if again else "-", color=colour, elinewidth=0.8,
                             marker=marker, mfc="white" if again else colour, zorder=2 if again else 3)
-        ax.set(title=rf"$\varepsilon$ = {eps:.3g}" if eps else "no attack", xscale="log", xlabel="steps for each block")
+        ax.set(title=rf"$\varepsilon$ = {radius(eps)}" if eps else "no attack", xscale="log", xlabel="steps for each block")
         ax.set_xticks(ticks := sorted({r["substeps"] for r in records}), ticks)
         ax.minorticks_off()
     for ax in axes[len(epsilons):]:
@@ -138,7 +139,7 @@ def _draw_differences(ax, config, records, epsilons, masks):
     ax.grid(axis="x", visible=False)
     ax.set(title=f"Difference to {label(first, records)}, paired, 95 % intervals", ylabel="percentage points",
            xlabel=r"$\varepsilon$, radius of the attack", xlim=(-0.6, len(epsilons) - 0.4))
-    ax.set_xticks(range(len(epsilons)), [f"{eps:g}" for eps in epsilons])
+    ax.set_xticks(range(len(epsilons)), [radius(eps) for eps in epsilons])
 
 
 @matplotlib.rc_context(STYLE)
@@ -161,7 +162,7 @@ def measure_figure(config, records, metric=None):
                     ax.plot(x, y, "o", color=colour, ms=11, mec="white", mew=0.8, alpha=0.9)
                     ax.text(x, y, record["seed"], fontsize=6.5, color="white", weight="bold", ha="center",
                             va="center_baseline")
-        ax.set_title(rf"$\varepsilon$ = {eps:g}")
+        ax.set_title(rf"$\varepsilon$ = {radius(eps)}")
         ax.margins(0.15)
     for ax in axes[len(epsilons):]:
         ax.set_axis_off()

@@ -2,7 +2,7 @@
 import numpy as np
 
 from experiments.harness import figures, measures, regions, statistics
-from experiments.harness.attack_names import norm_symbol
+from experiments.harness.attack_names import norm_symbol, radius
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
@@ -105,7 +105,7 @@ def attack_name(records, eps):
     """The attack behind the accuracies at a radius, for tables and sentences."""
     names = sorted({m["attack"] for record in records for m in record["measurements"] if m["epsilon"] == eps})
     strongest = names[0] if len(names) == 1 else f"worst of {', '.join(names)}"
-    return f"{strongest} at \u03b5 = {eps:.3g}" if eps else "no attack"
+    return f"{strongest} at \u03b5 = {radius(eps)}" if eps else "no attack"
 
 
 def _untrusted(records, scheme, eps):

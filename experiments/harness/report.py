@@ -5,7 +5,7 @@ import numpy as np
 
 import odenets
 from experiments.harness import figures, findings, regions, statistics
-from experiments.harness.attack_names import norm_symbol
+from experiments.harness.attack_names import norm_symbol, radius
 from experiments.harness.findings import arms, attack_name, count, headline, interval, percent, points, summary_table
 from experiments.harness.page import VERDICTS, audit_rows, definitions, write_page
 from experiments.harness.page import escape as _escape
@@ -78,7 +78,7 @@ def _by_attack(config, records, folder):
                 exact, detached = (statistics.masks_of(records, scheme, eps, way, name) for way in ("exact", "detached"))
                 cells.append(" / ".join(percent(statistics.accuracy(masks).value) for masks in (exact, detached) if masks))
             if any(cells):
-                rows.append((f"{eps:.3g}", figures.label(scheme, records), *cells))
+                rows.append((radius(eps), figures.label(scheme, records), *cells))
     return (f"<h2>Attack by attack</h2>{_table(rows, numbers=range(2, len(rows[0])))}<p class=note>Mean accuracies under each "
             "attack alone, and under all of them together, which is what every other figure here shows. After a stroke: the "
             "attacks that follow a gradient followed the detached one.</p>")
@@ -179,7 +179,8 @@ def _protocol(config, records, folder):
             "Network": f"{config['model']}, {records[0]['parameters']:,} parameters, the same for every scheme",
             "Training": _training(config),
             "Seeds": _listed(config["seeds"]), "Steps for each block": _listed(config["substeps"]),
-            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {_listed(config['epsilons'])} ({norm_symbol(config)}, "
+            "Attacks": f"{_listed(config['attacks'])}; \u03b5 = {', '.join(map(radius, config['epsilons']))} "
+                       f"({norm_symbol(config)}, "
                        "pixel values in [0, 1]), where they use gradients, along those of the function that is computed",
             "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
                      "cold start at tolerance 1e-6, and counts as broken where that does not converge",
@@ -194,7 +195,7 @@ def _protocol(config, records, folder):
 def _training(config):
     """The protocol of training in one sentence."""
     epsilon, steps, clean = config.get("train_epsilon", 0), config.get("train_steps", 1), config.get("clean_epochs", 0)
-    attack = "" if config["training"] == "standard" else f" (\u03b5 = {epsilon:.4g}, {count(range(steps), 'step')})"
+    attack = "" if config["training"] == "standard" else f" (\u03b5 = {radius(epsilon)}, {count(range(steps), 'step')})"
     attack += f" after {count(range(clean), 'epoch')} on clean images" if attack and clean else ""
     warmup = config.get("warmup_epochs", 0)
     rise = f" after a linear rise over {count(range(warmup), 'epoch')}" if warmup else ""

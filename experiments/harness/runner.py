@@ -11,6 +11,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.harness import partials
+from experiments.harness.attack_names import radius
 from experiments.harness.case import run_case
 from experiments.harness.records import audit_verdict
 
@@ -183,7 +184,7 @@ def _line(case, record):
     shown = []
     for m in record["measurements"]:
         if m["gradient"] == "exact":
-            name = f"{m['attack']} at {m['epsilon']:g}" if m["epsilon"] else m["attack"]
+            name = f"{m['attack']} at {radius(m['epsilon'])}" if m["epsilon"] else m["attack"]
             shown.append(f"{name} {m['correct'] / m['total']:.3f}")
     mark = " \u2020 failed its audit" if audit_verdict(record) == "failed" else ""
     return f"{case.name}{mark}: {', '.join(shown)} ({sum(record['seconds'].values()):.0f} s)"
