@@ -27,8 +27,8 @@ from experiments.harness.options import (
     run_cli,
     split_top_level,
 )
-from experiments.harness.records import Run
-from experiments.harness.runner import progress_bars
+from experiments.harness.records import Run, saving
+from experiments.harness.runner import progress_bars, sentence
 from experiments.harness.statistics import middle
 from experiments.harness.subject import load_subjects
 from stability.inputs import check_logits
@@ -65,7 +65,8 @@ def main(argv=None):
     _measure(run, subjects, test, console)
     run.records = evaluation_report.merged(run.records, [subject.name for subject in subjects])
     run.write_tables()
-    evaluation_report.write(run.config, run.records, run.path("report.html"))
+    with saving(run.path("report.html")):
+        evaluation_report.write(run.config, run.records, run.path("report.html"))
     evaluation_report.show(run.config, run.records, console)
     console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -116,11 +117,8 @@ def _check_fits(subject, test):
     try:
         with torch.no_grad():
             logits = subject.net(x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: "
-                         f"{(str(error).splitlines() or [''])[0]}") from error
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"{subject.name} must return a tensor of logits, it returned a {type(logits).__name__}")
+    except Exception as error:  # the user's code may raise whatever it likes
+        raise ValueError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
     try:
         # Of all labels the extreme ones decide; they stand in for those of these images.
         check_logits(logits, torch.cat([y.aminmax()[index][None] for index in (0, 1)]).repeat(len(x))[: len(x)])
@@ -139,7 +137,12 @@ def _digest(net):
 def _measure(run, subjects, test, console):
     """Measure what the records lack, one line a measurement, so that a killed run loses one at most."""
     config, threat = run.config, THREATS[run.config["threat"]]
-    done = {evaluation_report.key(record) for record in run.records}
+    try:
+        done = {evaluation_report.key(record): record for record in run.records}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose "
+                         f"another --out") from error
+    run.records = list(done.values())  # a line that stands twice counts once
     todo = [(subject, *step) for subject in subjects for step in _plan(subject.net, config)
             if (subject.name, *step) not in done]
     with progress_bars(console) as progress:
@@ -148,15 +151,20 @@ def _measure(run, subjects, test, console):
             at = f" at {radius(epsilon)}" if epsilon else ""
             progress.update(task, description=f"{subject.name}: {name}{at}, {gradient}")
             record, start = _description(subject, config), time.perf_counter()
-            if name == "audit":
-                count = config["audit_images"]
-                audit = evaluation.measure_audit(subject.net, test, epsilon, count, threat, config["audit"] == "full")
-                record |= {"audit": audit}
-            else:
-                record["measurements"] = [
-                    evaluation.measure_attack(subject.net, test, name, epsilon, gradient, SEED, threat)]
+            try:
+                record |= _measured(subject.net, test, name, epsilon, gradient, threat, config)
+            except Exception as error:  # of a user's network in the backward pass, of memory that is too small
+                raise ValueError(f"{subject.name} fails in {name}{f' at {epsilon:g}' if epsilon else ''}: {sentence(error)}; "
+                                 f"what was measured before is in {run.folder}") from error
             run.append([record | {"seconds": round(time.perf_counter() - start, 2)}])
             progress.advance(task)
+
+
+def _measured(net, test, name, epsilon, gradient, threat, config):
+    if name == "audit":
+        full = config["audit"] == "full"
+        return {"audit": evaluation.measure_audit(net, test, epsilon, config["audit_images"], threat, full)}
+    return {"measurements": [evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat)]}
 
 
 def _plan(net, config):

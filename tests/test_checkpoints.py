@@ -58,7 +58,9 @@ def test_a_file_cut_off_is_damaged(keep, tmp_path):
     ({"model": "resnet18"}, "another architecture than this version's resnet18: blocks.3.layers.0.weight is missing"),
     ({"in_channels": 3}, r"another architecture .*: stem.0.weight has shape \(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)"),
     ({"model": "vgg"}, "cannot be loaded by this version of odenets: unknown model 'vgg'; choose from small"),
+    ({"num_classes": "ten"}, "cannot be loaded by this version of odenets: "),
     ({"scheme": "magic"}, "cannot be loaded by this version of odenets: unknown scheme 'magic'"),
+    ({"state_dict": {"stem.0.weight": 3}}, "stem.0.weight is no tensor"),
     ({"state_dict": {}}, "stem.0.weight is missing")])
 def test_another_architecture_or_version_is_refused(changes, sentence, tmp_path):
     write(tmp_path / "a.pt", **changes)

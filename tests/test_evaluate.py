@@ -35,6 +35,19 @@ def linear(classes=10):
 def cheat():
     torch.manual_seed(0)
     return Cheat()
+class Stuck(Cheat):
+    '''Overwrites what its backward pass would need.'''
+    def forward(self, x):
+        h = x.flatten(1).sigmoid()
+        logits = self.layer(h)
+        h.zero_()
+        return logits
+def stuck():
+    torch.manual_seed(0)
+    return Stuck()
+class Lost(Cheat):
+    def forward(self, x):
+        return {}["logits"]
 def few(): return linear(4)
 def nan(): return nn.Sequential(linear(), nn.Threshold(9.0, float("nan")))
 def pair():
@@ -132,6 +145,30 @@ def test_a_finished_run_is_not_measured_again_and_another_network_is_refused(fol
         assert stopped.value.code == 2 and sentence in capsys.readouterr().err
 
 
+def test_a_network_that_fails_in_an_attack_leaves_a_sentence_and_what_came_before(folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["own.py:stuck", "--dataset", "digits", "--attacks", "square5,fgsm", *QUICK, "--test-limit", "200",
+                       "--audit", "none", "--out", "out"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(error.strip().splitlines()) == 1
+    assert "own.py:stuck fails in fgsm at 0.1: one of the variables needed for gradient" in error
+    assert error.strip().endswith("what was measured before is in out")
+    assert len(Path("out/records.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_line_that_stands_twice_counts_once_and_a_foreign_one_is_named(folder, capsys):
+    arguments = [save(folder / "net.pt"), "--attacks", "fgsm", *QUICK, "--audit", "none", "--out", "out"]
+    assert evaluate.main(arguments) == 0
+    records, table = Path("out/records.jsonl"), Path("out/accuracy.csv").read_text()
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join([*lines, lines[-1]]))
+    assert evaluate.main([*arguments, "--resume"]) == 0 and Path("out/accuracy.csv").read_text() == table
+    records.write_text(lines[0].replace('"network"', '"net"'))
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*arguments, "--resume"])
+    assert stopped.value.code == 2 and "records.jsonl is damaged: not every line is a measurement" in capsys.readouterr().err
+
+
 def test_the_worst_case_is_counted_image_by_image():
     bits = {"a": "c0", "b": "60"}  # 1100 and 0110: only the second image withstands both
     shared = {"epsilon": 0.1, "gradient": "exact", "correct": 2, "total": 4}
@@ -148,7 +185,8 @@ BAD = [
     (["own.py:cheat", "--dataset", "imagenet"], "unknown --dataset 'imagenet'"),
     (["own.py:few", "--dataset", "digits"], "own.py:few: labels must lie in 0 to 3, theirs reach from 0 to 9"),
     (["own.py:nan", "--dataset", "digits"], "own.py:nan: the logits hold NaN"),
-    (["own.py:pair", "--dataset", "digits"], "must return a tensor of logits, it returned a tuple"),
+    (["own.py:pair", "--dataset", "digits"], "must return a floating-point tensor of logits, got tuple"),
+    (["own.py:Lost", "--dataset", "digits"], "own.py:Lost cannot take images of shape (1, 8, 8): KeyError: 'logits'"),
     (["net.pt", "--dataset", "mnist"], "net.pt was trained on digits, and --dataset says mnist; leave --dataset out"),
     (["colour.pt"], "colour cannot take images of shape (1, 8, 8): "),
     (["old.pt"], "another architecture than this version's small: "),

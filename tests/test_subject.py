@@ -27,6 +27,7 @@ ready, number = make(), 3
 def wrong(): return [make()]
 def training(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
 def failing(): raise RuntimeError("no weights\\nanywhere")
+def quitting(): raise SystemExit(7)
 """
 
 
@@ -37,7 +38,7 @@ def folder(tmp_path):
     (tmp_path / "own.py").write_text(CODE)
     (tmp_path / "helper.py").write_text("CLASSES = 10")
     yield tmp_path
-    for name in ("own", "helper"):
+    for name in ("own", "evaluated_own", "evaluated_typed", "helper"):
         sys.modules.pop(name, None)
 
 
@@ -76,6 +77,7 @@ def test_an_import_path(folder, name, monkeypatch):
     ("absent.py:make", "FileNotFoundError: no file absent.py"), ("no_such_package:make", "ModuleNotFoundError"),
     ("own.py:nobody", "AttributeError: .*nobody"), ("own.py:wrong", "own.py:wrong gave a list; it must be, or return, a torch"),
     ("own.py:number", "TypeError: 'int' object is not callable"), ("own.py:failing", "RuntimeError: no weights$"),
+    ("own.py:quitting", "own.py:quitting cannot be had: SystemExit: 7"),
     ("own.py:training", r"1 is a BatchNorm2d in training mode.*return net.eval\(\)")])
 def test_what_cannot_be_had_is_a_sentence(folder, text, sentence, monkeypatch):
     monkeypatch.chdir(folder)
@@ -92,3 +94,10 @@ def test_checkpoints_of_another_architecture_or_damaged(folder):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="damaged.pt is damaged"):
         load_subject(str(path))
+
+
+def test_a_file_may_hold_what_looks_for_its_own_module(folder):
+    (folder / "typed.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+                                     "from torch import nn\n\n@dataclass\nclass Width:\n    width: int = 64\n\n"
+                                     "def make(): return nn.Linear(Width().width, 10)\n")
+    assert load_subject(f"{folder / 'typed.py'}:make").net.in_features == 64

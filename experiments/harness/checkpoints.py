@@ -101,7 +101,7 @@ def load_net(path, device="cpu"):
     weights = content.pop("state_dict")
     try:
         net = build(content)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be loaded by this version of odenets: {error}") from None
     difference = _difference(weights, net.state_dict())
     if difference:
@@ -115,6 +115,8 @@ def _difference(given, wanted):
     for name in [*wanted, *given]:
         if name not in given or name not in wanted:
             return f"{name} is {'missing' if name in wanted else 'not part of it'}"
+        if not isinstance(given[name], torch.Tensor):
+            return f"{name} is no tensor"
         if given[name].shape != wanted[name].shape:
             return f"{name} has shape {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
     return ""

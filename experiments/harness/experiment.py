@@ -18,7 +18,7 @@ from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks
 from experiments.harness.case import load_data
 from experiments.harness.data import DATASETS
 from experiments.harness.options import parse_choice, parse_device, parse_numbers, parse_one, parse_schemes, split_top_level
-from experiments.harness.records import Run
+from experiments.harness.records import Run, saving
 from experiments.harness.runner import run_cases
 from experiments.harness.training_options import add_training_arguments, training_settings
 
@@ -122,7 +122,7 @@ def conduct(config, cases, args):
     if not run.records:
         raise ValueError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
     run.write_tables()
-    with console.status("drawing the report"):
+    with console.status("drawing the report"), saving(run.path("report.html")):
         report.write_report(run.config, run.records, run.path("report.html"))
     _print_summary(console, run, failures)
     return 1 if failures else 0

@@ -1,8 +1,15 @@
 """A run's folder: config.json, records.jsonl (one case a line, append-only) and the tables derived from it."""
 import csv
+import io
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing keeps two processes out of one folder
+    fcntl = None
 
 from experiments.harness.statistics import WORST, worst_over
 
@@ -12,6 +19,8 @@ OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "a
 INCIDENTAL = ("command", "environment", "data_dir", "download", "workers", "checkpoint_seconds")
 RECORD_KEYS = {"scheme", "trained_substeps", "seed", "substeps", "training", "dataset", "model", "measurements", "stability",
                "audit"}
+MEASUREMENT_KEYS = {"attack", "epsilon", "gradient", "correct", "total", "untrusted", "bits"}
+_held = {}  # (device, inode) of the folders that this process works in: their open handles, until it ends
 
 
 class Run:
@@ -27,30 +36,36 @@ class Run:
         environment_changes: Sentences such as "torch was 2.10.0 and is now 2.11.0", of a resumed run.
 
     Raises:
-        ValueError: The folder holds another run, or this one and `resume` is not set; a file in it is damaged.
+        ValueError: The folder holds something else, another run, or this one and `resume` is not set; a file in it is damaged;
+            another process is at work in it.
         OSError: It cannot be written.
     """
 
     def __init__(self, folder, config, resume=False):
         self.folder = Path(folder)
+        _make_folder(self.folder)
+        _hold(self.folder)
         present = [name for name in OWN_FILES if _holds_something(self.folder / name)]
-        if present and not resume:
-            raise ValueError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume to "
-                             f"go on with it")
-        if present and not (self.folder / "config.json").exists():
-            raise ValueError(f"{folder} holds {', '.join(present)} but no config.json, so it cannot be resumed; choose "
-                             f"another --out")
         self.config = config = json.loads(json.dumps(config))
         self.environment_changes = []
         if present:
+            if not (self.folder / "config.json").is_file():
+                raise ValueError(f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
+                                 f"choose another --out")
             before = _read_config(self.folder / "config.json")
+            if before.get("experiment") != config.get("experiment"):
+                whose = f"a run of {before['experiment']}" if "experiment" in before else "the config.json of something else"
+                raise ValueError(f"{folder} holds {whose}, and this is {config.get('experiment')}; choose another --out")
+            if not resume:
+                raise ValueError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume "
+                                 f"to go on with it")
             _refuse_changes(folder, before, config)
             self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
         else:
             # The configuration comes first: whatever else a killed run leaves behind, it can be resumed.
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        with saving(self.folder / "checkpoints"):
+            (self.folder / "checkpoints").mkdir(exist_ok=True)
         self.records = self._read_records()
 
     def path(self, *parts):
@@ -59,7 +74,7 @@ class Run:
 
     def append(self, records):
         """Add all records of a case at once and make sure that they are on the disk."""
-        with open(self.path("records.jsonl"), "ab") as file:
+        with saving(self.path("records.jsonl")), open(self.path("records.jsonl"), "ab") as file:
             file.write(_lines(records).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -101,12 +116,11 @@ class Run:
             for r in self.records if r["audit"] for c in r["audit"]["checks"]))
 
     def _write_csv(self, name, header, rows):
-        temporary = self.path(name + ".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
-        os.replace(temporary, self.path(name))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(header)
+        writer.writerows(rows)
+        write_atomically(self.path(name), text.getvalue())
 
     def _read_records(self):
         path = self.path("records.jsonl")
@@ -119,7 +133,7 @@ class Run:
                 records.append(json.loads(line.decode()))
             except ValueError:
                 records.append(None)
-            if not (isinstance(records[-1], dict) and RECORD_KEYS <= records[-1].keys()):
+            if not _whole(records[-1]):
                 raise ValueError(f"{path} is damaged (line {number}); remove that line to run its case again")
         if rest:
             # A line without its end was being written when the process died: that case is run again.
@@ -147,11 +161,58 @@ def _field(record):
     return record.get("field", "residual")
 
 
+@contextmanager
+def saving(path):
+    """Within the context an OSError becomes one that says, in a sentence, what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror or error}); what was saved before is intact") from error
+
+
 def write_atomically(path, text):
     """Write a text file so that it is never seen half written."""
     temporary = Path(f"{path}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with saving(path):
+        try:
+            temporary.write_bytes(text.encode())
+            os.replace(temporary, path)
+        except OSError:
+            if temporary.is_file():
+                temporary.unlink()  # on a full disk its room is needed
+            raise
+
+
+def _make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{folder} is a file, or lies in one, and a run needs a folder; choose another --out") from None
+    except OSError as error:
+        raise OSError(f"cannot make the folder {folder} ({error.strerror or error}); choose another --out") from error
+
+
+def _hold(folder):
+    """Keep other processes out of a folder until this one ends, be it by kill -9; ValueError where another is in it."""
+    place = folder.stat()
+    if fcntl is None or (place.st_dev, place.st_ino) in _held:
+        return
+    with saving(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another process is at work in {folder}; let it end, or choose another --out") from None
+    except OSError:  # a file system without locks
+        pass
+    _held[place.st_dev, place.st_ino] = handle
+
+
+def _whole(record):
+    """Whether a line of records.jsonl has what tables and reports need."""
+    return (isinstance(record, dict) and RECORD_KEYS <= record.keys() and isinstance(record["measurements"], list)
+            and all(isinstance(entry, dict) and MEASUREMENT_KEYS <= entry.keys() for entry in record["measurements"]))
 
 
 def _lines(records):
@@ -174,8 +235,10 @@ def _read_config(path):
 
 
 def _changes(before, now, ignored=()):
-    return [f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-            for key in sorted({*before, *now} - {*ignored}) if before.get(key) != now.get(key)]
+    keys = [key for key in sorted({*before, *now} - {*ignored}) if before.get(key) != now.get(key)]
+    words = {key: f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys}
+    # What is too long to be read, such as hashes of weights, is named only.
+    return [text if len(text) < 300 else f"{key} differ" for key, text in words.items()]
 
 
 def _refuse_changes(folder, before, now):

@@ -94,7 +94,7 @@ def _in_turn(run, todo, workers, progress, finished):
             try:
                 records, failure = run_case(run.config, run.folder, case, report, say), None
             except CASE_ERRORS as error:
-                records, failure = [], _sentence(error)
+                records, failure = [], sentence(error)
             finished(case, records, failure)
     finally:
         torch.set_num_threads(threads)
@@ -122,7 +122,7 @@ def _in_processes(run, todo, workers, progress, finished):
                         except BrokenProcessPool:
                             raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
                         except CASE_ERRORS as error:
-                            records, failure = [], _sentence(error)
+                            records, failure = [], sentence(error)
                         finished(case, records, failure)
                 _show(updates, bars, progress)
             except BaseException:
@@ -172,7 +172,7 @@ def _say(progress, name, sentence):
     progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _sentence(error):
+def sentence(error):
     """The first line of an error's message; its name before it, except where the message was written to stand alone."""
     line, name = (str(error).strip().splitlines() or [""])[0], type(error).__name__
     if type(error) in (ValueError, RuntimeError):

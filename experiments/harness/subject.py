@@ -74,7 +74,7 @@ def _imported(text, device):
         with _importable(Path(place).parent if place.endswith(".py") else Path()):
             found = getattr(_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
             net = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # the user's code may raise whatever it likes
+    except (Exception, SystemExit) as error:  # the user's code may raise whatever it likes
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{text} cannot be had: {type(error).__name__}{': ' * bool(reason)}{reason}") from error
     if not isinstance(net, nn.Module):
@@ -89,8 +89,9 @@ def _imported(text, device):
 def _from_file(place):
     if not Path(place).is_file():
         raise FileNotFoundError(f"no file {place}")
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-    module = importlib.util.module_from_spec(spec)
+    # Under a name that is nobody else's; known by it meanwhile and afterwards, as dataclasses and pickle want it.
+    spec = importlib.util.spec_from_file_location(f"evaluated_{Path(place).stem}", place)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
