@@ -68,7 +68,7 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
     check_threat(threat)
     step_size = 2.5 * threat.epsilon / steps if step_size is None else step_size
     for name, value in (("step_size", step_size), ("momentum", momentum)):
-        if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+        if not (isinstance(value, Real) and 0 <= value < float("inf")):
             raise ValueError(f"{name} must be finite and not negative, got {value!r}")
     if keep not in KEEP:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")

@@ -6,7 +6,7 @@ import torch
 
 def _check_epsilon(threat):
     epsilon = threat.epsilon
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < float("inf"):
         raise ValueError(f"{type(threat).__name__}: epsilon must be finite and >= 0, in pixel units; got {epsilon!r}")
 
 

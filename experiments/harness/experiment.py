@@ -129,14 +129,18 @@ def conduct(config, cases, args):
 
 
 def _print_summary(console, run, failures):
-    """The table of the report without its empty columns, wide enough for a pipe, then its first sentences."""
+    """The table of the report without its empty columns, wide enough for a pipe, then its first sentences.
+
+    Numbers are never cut off: long names of attacks and schemes break into lines.
+    """
     header, *rows = report.summary_table(run.config, run.records)
     kept = [index for index in range(len(header)) if any(str(row[index]) not in ("", "0.0") for row in rows)]
     table = Table(title=_title(run.records), box=box.SIMPLE_HEAD, pad_edge=False)
     for index in kept:
-        table.add_column(str(header[index]), no_wrap=True, justify="left" if index < 2 else "right")
-    for row in rows:
-        table.add_row(*(str(row[index]) for index in kept))
+        table.add_column(str(header[index]), no_wrap=index > 1, overflow="fold", justify="left" if index < 2 else "right")
+    for before, row, after in zip([header, *rows], rows, [*rows[1:], header]):
+        table.add_row(*("" if index == 0 and row[0] == before[0] else str(row[index]) for index in kept),
+                      end_section=row[0] != after[0])
     wide = console if console.is_terminal else Console(width=140)
     wide.print(table)
     for sentence in report.headline(run.config, run.records):

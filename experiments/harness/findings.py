@@ -104,7 +104,7 @@ def gap_to_first(config, records, scheme, eps):
 def attack_name(records, eps):
     """The attack behind the accuracies at a radius, for tables and sentences."""
     names = sorted({m["attack"] for record in records for m in record["measurements"] if m["epsilon"] == eps})
-    strongest = names[0] if len(names) == 1 else f"worst of {', '.join(names)}"
+    strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
     return f"{strongest} at \u03b5 = {radius(eps)}" if eps else "no attack"
 
 
