@@ -4,6 +4,7 @@ Networks are plain callables x -> logits. A module is put into eval mode meanwhi
 restored; parameters receive no gradients. Outer no_grad or inference_mode make no difference.
 """
 from functools import partial
+from numbers import Real
 
 import torch
 

@@ -1,6 +1,7 @@
 """Attacks against a closed-form worst case, their promises (ball, box, determinism, restored modes)."""
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from attack_problems import conv_net, hilly_net, images, linear_net, margins, robust
@@ -250,3 +251,10 @@ X, Y = images(2, dtype=torch.float64), torch.tensor([0, 1])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    threat, x = Linf(np.float32(0.25)), images(2, dtype=torch.float32)
+    net = conv_net(classes=3)
+    moved = stability.pgd(net, x, net(x).argmax(1), threat, step_size=np.float32(0.05), momentum=np.float64(0.5))
+    assert 0 < float((moved - x).abs().max()) <= 0.25 + 1e-7
