@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from stability.inputs import attacking, check_count, check_images, check_logits, generators, identities, seeds, split, told
-from stability.losses import likeliest_wrong, margin, objective_named
+from stability.losses import input_gradient, likeliest_wrong, margin, objective_named
 from stability.threats import check_threat, confine, shrunk
 
 
@@ -46,13 +46,13 @@ def look(net, objective, point, images, differentiate=True):
         loss = objective(logits, images.y, images.target)
     if not differentiate:
         gradient = None
-    elif loss.requires_grad:
-        gradient = torch.autograd.grad(loss.sum(), point)[0]
+    else:
+        gradient = input_gradient(loss, point)
+        if gradient is None:
+            raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along; square "
+                             "and noise need no gradient")
         if not bool(torch.isfinite(gradient).all()):
             raise ValueError("the gradient of the loss holds NaN or Inf")
-    else:
-        raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along; square "
-                         "and noise need no gradient")
     logits, loss = logits.detach(), loss.detach()
     return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient)
 

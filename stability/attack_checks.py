@@ -31,10 +31,10 @@ def more_steps(case):
 def other_losses(case):
     """Fails where the margin loss breaks many images that cross-entropy left: the scale of the logits then hides them.
 
-    The margin grows with the logits' scale as its gradient does, so that no scale can saturate it. It may find 10 %: on
-    honest, adversarially trained nets it is several points stronger than cross-entropy.
+    The margin grows with the logits' scale as its gradient does, so that no scale can saturate it. It may find 5 %: on
+    honest, adversarially trained nets it is a few points stronger than cross-entropy.
     """
-    count, found, limit = len(case.x), case.broken_by(len(case.many_steps) + 1), allowed(0.1, len(case.x))
+    count, found, limit = len(case.x), case.broken_by(len(case.many_steps) + 1), allowed(0.05, len(case.x))
     return Check("other_losses", found <= limit, {"found": found / count}, {"found": limit / count},
                  f"PGD with the margin loss breaks {found} of {count} images that cross-entropy left standing")
 

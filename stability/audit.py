@@ -10,6 +10,7 @@ from stability.case import Case, Check
 from stability.forward_checks import deterministic, solver, tolerance
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.inputs import check_images, check_logits, evaluating
+from stability.losses import input_gradient
 from stability.threats import check_threat
 
 
@@ -79,10 +80,11 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     with evaluating(net), torch.inference_mode(False), torch.enable_grad():
         x, y = x.detach().clone(), y.clone()
-        logits = net(x[:1].requires_grad_())
+        first = x[:1].clone().requires_grad_()
+        logits = net(first)
         check_logits(logits, y[:1])
         chosen = [name for name in CHECKS if checks is None or name in checks]
-        if not logits.requires_grad:
+        if input_gradient(logits, first) is None:
             return Audit(tuple(_without_gradient(name) for name in chosen))
         case = Case(net, x, y, threat, steps, many_steps, queries, sources, seed, batch_size)
         return Audit(tuple(CHECKS[name](case) for name in chosen))

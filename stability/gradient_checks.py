@@ -31,7 +31,8 @@ def finite_differences(case, directions=7, images=64):
     Along random signs d, <g, d> errs by about ||g - gradient||, so that a few directions measure its relative error.
     The median over them is taken because the forward pass of ie_skip holds the derivative of a ReLU and jumps at its
     kinks. In float64 on a copy where the network allows it, for steps small against the distance to the next kink; with
-    the margin loss, which never saturates.
+    the margin loss, which never saturates. Beside the images, a hundredth of the way to noise: equal pixels tie in a
+    max-pool, so that a black corner is itself a kink.
     """
     name, objective = "finite_differences", objective_named("margin")
     net, x = _in_double(case.net, case.x[:images])
@@ -41,13 +42,13 @@ def finite_differences(case, directions=7, images=64):
     # As small as rounding allows: ie_skip jumps at every kink. What is solved to a tolerance rounds more coarsely.
     exact = all(stage.scheme.evaluations is not None for stage in stages(net).values())
     step, limit = (1e-8 if exact else 1e-6, 0.01) if double else (2e-3, 0.1)
-    x = x.clamp(step, 1 - step)  # steps stay within the box, beyond which a network may clamp
-
     @torch.no_grad()
     def value(x):
         return objective(net(x), y).double()
 
     generator = torch.Generator().manual_seed(case.seed)
+    x = x.lerp(torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x), 0.01)
+    x = x.clamp(step, 1 - step)  # steps stay within the box, beyond which a network may clamp
     with tightened(net, 1e-10 if double else JUDGE_TOLERANCE):
         centre, again, solved = value(x), value(x), converged(net)
         gradient = _gradient(net, x, y, "margin", images).double()

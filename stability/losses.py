@@ -52,6 +52,12 @@ def objective_named(name):
     return LOSSES[name]
 
 
+def input_gradient(loss, x):
+    """Of the sum of a loss with respect to images; None where autograd sees no way from one to the other."""
+    # A way may end at the parameters: logits cut off from the images still require a gradient then.
+    return torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
+
+
 def likeliest_wrong(logits, y, count):
     """The `count` wrong classes of largest logit, (B, count), the largest first."""
     if not 1 <= count < logits.shape[1]:

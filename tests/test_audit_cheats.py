@@ -1,7 +1,8 @@
 """The audit catches each kind of network that only seems robust."""
 import pytest
 import torch
-from audited import Backward, Wrapped, accuracy, sample, trained, verdicts
+from audited import Backward, Wrapped, accuracy, fit, sample, trained, verdicts
+from torch import nn
 
 import odenets
 import stability
@@ -48,6 +49,25 @@ def test_a_network_without_gradient_is_caught():
     assert not result.passed and found["zero_gradients"] is False and found["transfer"] is None
 
 
+@pytest.mark.parametrize("hide", [
+    torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: torch.from_numpy(x.detach().numpy())])
+def test_a_network_cut_off_from_its_images_is_caught(hide):
+    """Its logits still depend on parameters, so that they do require a gradient."""
+    net = Wrapped(trained(), before=hide)
+    result, found = verdicts(net)
+    assert not result.passed and found["zero_gradients"] is False and found["finite_differences"] is False
+    with pytest.raises(ValueError, match="nothing to attack along"):
+        stability.pgd(net, *sample(), Linf(0.1))
+
+
+def test_a_gradient_that_is_right_at_the_images_alone_is_caught():
+    """Digits lie on a grid of sixteenths, and attacks leave it at once."""
+    def before(x):
+        on_the_grid = ((16 * x).frac() == 0).flatten(1).all(1).view(-1, 1, 1, 1)
+        return torch.where(on_the_grid, x, Backward.apply(x, 0.0))
+    assert verdicts(Wrapped(trained(), before), checks=["finite_differences"])[1] == {"finite_differences": False}
+
+
 def test_gradients_that_lead_astray_are_caught_by_an_attack_without_any():
     """The backward pass is wrong in sign: gradient attacks walk away from what a search finds at once."""
     only = {"many_steps": 21, "checks": ["black_box"]}
@@ -90,6 +110,18 @@ def test_noise_that_repeats_itself_is_caught():
     assert not check.passed and check.figures["repeated_share"] == 0 and check.figures["other_batch_share"] > 0.5
 
 
+@pytest.mark.parametrize("count", [2, 4, 7, 8, 15, 40])
+@pytest.mark.parametrize("lean", [lambda y: y + y[:1], lambda y: y - y.mean(0)])
+def test_images_that_lean_on_the_first_or_on_all_are_caught(lean, count):
+    net, images = Wrapped(trained(), after=lean), sample(count)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        found = verdicts(net, images, checks=["deterministic"], generator=generator)[1]
+        assert found == {"deterministic": False}
+        generator = torch.Generator().manual_seed(seed)
+        assert verdicts(trained(), images, checks=["deterministic"], generator=generator)[1] == {"deterministic": True}
+
+
 def test_images_that_depend_on_their_neighbours_are_caught():
     torch.manual_seed(0)
     net = Wrapped(trained(), lambda x: torch.nn.functional.batch_norm(x, None, None, training=True))
@@ -111,6 +143,16 @@ def test_logits_that_hide_from_cross_entropy_alone_are_caught():
     result, found = verdicts(net, many_steps=21, checks=["other_losses"])
     assert found["other_losses"] is False and result.checks[0].figures["found"] > 0.2
     assert verdicts(trained(), many_steps=21, checks=["other_losses"])[1] == {"other_losses": True}
+
+
+def test_bounded_logits_that_hide_from_cross_entropy_are_caught():
+    """Between -1 and 1 the softmax tells classes hardly apart, and saturates what it does tell."""
+    torch.manual_seed(0)
+    net = fit(nn.Sequential(nn.Conv2d(1, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 24, 3, 2, 1), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(384, 10)), 5)
+    for candidate, passed in ((Wrapped(net, after=torch.tanh), False), (net, True)):
+        (check,) = verdicts(candidate, sample(64), many_steps=21, checks=["other_losses"])[0].checks
+        assert check.passed is passed and (check.figures["found"] > 0.1) is not passed
 
 
 LOOSE = {"an adaptive scheme": ("adaptive(method=adaptive_heun,rtol=0.3,atol=0.3)", "rk4"),
