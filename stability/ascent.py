@@ -49,8 +49,8 @@ def look(net, objective, point, images, differentiate=True):
     else:
         gradient = input_gradient(loss, point)
         if gradient is None:
-            raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along; square "
-                             "and noise need no gradient")
+            raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
+                             "square and noise need no gradient")
         if not bool(torch.isfinite(gradient).all()):
             raise ValueError("the gradient of the loss holds NaN or Inf")
     logits, loss = logits.detach(), loss.detach()
