@@ -73,7 +73,7 @@ FIVE = ("explicit_euler", "implicit_euler", "ie_skip(gamma=0.05,iterations=2)", 
 class Page(HTMLParser):
     """Open tags, image sources and the text of a page; refuses tags that do not nest."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "wbr")
 
     def __init__(self, text):
         super().__init__()
