@@ -32,6 +32,7 @@ bench: setup
 	$(BIN)/python experiments/benchmark_peers.py
 	$(BIN)/python experiments/benchmark_spectra.py
 	$(BIN)/python experiments/benchmark_attacks.py
+	$(BIN)/python experiments/benchmark_audit.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

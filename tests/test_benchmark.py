@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from experiments import benchmark, benchmark_attacks, benchmark_peers, benchmark_spectra
+from experiments import benchmark, benchmark_attacks, benchmark_audit, benchmark_peers, benchmark_spectra
 from experiments.harness import memory
 from experiments.harness.runner import WORKER_ENVIRONMENT
 
@@ -12,7 +12,7 @@ from experiments.harness.runner import WORKER_ENVIRONMENT
 @pytest.mark.parametrize(("script", "only"), [(benchmark, "explicit,training,memory"),
                                               (benchmark_peers, "fixed_grid,torchdeq,memory,step"),
                                               (benchmark_spectra, "dense_1024,images,batches"),
-                                              (benchmark_attacks, "pgd,reference")])
+                                              (benchmark_attacks, "pgd,reference"), (benchmark_audit, "masks,schemes,honest")])
 def test_a_benchmark_prints_a_row_for_each_figure(script, only, tmp_path, monkeypatch, capsys):
     for key, value in WORKER_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)  # as is: it would start itself once more in a process with this environment

@@ -90,7 +90,7 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
         solver = evaluation.measure_solver(net, split.test)
         unsolved = evaluation.explain_unsolved(net, split.test)
     audit = None
-    if case.seed == config["seeds"][0]:
+    if config["audit"] == "all" or (config["audit"] == "first" and case.seed == config["seeds"][0]):
         with _timed(seconds, "audit"):
             progress("audit", 0, 1)
             count = min(config["audit_images"], len(split.test))

@@ -23,6 +23,7 @@ from experiments.harness.runner import run_cases
 from experiments.harness.training_options import add_training_arguments, training_settings
 
 CONFIG_VERSION = 2
+AUDITED = ("all", "first", "none")
 # Radii of the balls in pixel units, and epochs, where the user names none.
 DEFAULTS = {
     "digits": {"linf": [0.05, 0.1, 0.15], "l2": [0.25, 0.5, 1.0], "epochs": 20},
@@ -53,6 +54,8 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
                                                          "training attacks are always held to linf")
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
+    parser.add_argument("--audit", default="all", help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each "
+                                                       "scheme that of the first seed")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
@@ -65,6 +68,7 @@ def make_config(args, script):
     parse_choice(args.dataset, "--dataset", DATASETS)
     parse_choice(args.model, "--model", tuple(odenets.MODELS))
     parse_choice(args.threat, "--threat", tuple(THREATS))
+    parse_choice(args.audit, "--audit", AUDITED)
     check_out(args)
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
@@ -79,7 +83,8 @@ def make_config(args, script):
         "seeds": parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0),
         "attacks": parse_attacks(split_top_level("pgd20" if args.attacks is None else args.attacks)),
         "threat": args.threat, "epsilons": epsilons,
-        "audit_epsilon": middle, "audit_images": 64, "probe_images": 16, "device": str(parse_device(args.device)),
+        "audit": args.audit, "audit_epsilon": middle, "audit_images": 64, "probe_images": 16,
+        "device": str(parse_device(args.device)),
         "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
     }
     if args.smoke:

@@ -32,7 +32,7 @@ def table(rows, numbers):
     for index, row in enumerate(rows):
         tag, repeated = ("th" if index == 0 else "td"), index > 1 and row[0] == rows[index - 1][0]
         shown = ["" if repeated else row[0], *row[1:]]
-        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{escape(cell) if column in numbers else _breakable(cell)}</{tag}>"
+        cells = "".join(f"<{tag}{_css(cell, column in numbers)}>{(escape if column in numbers else _breakable)(cell)}</{tag}>"
                         for column, cell in enumerate(shown))
         lines.append(f"<tr{' class=group' * (index > 0 and not repeated)}>{cells}</tr>")
     return f"<div class=wide><table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
