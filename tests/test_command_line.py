@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from experiments import compare_schemes
+from experiments.harness import options
 from experiments.harness.case import Case
 from experiments.harness.experiment import add_arguments, make_config
 from experiments.harness.training import DEFAULTS
@@ -120,3 +121,13 @@ def test_case_names_are_file_names():
     schemes = ("ie_skip", "ie_skip(gamma=0.05,iterations=2)")
     names = {Case(scheme, substeps, 0).name for scheme in schemes for substeps in (1, 2)}
     assert len(names) == 4 and not any(set(name) & set("()/, ") for name in names)
+
+
+def test_an_error_of_the_system_is_told_without_its_number(tmp_path, capsys):
+    @options.run_cli
+    def main(argv=None):
+        open(tmp_path / "absent")
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.endswith(f"{tmp_path / 'absent'}: No such file or directory\n")

@@ -33,7 +33,8 @@ def run_cli(main):
         try:
             return main(argv)
         except (ValueError, OSError) as error:
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            known = isinstance(error, OSError) and error.filename and error.strerror
+            print(f"{Path(sys.argv[0]).name}: {f'{error.filename}: {error.strerror}' if known else error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; what was written stays, --resume goes on from there", file=sys.stderr)
