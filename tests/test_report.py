@@ -162,6 +162,7 @@ def test_a_difference_inside_its_interval_is_never_claimed():
         assert sentences[0].startswith(f"On digits, {len(seeds)} seed") and "\u03b5 = 0.1" in sentences[0]
         assert verdict in sentences[0] and sentences[1].endswith(f"{verdict}.")
         assert ("over 450 images of one seed" if len(seeds) == 1 else "over 3 seeds") in sentences[1]
+        assert ("another seed may turn this round" in sentences[0]) == (len(seeds) == 1)
         claims = {"less robust", "is more robust than"} - {verdict, f"is {verdict} than"}
         assert not any(claim in " ".join(sentences) for claim in claims)
 

@@ -1,5 +1,6 @@
 """A page in the style of the report: one HTML file that opens anywhere, its tables, its escaping."""
 import html
+import re
 import string
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _css(cell, number):
 
 def _breakable(cell):
     """Escaped, with places where a long spec may break into lines."""
-    return escape(cell).replace(",", ",<wbr>")
+    return re.sub(r",(?=\S)", ",<wbr>", escape(cell))
 
 
 def escape(text):

@@ -107,7 +107,8 @@ def difference(masks, reference, level=LEVEL):
         return None
     if len(seeds) == 1:
         return paired_images(masks[seeds[0]], reference[seeds[0]], level)
-    return t_interval([masks[seed].mean() - reference[seed].mean() for seed in seeds], level)
+    mean = t_interval([masks[seed].mean() - reference[seed].mean() for seed in seeds], level)
+    return Estimate(mean.value, max(mean.low, -1.0), min(mean.high, 1.0), mean.n, "seeds", level)
 
 
 def correct_mask(measurement):
