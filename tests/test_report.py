@@ -182,6 +182,17 @@ def test_the_table_agrees_with_numbers_computed_by_hand():
     assert rows[0][6] == "reference"
 
 
+@pytest.mark.parametrize(("audited", "sentence"), [
+    (6, "All 6 nets passed their audit."), (2, "2 of 6 nets were audited, and passed their audit."),
+    (0, "No net was audited: gradients may be masked."), (-1, None)])
+def test_the_headline_says_what_was_audited(audited, sentence):
+    config, records = run()
+    for index, record in enumerate(records):
+        record["audit"] = verdict(audited >= 0) if index < abs(audited) else None
+    sentences = report.headline(config, records)
+    assert (sentence in sentences) if sentence else not any("passed" in text or "No net" in text for text in sentences)
+
+
 def test_each_attack_stands_by_itself_where_there_are_several():
     config, records = run()
     assert report._by_attack(config, records, None) == ""
