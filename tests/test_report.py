@@ -183,7 +183,7 @@ def test_the_table_agrees_with_numbers_computed_by_hand():
 
 
 @pytest.mark.parametrize(("audited", "sentence"), [
-    (6, "All 6 nets passed their audit."), (2, "2 of 6 nets were audited, and passed their audit."),
+    (6, "All 6 nets passed the audit."), (2, "2 of 6 nets were audited, and passed the audit."),
     (0, "No net was audited: gradients may be masked."), (-1, None)])
 def test_the_headline_says_what_was_audited(audited, sentence):
     config, records = run()

@@ -90,9 +90,10 @@ def headline(config, records):
                          "exact attack is too weak there, and the accuracy shown too high.")
     audits = [r["audit"]["passed"] for r in records if r.get("audit")]
     if all(audits):
-        whole = len(audits) == len(records)
-        known = f"All {len(audits)} nets" if whole else f"{len(audits)} of {len(records)} nets were audited, and"
-        sentences.append(f"{known} passed their audit." if audits else "No net was audited: gradients may be masked.")
+        known = f"{len(audits)} of {len(records)} nets were audited, and"
+        if len(audits) == len(records):
+            known = f"All {len(audits)} nets" if len(audits) > 1 else "The net"
+        sentences.append(f"{known} passed the audit." if audits else "No net was audited: gradients may be masked.")
     failed = [scheme for scheme in config["schemes"] if figures.label(scheme, records) != scheme]
     if failed:
         sentences.append(f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness "
