@@ -91,9 +91,9 @@ def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0
     signs = {f"{name}_sign_agreement": float((other.sign() == exact.sign()).double().mean()) for name, other in found.items()}
     with configured(case.net, gradient="exact"), tightened(case.net, JUDGE_TOLERANCE):
         cosines["tolerance"] = _cosines(exact, gradient())
-    figures = {f"{name}_cosine": float(values.median()) for name, values in cosines.items()} | signs
+    figures = {f"{name}_cosine": float(values.nanmedian()) for name, values in cosines.items()} | signs
     count, limits = len(exact), {"in_use": limit, "tolerance": loose_limit}
-    wrong = {name: int((cosines[name] < least).sum()) for name, least in limits.items()}
+    wrong = {name: int((~(cosines[name] >= least)).sum()) for name, least in limits.items()}  # NaN is wrong too
     most, shares = allowed(0.05, count), {f"{name}_share_wrong": number / count for name, number in wrong.items()}
     passed = max(wrong.values()) <= most and figures["tolerance_cosine"] >= loose_median
     thresholds = {"tolerance_cosine": loose_median} | dict.fromkeys(shares, most / count)

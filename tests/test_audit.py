@@ -97,3 +97,17 @@ def test_configured_settings_end_with_an_error():
     with pytest.raises(ZeroDivisionError), configured(net, scheme="heun"):
         raise ZeroDivisionError
     assert all(stage.scheme.name == "rk4" for stage in odenets.stages(net).values())
+
+
+def test_a_gradient_of_nan_is_no_exact_one(monkeypatch):
+    """Neither as a cosine below a limit nor in a median does NaN speak for itself."""
+    exact, net = gradient_checks._gradient, trained("ie_skip(gamma=0.05)")
+
+    def broken(*arguments):
+        gradient = exact(*arguments)
+        gradient[::2] = torch.nan
+        return gradient
+    for gradient, passed in ((exact, True), (broken, False)):
+        monkeypatch.setattr(gradient_checks, "_gradient", gradient)
+        (check,) = verdicts(net, sample(16), checks=["exact_gradient"])[0].checks
+        assert check.passed is passed, str(check)

@@ -193,6 +193,18 @@ def test_the_headline_says_what_was_audited(audited, sentence):
     assert (sentence in sentences) if sentence else not any("passed" in text or "No net" in text for text in sentences)
 
 
+def test_the_audit_table_is_whole_for_one_net_of_a_scheme_and_brief_for_the_others():
+    config, records = run()
+    for record in records:
+        record["audit"] = verdict(record["seed"] != 2 or record["scheme"] == "explicit_euler")
+    table = report._audit(config, records, None)
+    rows = [[cell.split(">")[-1] for cell in row.split("</td>")[:-1]] for row in table.split("<tr")[2:]]
+    nets = [row[0] for row in rows if row[0]]
+    assert "5 of 6 nets pass" in table and len(nets) == 6 and len(rows) == 2 * 3 + 4
+    assert rows[3] == ["explicit_euler, seed 1", "all that apply", "passes", ""]
+    assert rows[-1][:3] == ["implicit_euler \u2020, seed 2", "finite differences", "fails"]
+
+
 def test_each_attack_stands_by_itself_where_there_are_several():
     config, records = run()
     assert report._by_attack(config, records, None) == ""

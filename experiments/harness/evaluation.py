@@ -1,5 +1,6 @@
 """Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -119,7 +120,9 @@ def explain_unsolved(net, split, count=500, shown=8):
     if solved is None or solved.all():
         return None
     with torch.enable_grad():
-        return str(stability.explain(net, images[~solved][:shown]))
+        found = stability.explain(net, images[~solved][:shown])
+    # Of all images, not of those that were chosen because they are unsolved.
+    return f"{int((~solved).sum())} of {len(images)} images leave an equation unsolved. {replace(found, unsolved=None)}"
 
 
 def measure_audit(net, test, epsilon, count, threat=stability.Linf, full=False):
