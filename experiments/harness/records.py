@@ -29,7 +29,7 @@ class Run:
     Args:
         folder: Created where missing.
         config: Everything that determines the results, JSON-ready, and the incidental rest.
-        resume: Go on where the folder holds this very run.
+        resume: Go on where the folder holds this very run, or this run with fewer of its seeds.
 
     Attributes:
         records: What is on the disk, a list of dicts.
@@ -61,7 +61,7 @@ class Run:
                                  f"to go on with it")
             _refuse_changes(folder, before, config)
             self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
-        else:
+        if not present or before.get("seeds") != config.get("seeds"):
             # The configuration comes first: whatever else a killed run leaves behind, it can be resumed.
             write_atomically(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
         with saving(self.folder / "checkpoints"):
@@ -242,6 +242,8 @@ def _changes(before, now, ignored=()):
 
 
 def _refuse_changes(folder, before, now):
-    changes = _changes(before, now, INCIDENTAL)
+    seeds = before.get("seeds") or []
+    further = seeds and (now.get("seeds") or [])[: len(seeds)] == seeds  # what a net is does not depend on other seeds
+    changes = _changes(before, now, (*INCIDENTAL, "seeds") if further else INCIDENTAL)
     if changes:
         raise ValueError(f"{folder} holds a run with another configuration ({'; '.join(changes)}); choose another --out")
