@@ -103,6 +103,18 @@ def test_a_file_is_no_folder(place, tmp_path):
         Run(tmp_path / place, {})
 
 
+def test_a_run_takes_further_seeds_and_no_others(tmp_path):
+    def config(*seeds):
+        return {"seeds": list(seeds), "epochs": 3}
+    Run(tmp_path / "run", config(0, 1)).append([record(0)])
+    run = Run(tmp_path / "run", config(0, 1, 5), resume=True)
+    assert run.records == [record(0)] and json.loads(run.path("config.json").read_text()) == config(0, 1, 5)
+    for other in (config(0, 1), config(1, 0, 5), config(1), config(), {**config(0, 1, 5, 6), "epochs": 4}):
+        with pytest.raises(ValueError, match="another configuration"):
+            Run(tmp_path / "run", other, resume=True)
+    assert json.loads(run.path("config.json").read_text()) == config(0, 1, 5)
+
+
 def test_what_is_too_long_to_be_read_is_named_only(tmp_path):
     Run(tmp_path / "run", {"weights": {f"net{n}": "0" * 64 for n in range(9)}, "a": 1})
     with pytest.raises(ValueError, match=r"another configuration \(a was 1 and is now 2; weights differ\)"):

@@ -59,8 +59,8 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there; "
-                                                                 "further --seeds may be added at the end")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is "
+                                                              "there; it takes further --seeds after those it has")
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 
