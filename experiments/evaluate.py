@@ -154,7 +154,7 @@ def _measure(run, subjects, test, console):
             try:
                 record |= _measured(subject.net, test, name, epsilon, gradient, threat, config)
             except Exception as error:  # of a user's network in the backward pass, of memory that is too small
-                raise ValueError(f"{subject.name} fails in {name}{f' at {epsilon:g}' if epsilon else ''}: {sentence(error)}; "
+                raise ValueError(f"{subject.name} fails in {name}{at}: {sentence(error)}; "
                                  f"what was measured before is in {run.folder}") from error
             run.append([record | {"seconds": round(time.perf_counter() - start, 2)}])
             progress.advance(task)

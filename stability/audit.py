@@ -9,7 +9,7 @@ from stability.attack_checks import black_box, large_epsilon, more_steps, other_
 from stability.case import Case, Check
 from stability.forward_checks import deterministic, solver, tolerance
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
-from stability.inputs import check_images, check_logits, evaluating
+from stability.inputs import check_images, check_logits, evaluating, given_or_new
 from stability.losses import input_gradient
 from stability.threats import check_threat
 
@@ -76,7 +76,7 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
     sources = tuple(map(odenets.get_scheme, sources))
     check_images(x, y)
     check_threat(threat)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = given_or_new(generator)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     with evaluating(net), torch.inference_mode(False), torch.enable_grad():
         x, y = x.detach().clone(), y.clone()

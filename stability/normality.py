@@ -6,6 +6,7 @@ import torch
 from scipy.linalg import schur
 
 from stability.arnoldi import MEMORY
+from stability.inputs import given_or_new
 from stability.jacobian import dense_jacobians, forward_product, reverse_product
 from stability.spectra import entries
 
@@ -58,7 +59,7 @@ def departure_from_normality(f, y, probes=32, generator=None, dense_limit=512):
         henrici, commutator, frobenius = found
         return Departure(henrici, commutator, torch.zeros_like(commutator), frobenius, torch.zeros_like(frobenius), True,
                          "exact: dense matrix")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = given_or_new(generator)
     signs = torch.randint(2, (probes, n), generator=generator, device=generator.device).to(y) * 2 - 1
     # What a chunk holds: a probe, its images and those of the graph are few vectors for each sample.
     parts = [_estimate(f, part, signs) for part in y.split(max(1, MEMORY // (16 * n * y.element_size())))]

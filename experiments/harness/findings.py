@@ -148,7 +148,7 @@ def caveats(config, records):
         (config["dataset"] == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of "
                                         "natural images."),
         (n == 1, "One seed: another draw of weights and batches may reverse a difference, however narrow its interval over "
-                 "images. On MNIST it did, from +17 to \u221216.5 points (docs/results.md)."),
+                 "images."),
         (1 < n < 6, f"{count(config['seeds'], 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} "
                     "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
                     "tell\u201d is not \u201cequal\u201d."),
