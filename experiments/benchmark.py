@@ -23,6 +23,7 @@ from experiments.harness.experiment import DEFAULTS
 from experiments.harness.options import Parser, parse_device, run_cli, split_top_level
 from experiments.harness.records import write_atomically
 from experiments.harness.runner import WORKER_ENVIRONMENT
+from odenets.errors import InputError
 
 TRAINING = {"epochs": DEFAULTS["digits"]["epochs"], "batch_size": 64, "learning_rate": 6e-3, "training": "standard"}
 
@@ -162,7 +163,7 @@ def run_benchmarks(script, description, benchmarks, argv):
     names = split_top_level(args.only)
     for name in names:
         if name not in benchmarks:
-            raise ValueError(f"unknown benchmark {name!r}; choose from {', '.join(benchmarks)}")
+            raise InputError(f"unknown benchmark {name!r}; choose from {', '.join(benchmarks)}")
     device = parse_device(args.device)
     if any(os.environ.get(key) != value for key, value in WORKER_ENVIRONMENT.items()):
         # The allocator and the thread pools read their settings at start-up: the same ones as in a run's workers.

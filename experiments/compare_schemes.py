@@ -9,6 +9,7 @@ import odenets
 from experiments.harness.case import Case
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.options import Parser, parse_fields, parse_numbers, run_cli
+from odenets.errors import InputError
 
 
 @run_cli
@@ -23,7 +24,7 @@ def main(argv=None):
     config = make_config(args, "compare_schemes")
     config["substeps"] = parse_numbers(args.substeps, "--substeps", int, 1)
     if len(config["substeps"]) > 1:
-        raise ValueError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
+        raise InputError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
     config["fields"] = parse_fields(args.fields)
     cases = [Case(scheme, substeps, seed, field=field) for field in config["fields"] for scheme in config["schemes"]
              for substeps in config["substeps"] for seed in config["seeds"]]

@@ -24,6 +24,7 @@ import stability
 from experiments.harness.case import load_data
 from experiments.harness.checkpoints import load_net
 from experiments.harness.options import Parser, parse_numbers, run_cli
+from odenets.errors import InputError
 from odenets.krylov import gmres, jacobian_products, row_norm
 from odenets.solvers import SOLVERS, Broyden
 from stability import jacobian
@@ -46,7 +47,7 @@ def main(argv=None):
     folder = Path(args.run)
     paths = sorted(folder.glob("checkpoints/*.pt"))
     if not paths:
-        raise ValueError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
+        raise InputError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
     config = json.loads((folder / "config.json").read_text())
     data, console = load_data(config), Console()
     test, reference = data.test.first(images), data.train.images[:REFERENCES]

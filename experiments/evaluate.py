@@ -31,6 +31,7 @@ from experiments.harness.records import Run, saving
 from experiments.harness.runner import progress_bars, sentence
 from experiments.harness.statistics import middle
 from experiments.harness.subject import load_subjects
+from odenets.errors import InputError
 from stability.inputs import check_logits
 
 CONFIG_VERSION = 1
@@ -97,11 +98,11 @@ def _dataset(subjects, asked):
     if asked is not None:
         parse_choice(asked, "--dataset", data.DATASETS)
     if not known and asked is None:
-        raise ValueError(f"--dataset is needed for a network of your own; choose from {', '.join(data.DATASETS)}")
+        raise InputError(f"--dataset is needed for a network of your own; choose from {', '.join(data.DATASETS)}")
     if len(known) > 1:
-        raise ValueError(f"these checkpoints saw different data sets ({', '.join(sorted(known))}); evaluate each alone")
+        raise InputError(f"these checkpoints saw different data sets ({', '.join(sorted(known))}); evaluate each alone")
     if asked is not None and known - {asked}:
-        raise ValueError(f"{subjects[0].text} was trained on {known.pop()}, and --dataset says {asked}; leave --dataset out")
+        raise InputError(f"{subjects[0].text} was trained on {known.pop()}, and --dataset says {asked}; leave --dataset out")
     return asked or known.pop()
 
 
@@ -118,12 +119,12 @@ def _check_fits(subject, test):
         with torch.no_grad():
             logits = subject.net(x)
     except Exception as error:  # the user's code may raise whatever it likes
-        raise ValueError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
+        raise InputError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
     try:
         # Of all labels the extreme ones decide; they stand in for those of these images.
         check_logits(logits, torch.cat([y.aminmax()[index][None] for index in (0, 1)]).repeat(len(x))[: len(x)])
     except ValueError as error:
-        raise ValueError(f"{subject.name}: {error}") from error
+        raise InputError(f"{subject.name}: {error}") from error
 
 
 def _digest(net):
@@ -140,7 +141,7 @@ def _measure(run, subjects, test, console):
     try:
         done = {evaluation_report.key(record): record for record in run.records}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose "
+        raise InputError(f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose "
                          f"another --out") from error
     run.records = list(done.values())  # a line that stands twice counts once
     todo = [(subject, *step) for subject in subjects for step in _plan(subject.net, config)
@@ -154,7 +155,7 @@ def _measure(run, subjects, test, console):
             try:
                 record |= _measured(subject.net, test, name, epsilon, gradient, threat, config)
             except Exception as error:  # of a user's network in the backward pass, of memory that is too small
-                raise ValueError(f"{subject.name} fails in {name}{at}: {sentence(error)}; "
+                raise InputError(f"{subject.name} fails in {name}{at}: {sentence(error)}; "
                                  f"what was measured before is in {run.folder}") from error
             run.append([record | {"seconds": round(time.perf_counter() - start, 2)}])
             progress.advance(task)

@@ -17,6 +17,7 @@ from experiments.harness import data, mapping
 from experiments.harness.experiment import DEFAULTS
 from experiments.harness.options import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
 from experiments.harness.subject import load_subject
+from odenets.errors import InputError
 
 
 @run_cli
@@ -46,7 +47,7 @@ def main(argv=None):
     block = args.block and tuple(parse_numbers_pair(args.block))
     out = Path(args.out or f"runs/map_spectra-{time.strftime('%Y%m%d-%H%M%S')}")
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; choose another --out")
+        raise InputError(f"{out} is not empty; choose another --out")
     found = mapping.survey(net, images, labels, epsilon, block)
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in mapping.tables(found).items():
@@ -63,7 +64,7 @@ def parse_numbers_pair(text):
     """Two whole numbers, which may be equal."""
     pieces = split_top_level(text)
     if len(pieces) != 2:
-        raise ValueError(f"--block takes stage,block, got {text!r}")
+        raise InputError(f"--block takes stage,block, got {text!r}")
     return [parse_numbers(piece, "--block", int, 0)[0] for piece in pieces]
 
 
@@ -73,14 +74,14 @@ def _images(args, subject, device):
     if args.shape:
         pieces = split_top_level(args.shape)
         if len(pieces) != 3:
-            raise ValueError(f"--shape takes channels,height,width, got {args.shape!r}")
+            raise InputError(f"--shape takes channels,height,width, got {args.shape!r}")
         shape = [parse_numbers(piece, "--shape", int, 1)[0] for piece in pieces]
         return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0)).to(device), None, "random"
     name = args.dataset or (subject.meta or {}).get("dataset")
     if not name:
-        raise ValueError(f"{args.subject} names no data set; give --dataset, or --shape for random images")
+        raise InputError(f"{args.subject} names no data set; give --dataset, or --shape for random images")
     if name not in data.DATASETS:
-        raise ValueError(f"unknown --dataset {name!r}; choose from {', '.join(data.DATASETS)}")
+        raise InputError(f"unknown --dataset {name!r}; choose from {', '.join(data.DATASETS)}")
     split = data.load(name, args.data_dir).test.first(count)
     return split.images.to(device), split.labels.to(device), name
 

@@ -22,6 +22,7 @@ from experiments.harness.options import Parser, parse_schemes, run_cli
 from experiments.harness.records import write_atomically
 from experiments.harness.regions import analytic, has_region, region_sheet
 from experiments.harness.spectrum_file import read_spectrum
+from odenets.errors import InputError
 
 
 @run_cli
@@ -35,7 +36,7 @@ def main(argv=None):
     parser.add_argument("--readme", metavar="FILE", help="rewrite the table of all schemes between its markers in FILE")
     args = parser.parse_args(argv)
     if args.schemes is None and args.readme is None:
-        raise ValueError("nothing to do: give --schemes (a list of specs, or all) to draw, or --readme FILE to write its table")
+        raise InputError("nothing to do: give --schemes (a list of specs, or all) to draw, or --readme FILE to write its table")
     console = _console()
     if args.readme is not None:
         _write_readme(args.readme, console)
@@ -53,7 +54,7 @@ def _draw(schemes, args, console):
         if scheme not in drawable:
             console.print(f"{scheme}: skipped, its steps depend on the data and so it has no R(z)", highlight=False)
     if not drawable:
-        raise ValueError(f"none of the schemes {args.schemes!r} has a region to draw; choose others, or all")
+        raise InputError(f"none of the schemes {args.schemes!r} has a region to draw; choose others, or all")
     clouds = {str(scheme): cloud_for(scheme) for scheme in drawable}
     table = Table(title=scheme_table.LEGEND, box=SIMPLE_HEAD, pad_edge=False)
     for column in scheme_table.COLUMNS:
@@ -88,7 +89,7 @@ def _write_readme(path, console):
         write_atomically(path, scheme_table.replaced(text, path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ValueError(f"cannot rewrite --readme {path!r} ({reason})") from None
+        raise InputError(f"cannot rewrite --readme {path!r} ({reason})") from None
     console.print(f"{path}: table of all schemes written", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -98,7 +99,7 @@ def _make_writable(out):
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to --out {str(out)!r} ({error.strerror}); choose a folder that can be made and "
+        raise InputError(f"cannot write to --out {str(out)!r} ({error.strerror}); choose a folder that can be made and "
                          "written") from None
 
 

@@ -4,6 +4,7 @@ from itertools import groupby
 
 from torch import nn
 
+from odenets.errors import InputError
 from odenets.stage import ODEStage, stages
 
 
@@ -61,7 +62,7 @@ def convert(model, scheme="explicit", substeps=1):
                 net._modules[name] = twin
                 moved |= {f"{name}.{old}": f"{name}.{new}" for old, new in blocks.items()}
     if not moved:
-        raise ValueError(f"nothing to integrate: this {type(model).__name__} has no BasicBlock or Bottleneck without a "
+        raise InputError(f"nothing to integrate: this {type(model).__name__} has no BasicBlock or Bottleneck without a "
                          "downsampling shortcut")
     net.key_of = {key: _renamed(key, moved) for key in _keys(model)}
     return net
@@ -73,17 +74,17 @@ def _check(model):
 
     kind = type(model).__name__
     if not isinstance(model, ResNet):
-        raise ValueError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; "
+        raise InputError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; "
                          "where that wraps one (DataParallel, torch.compile), give the model inside")
     if stages(model):
-        raise ValueError(f"this {kind} is converted already; odenets.set_scheme changes its scheme")
+        raise InputError(f"this {kind} is converted already; odenets.set_scheme changes its scheme")
     for name in {"forward", "_forward_impl"} & set(vars(model)):
-        raise ValueError(f"{name} was replaced on this one {kind} and may run the unconverted network; define it in a "
+        raise InputError(f"{name} was replaced on this one {kind} and may run the unconverted network; define it in a "
                          "subclass of torchvision.models.ResNet instead")
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             why = "in training mode: call model.eval() first" if module.training else "without running statistics"
-            raise ValueError(f"convert takes a ResNet with frozen BatchNorm: {name} is a {type(module).__name__} {why}")
+            raise InputError(f"convert takes a ResNet with frozen BatchNorm: {name} is a {type(module).__name__} {why}")
 
 
 def _twin(module):

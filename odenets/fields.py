@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from odenets.convolution import operator_bound
+from odenets.errors import InputError
 from odenets.specs import canonical, read_arguments, read_name
 
 
@@ -211,7 +212,7 @@ def get_field(spec):
         highest = declared[key][1]
         if not (0 <= value <= highest and math.isfinite(value)):
             limit = "finite" if highest == math.inf else f"at most {highest:g}"
-            raise ValueError(f"{key} in the field {spec!r} must be at least 0 and {limit}, got {value}")
+            raise InputError(f"{key} in the field {spec!r} must be at least 0 and {limit}, got {value}")
     return Field(name, tuple(given.get(key, default) for key, (default, _) in declared.items()))
 
 

@@ -3,6 +3,8 @@ from typing import NamedTuple
 
 import torch
 
+from odenets.errors import InputError
+
 
 class Solution(NamedTuple):
     """Outcome of a batched solve, per sample."""
@@ -20,11 +22,11 @@ class Solution(NamedTuple):
 def check_settings(tol, max_iterations, on_failure):
     """ValueError for settings of a solve that are out of range."""
     if not 0 < tol < float("inf"):
-        raise ValueError(f"tol must be positive and finite, got {tol}")
+        raise InputError(f"tol must be positive and finite, got {tol}")
     if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+        raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
     if on_failure not in ("record", "raise"):
-        raise ValueError(f"on_failure must be record or raise, got {on_failure!r}")
+        raise InputError(f"on_failure must be record or raise, got {on_failure!r}")
 
 
 def row_norm(v):

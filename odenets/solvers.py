@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from odenets.errors import InputError, Unsolved
 from odenets.krylov import Solution, check_settings, gmres, jacobian_products, row_dot, row_norm
 
 
@@ -42,7 +43,7 @@ class Solver(ABC):
     def __post_init__(self):
         check_settings(self.tol, self.max_iterations, self.on_failure)
         if self.fixed and self.on_failure == "raise":
-            raise ValueError("on_failure=raise looks at the residual, which fixed=true must not")
+            raise InputError("on_failure=raise looks at the residual, which fixed=true must not")
 
     @abstractmethod
     def steps(self, iterate):
@@ -71,14 +72,14 @@ class Solver(ABC):
         def flat(z):
             r = residual(z.view(len(z), *guess.shape[1:]), *samples)
             if r.shape[1:] != guess.shape[1:]:
-                raise ValueError(f"the residual has shape {tuple(r.shape)} at a state of shape {tuple(guess.shape)}")
+                raise InputError(f"the residual has shape {tuple(r.shape)} at a state of shape {tuple(guess.shape)}")
             return r.reshape(z.shape)
 
         r = flat(z)
         differentiable = r.requires_grad  # somebody wants the derivative of the iteration itself
         norm = row_norm(r.detach())
         if not self.fixed and not bool(torch.isfinite(norm).all()):
-            raise ValueError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
+            raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
         scale = norm if scale is None else scale
         target = self.tol * scale + floor
         best_z, best, active = z, norm, norm > target
@@ -130,7 +131,7 @@ class Solver(ABC):
         value, final = value.index_copy(0, rows, best_z), final.index_copy(0, rows, best)
         converged = final <= self.tol * scale + floor
         if self.on_failure == "raise" and not bool(converged.all()):
-            raise RuntimeError(failure_sentence(converged, _relative(final, scale), self))
+            raise Unsolved(failure_sentence(converged, _relative(final, scale), self))
         return Solution(value.view(guess.shape), converged, _relative(final, scale), iterations, evaluations, scale=scale)
 
 

@@ -1,6 +1,8 @@
 """Specs, name(parameter=value,...): how schemes and fields are named on a command line and in records."""
 import re
 
+from odenets.errors import InputError
+
 _SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\)\s*)?")
 
 
@@ -18,10 +20,10 @@ def read_name(spec, kind, names, aliases):
     """
     match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
     if not match:
-        raise ValueError(f"cannot read the {kind} {spec!r}; write name or name(parameter=value,...)")
+        raise InputError(f"cannot read the {kind} {spec!r}; write name or name(parameter=value,...)")
     name = aliases.get(match["name"], match["name"])
     if name not in names:
-        raise ValueError(f"unknown {kind} {match['name']!r}; choose from {', '.join([*aliases, *names])}")
+        raise InputError(f"unknown {kind} {match['name']!r}; choose from {', '.join([*aliases, *names])}")
     return name, match["arguments"]
 
 
@@ -31,12 +33,12 @@ def read_arguments(spec, kind, text, declared):
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
-            raise ValueError(f"cannot read {part!r} in the {kind} {spec!r}; write parameter=value")
+            raise InputError(f"cannot read {part!r} in the {kind} {spec!r}; write parameter=value")
         if key not in declared:
             valid = f"its parameters are {', '.join(declared)}" if declared else "it takes none"
-            raise ValueError(f"unknown parameter {key!r} in the {kind} {spec!r}; {valid}")
+            raise InputError(f"unknown parameter {key!r} in the {kind} {spec!r}; {valid}")
         if key in given:
-            raise ValueError(f"parameter {key!r} stands twice in the {kind} {spec!r}")
+            raise InputError(f"parameter {key!r} stands twice in the {kind} {spec!r}")
         given[key] = _convert(f"{key} in the {kind} {spec!r}", value, type(declared[key]))
     return given
 
@@ -53,12 +55,12 @@ def _convert(where, value, kind):
     if kind is bool:
         if value in ("True", "False", "true", "false"):
             return value.lower() == "true"
-        raise ValueError(f"{where} must be true or false, got {value!r}")
+        raise InputError(f"{where} must be true or false, got {value!r}")
     try:
         number = kind(value)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{where} must be {wanted}, got {value!r}") from None
+        raise InputError(f"{where} must be {wanted}, got {value!r}") from None
     if number != number:
-        raise ValueError(f"{where} must be a number, got {value!r}")
+        raise InputError(f"{where} must be a number, got {value!r}")
     return number

@@ -6,6 +6,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from odenets.errors import InputError
 from odenets.krylov import Solution
 from odenets.record import Record
 from odenets.schemes import GRADIENTS, get_scheme
@@ -30,10 +31,10 @@ class ODEStage(nn.Module):
         super().__init__()
         fields = list(fields) if isinstance(fields, (list, tuple, nn.ModuleList)) else [fields]
         if not fields:
-            raise ValueError("a stage needs at least one field")
+            raise InputError("a stage needs at least one field")
         self.fields = nn.ModuleList(f if isinstance(f, nn.Module) else _Function(f) for f in fields)
         if not 0 < interval < float("inf"):
-            raise ValueError(f"interval must be positive and finite, got {interval}")
+            raise InputError(f"interval must be positive and finite, got {interval}")
         self.interval = float(interval)
         self.configure(scheme=scheme, substeps=substeps, gradient="exact")
         self._last = None  # what the last forward pass was, for `stats`; never read by a forward pass
@@ -44,9 +45,9 @@ class ODEStage(nn.Module):
         substeps = self.substeps if substeps is None else substeps
         gradient = self.gradient if gradient is None else gradient
         if isinstance(substeps, bool) or not isinstance(substeps, Integral) or substeps < 1:
-            raise ValueError(f"substeps must be a whole number of at least 1, got {substeps!r}")
+            raise InputError(f"substeps must be a whole number of at least 1, got {substeps!r}")
         if gradient not in GRADIENTS:
-            raise ValueError(f"unknown gradient {gradient!r}; choose from {', '.join(GRADIENTS)}")
+            raise InputError(f"unknown gradient {gradient!r}; choose from {', '.join(GRADIENTS)}")
         self.scheme, self.substeps, self.gradient = scheme, int(substeps), gradient
 
     @property
@@ -74,7 +75,7 @@ class ODEStage(nn.Module):
     def stats(self):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._last is None:
-            raise ValueError("no statistics yet: run the stage first")
+            raise InputError("no statistics yet: run the stage first")
         entries, batch, device, steps, startup_only, solving = self._last
         solutions = tuple(entry for entry in entries if isinstance(entry, Solution))
         accepted = tuple(entry for entry in entries if not isinstance(entry, Solution))
@@ -101,11 +102,11 @@ class ODEStage(nn.Module):
         for name, module in self.fields.named_modules():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_mean is None:
-                raise ValueError(f"field {name} is a {type(module).__name__} without running statistics: each sample would "
+                raise InputError(f"field {name} is a {type(module).__name__} without running statistics: each sample would "
                                  f"depend on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm")
             tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
             if module.training and (batch_norm or tracking or isinstance(module, nn.modules.dropout._DropoutNd)):
-                raise ValueError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
+                raise InputError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
                                  f"state alone, so {self.scheme} cannot solve with it: call eval() or use GroupNorm")
 
 
@@ -124,7 +125,7 @@ def _checked(field, n):
     def f(t, y):
         slope = field(t, y)
         if slope.shape != y.shape:
-            raise ValueError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
+            raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
                              f"shape")
         return slope
     return f
@@ -206,7 +207,7 @@ def stages(net):
 def _configure(net, **settings):
     found = stages(net).values()
     if not found:
-        raise ValueError(f"{type(net).__name__} has no ODEStage")
+        raise InputError(f"{type(net).__name__} has no ODEStage")
     for stage in found:
         stage.configure(**settings)
 

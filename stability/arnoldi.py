@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from stability.errors import InputError
 from stability.jacobian import direction
 
 MEMORY = 2**29  # bytes of basis vectors held at once
@@ -48,7 +49,7 @@ def basis_size(n, k, dimension):
     if dimension is None:
         dimension = n if n <= EXACT else max(DIMENSION, 4 * k)
     elif isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
-        raise ValueError(f"dimension must be a whole number of at least 1, got {dimension!r}")
+        raise InputError(f"dimension must be a whole number of at least 1, got {dimension!r}")
     dimension = max(dimension, k + 4)
     return n if dimension >= n else dimension + dimension % 2
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from stability.errors import InputError
 from stability.inputs import attacking, check_count, check_images, check_logits, generators, identities, seeds, split, told
 from stability.losses import input_gradient, likeliest_wrong, margin, objective_named
 from stability.threats import check_threat, confine, shrunk
@@ -49,10 +50,10 @@ def look(net, objective, point, images, differentiate=True):
     else:
         gradient = input_gradient(loss, point)
         if gradient is None:
-            raise ValueError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
+            raise InputError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
                              "square and noise need no gradient")
         if not bool(torch.isfinite(gradient).all()):
-            raise ValueError("the gradient of the loss holds NaN or Inf")
+            raise InputError("the gradient of the loss holds NaN or Inf")
     logits, loss = logits.detach(), loss.detach()
     return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient)
 

@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 
 from stability.ascent import Images, ascend, look
+from stability.errors import InputError
 from stability.inputs import attacking, check_count, check_images, identities, split, told
 from stability.losses import objective_named
 from stability.threats import check_threat, confine, rows, shrunk
@@ -70,11 +71,11 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
     step_size = 2.5 * threat.epsilon / steps if step_size is None else step_size
     for name, value in (("step_size", step_size), ("momentum", momentum)):
         if not (isinstance(value, Real) and 0 <= value < float("inf")):
-            raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+            raise InputError(f"{name} must be finite and not negative, got {value!r}")
     if keep not in KEEP:
-        raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")
+        raise InputError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")
     if keep == "last" and (restarts != 1 or targets is not None):
-        raise ValueError(f"keep='last' goes with one untargeted run, got {restarts} restarts and targets {targets}")
+        raise InputError(f"keep='last' goes with one untargeted run, got {restarts} restarts and targets {targets}")
     climb = partial(_last if keep == "last" else _walk, step=partial(_step, threat, step_size, momentum), steps=steps)
     return ascend(net, x, y, threat, climb, loss, restarts, targets, random_start, generator, indices, batch_size)
 

@@ -7,6 +7,7 @@ from torch import nn
 import odenets
 from stability.attack_checks import black_box, large_epsilon, more_steps, other_losses, transfer
 from stability.case import Case, Check
+from stability.errors import InputError
 from stability.forward_checks import deterministic, solver, tolerance
 from stability.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.inputs import check_images, check_logits, evaluating, given_or_new
@@ -66,13 +67,13 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
             not ascend, net not a module.
     """
     if not isinstance(net, nn.Module):
-        raise ValueError(f"audit takes a torch.nn.Module, got {type(net).__name__}")
+        raise InputError(f"audit takes a torch.nn.Module, got {type(net).__name__}")
     unknown = [name for name in checks or () if name not in CHECKS]
     if unknown:
-        raise ValueError(f"unknown check {unknown[0]!r}; choose from {', '.join(CHECKS)}")
+        raise InputError(f"unknown check {unknown[0]!r}; choose from {', '.join(CHECKS)}")
     many_steps = (many_steps,) if isinstance(many_steps, int) else tuple(many_steps)
     if not many_steps or any(more <= less for less, more in zip((steps, *many_steps), many_steps)):
-        raise ValueError(f"many_steps must ascend from steps on, got {many_steps} after {steps}")
+        raise InputError(f"many_steps must ascend from steps on, got {many_steps} after {steps}")
     sources = tuple(map(odenets.get_scheme, sources))
     check_images(x, y)
     check_threat(threat)

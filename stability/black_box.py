@@ -4,6 +4,7 @@ from functools import partial
 import torch
 
 from stability.ascent import Images, look
+from stability.errors import InputError
 from stability.inputs import check_count, check_images, evaluating, generators, identities, seeds, split, told
 from stability.losses import margin
 from stability.threats import L2, Linf, check_threat, confine, shrunk
@@ -32,7 +33,7 @@ def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=No
     check_count("draws", draws)
     check_threat(threat)
     if where not in PLACES:
-        raise ValueError(f"where must be one of {', '.join(PLACES)}, got {where!r}")
+        raise InputError(f"where must be one of {', '.join(PLACES)}, got {where!r}")
 
     def draw(generator, shape, dtype):
         return (threat.random_start if where == "ball" else threat.random_edge)(shape, generator, dtype)
@@ -61,12 +62,12 @@ def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=N
     check_images(x, y)
     check_count("queries", queries)
     if x.dim() != 4:
-        raise ValueError(f"square needs images (B, channels, height, width), got shape {tuple(x.shape)}")
+        raise InputError(f"square needs images (B, channels, height, width), got shape {tuple(x.shape)}")
     if not 0 < share <= 1:
-        raise ValueError(f"share must lie in (0, 1], got {share}")
+        raise InputError(f"share must lie in (0, 1], got {share}")
     start, propose, numbers = (_stripes, _recolour, 2) if isinstance(threat, Linf) else (_tiles, _move_mass, 5)
     if not isinstance(threat, Linf | L2):
-        raise ValueError(f"square knows Linf and L2, got {threat!r}")
+        raise InputError(f"square knows Linf and L2, got {threat!r}")
 
     def draw(generator, shape, dtype):
         return torch.rand((BLOCK, numbers + shape[0]), generator=generator, dtype=dtype)

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from stability.errors import InputError
 from stability.jacobian import _check_independence, _check_mode, _check_state, _load_decompositions, direction
 from stability.walk import check_net, trajectories
 
@@ -44,10 +45,10 @@ def growth(net, x, delta):
     """
     check_net(net, x)
     if delta.shape != x.shape:
-        raise ValueError(f"delta must have the shape of x, {tuple(x.shape)}, got {tuple(delta.shape)}")
+        raise InputError(f"delta must have the shape of x, {tuple(x.shape)}, got {tuple(delta.shape)}")
     size = delta.flatten(1).norm(dim=1)
     if not bool((size > 0).all() and size.isfinite().all()):
-        raise ValueError(f"delta must be finite and not zero for any sample; its norms are {size.tolist()}")
+        raise InputError(f"delta must be finite and not zero for any sample; its norms are {size.tolist()}")
 
     def along(x):
         found, output = trajectories(net, x)
@@ -148,9 +149,9 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
     states = _states(maps, y)
     smallest = min(state[0].numel() for state in states)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= smallest:
-        raise ValueError(f"k must be a whole number from 1 to {smallest}, the fewest entries of a sample on the way, got {k!r}")
+        raise InputError(f"k must be a whole number from 1 to {smallest}, the fewest entries of a sample on the way, got {k!r}")
     if not 0 < time < float("inf"):
-        raise ValueError(f"time must be positive and finite, got {time}")
+        raise InputError(f"time must be positive and finite, got {time}")
     p = min(smallest, k + 3)
     Q = torch.stack([direction(y[0].numel(), seed) for seed in range(p)], 1).to(y).expand(len(y), -1, -1)
     Q = torch.linalg.qr(Q)[0]
@@ -183,11 +184,11 @@ def _states(maps, y):
             state = states[-1].detach().clone().requires_grad_()
             value = f(state)
         if not bool(torch.isfinite(value).all()):
-            raise ValueError("a state on the way holds NaN or Inf")
+            raise InputError("a state on the way holds NaN or Inf")
         if value.dtype != y.dtype:
-            raise ValueError(f"a map gives {value.dtype} where y is {y.dtype}; convert y or the net, as in net.double()")
+            raise InputError(f"a map gives {value.dtype} where y is {y.dtype}; convert y or the net, as in net.double()")
         if not value.requires_grad:
-            raise ValueError("a map does not depend on its state as far as autograd can see; remove detach() or no_grad()")
+            raise InputError("a map does not depend on its state as far as autograd can see; remove detach() or no_grad()")
         _check_independence(partial(_pulled, value, state), value.detach().contiguous())
         states.append(value.detach())
     return states

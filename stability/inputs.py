@@ -5,45 +5,47 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from stability.errors import InputError
+
 
 def check_images(x, y):
     """Refuse what is no batch of images in [0, 1] with its labels."""
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dim() < 2 or not len(x):
         found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {found}")
+        raise InputError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {found}")
     low, high = (float(value) for value in x.detach().aminmax())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must lie in [0, 1], got [{low:g}, {high:g}]: put the normalisation into the model")
+        raise InputError(f"images must lie in [0, 1], got [{low:g}, {high:g}]: put the normalisation into the model")
     if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
         found = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, torch.Tensor) else type(y).__name__
-        raise ValueError(f"labels must be int64, one for each of the {len(x)} images and on their device, got {found}")
+        raise InputError(f"labels must be int64, one for each of the {len(x)} images and on their device, got {found}")
 
 
 def check_logits(logits, y, trusted=None):
     """Refuse what is no tensor of logits, NaN (where trusted), a wrong shape, and labels that the logits know nothing of."""
     if not isinstance(logits, torch.Tensor) or not logits.dtype.is_floating_point:
         found = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"the network must return a floating-point tensor of logits, got {found}")
+        raise InputError(f"the network must return a floating-point tensor of logits, got {found}")
     if logits.dim() != 2 or len(logits) != len(y):
-        raise ValueError(f"the network must return logits ({len(y)}, classes), got shape {tuple(logits.shape)}")
+        raise InputError(f"the network must return logits ({len(y)}, classes), got shape {tuple(logits.shape)}")
     if bool(torch.isnan(logits if trusted is None else logits[trusted]).any()):
-        raise ValueError("the logits hold NaN: check the weights")
+        raise InputError("the logits hold NaN: check the weights")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f"labels must lie in 0 to {logits.shape[1] - 1}, theirs reach from {low} to {high}")
+        raise InputError(f"labels must lie in 0 to {logits.shape[1] - 1}, theirs reach from {low} to {high}")
 
 
 def check_count(name, value):
     """Refuse what is no whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def identities(indices, x):
     """(B,) on the host, the identity of each image: `indices`, or by default its position."""
     indices = torch.arange(len(x)) if indices is None else torch.as_tensor(indices).cpu()
     if indices.shape != (len(x),) or indices.dtype.is_floating_point:
-        raise ValueError(f"indices must be whole numbers, one for each of the {len(x)} images, got {indices.dtype} "
+        raise InputError(f"indices must be whole numbers, one for each of the {len(x)} images, got {indices.dtype} "
                          f"{tuple(indices.shape)}")
     return indices
 
@@ -72,7 +74,7 @@ def given_or_new(generator):
     if generator is None:
         return torch.Generator().manual_seed(0)
     if not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator must be a torch.Generator, such as torch.Generator().manual_seed(1), got {generator!r}")
+        raise InputError(f"generator must be a torch.Generator, such as torch.Generator().manual_seed(1), got {generator!r}")
     return generator
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 
+from stability.errors import InputError
+
 
 def jacobian(f, y, chunk=32):
     """The Jacobian of f at one sample, as a linear operator.
@@ -29,7 +31,7 @@ def jacobian(f, y, chunk=32):
     """
     _check_state(y)
     if len(y) != 1:
-        raise ValueError(f"jacobian takes one sample with its batch axis, got shape {tuple(y.shape)}; use y[i:i + 1]")
+        raise InputError(f"jacobian takes one sample with its batch axis, got shape {tuple(y.shape)}; use y[i:i + 1]")
     reverse_product(f, y)  # refuses a bad f now rather than at the first product
     return _Jacobian(f, y, chunk)
 
@@ -108,7 +110,7 @@ def reverse_product(f, y):
         value = f(state)
     _check_value(value, y)
     if not value.requires_grad:
-        raise ValueError("f(y) does not depend on y as far as autograd can see; remove detach() or no_grad() inside f")
+        raise InputError("f(y) does not depend on y as far as autograd can see; remove detach() or no_grad() inside f")
 
     def product(v):
         return torch.autograd.grad(value, state, v.view(y.shape), retain_graph=True)[0].reshape(v.shape)
@@ -177,28 +179,28 @@ def _load_decompositions():
 def _check_state(y):
     # Half precision has no digits to spare for a Krylov basis: values would come out that mean nothing.
     if not isinstance(y, torch.Tensor) or y.dtype not in (torch.float32, torch.float64) or y.dim() < 1:
-        raise ValueError("y must be a floating-point tensor (B, ...), float32 or float64, got "
+        raise InputError("y must be a floating-point tensor (B, ...), float32 or float64, got "
                          f"{getattr(y, 'dtype', type(y).__name__)}")
     if y.numel() == 0:
-        raise ValueError(f"y has no entries: its shape is {tuple(y.shape)}")
+        raise InputError(f"y has no entries: its shape is {tuple(y.shape)}")
     if not bool(torch.isfinite(y).all()):
-        raise ValueError("y holds NaN or Inf")
+        raise InputError("y holds NaN or Inf")
 
 
 def _check_value(value, y):
     if value.shape != y.shape:
-        raise ValueError(f"f maps a state of shape {tuple(y.shape)} to {tuple(value.shape)}; it must keep the shape")
+        raise InputError(f"f maps a state of shape {tuple(y.shape)} to {tuple(value.shape)}; it must keep the shape")
     if value.dtype != y.dtype:
-        raise ValueError(f"f maps a state of {y.dtype} to {value.dtype}; it must keep the dtype: convert the state or the "
+        raise InputError(f"f maps a state of {y.dtype} to {value.dtype}; it must keep the dtype: convert the state or the "
                          "net, as in net.double()")
     if not bool(torch.isfinite(value).all()):
-        raise ValueError("f gives NaN or Inf at y")
+        raise InputError("f gives NaN or Inf at y")
 
 
 def _check_mode(f):
     normed = f.modules() if isinstance(f, torch.nn.Module) else []
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in normed):
-        raise ValueError("f holds a BatchNorm in training mode, which mixes the samples of a batch; call eval() on it")
+        raise InputError("f holds a BatchNorm in training mode, which mixes the samples of a batch; call eval() on it")
 
 
 def _check_independence(reverse, y):
@@ -206,5 +208,5 @@ def _check_independence(reverse, y):
         v = torch.zeros_like(y).view(len(y), -1)
         v[0] = direction(v.shape[1], 0).to(v)
         if bool(reverse(v)[1:].any()):
-            raise ValueError("f mixes the samples of a batch: sample 0 of its value depends on other samples of y (a "
+            raise InputError("f mixes the samples of a batch: sample 0 of its value depends on other samples of y (a "
                              "BatchNorm in training mode does so; call eval() on it)")

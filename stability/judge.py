@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from stability.errors import InputError
 from stability.inputs import accepts_indices, check_count, check_images, check_logits, evaluating
 from stability.threats import check_threat, confine, shrunk
 
@@ -59,11 +60,11 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
     check_count("batch_size", batch_size)
     judge = judge or (lambda x: (net(x), None))
     if not isinstance(attacks, Iterable):
-        raise ValueError(f"attacks must be a list of attacks, got {attacks!r}")
+        raise InputError(f"attacks must be a list of attacks, got {attacks!r}")
     pairs = [attack if isinstance(attack, tuple) and len(attack) == 2 else (_name(attack), attack) for attack in attacks]
     for _, attack in pairs:
         if not callable(attack):
-            raise ValueError(f"an attack must be a callable (net, x, y) -> images, or a pair (name, callable), got {attack!r}")
+            raise InputError(f"an attack must be a callable (net, x, y) -> images, or a pair (name, callable), got {attack!r}")
     x = x.detach().clone()
     question = _question(x, y, threat)
     if state is None:
@@ -94,9 +95,9 @@ def _question(x, y, threat):
 def _taken_up(state, x, question):
     """Copies of (broken_by, untrusted, x_adv, names) of a state, on the device of x."""
     if not isinstance(state, WorstCase):
-        raise ValueError(f"state must be a WorstCase, got {type(state).__name__}; WorstCase(**loaded) makes one of its vars()")
+        raise InputError(f"state must be a WorstCase, got {type(state).__name__}; WorstCase(**loaded) makes one of its vars()")
     if state.question != question:
-        raise ValueError("the state is of other images, other labels or another threat than those given: its survivors have "
+        raise InputError("the state is of other images, other labels or another threat than those given: its survivors have "
                          "not met this one")
     return (*(values.to(x.device, copy=True) for values in (state.broken_by, state.untrusted, state.x_adv)), state.names)
 
@@ -105,10 +106,10 @@ def _returned(name, moved, x):
     """What an attack made of x, in the type of x and on its device; ValueError where that is no such images."""
     if not isinstance(moved, torch.Tensor) or moved.is_complex() or moved.shape != x.shape:
         found = f"{moved.dtype} {tuple(moved.shape)}" if isinstance(moved, torch.Tensor) else type(moved).__name__
-        raise ValueError(f"attack {name!r} returned {found}; it was given {x.dtype} {tuple(x.shape)}")
+        raise InputError(f"attack {name!r} returned {found}; it was given {x.dtype} {tuple(x.shape)}")
     moved = moved.detach().to(x)
     if not bool(torch.isfinite(moved).all()):
-        raise ValueError(f"attack {name!r} returned images with NaN or Inf")
+        raise InputError(f"attack {name!r} returned images with NaN or Inf")
     return moved
 
 
@@ -132,13 +133,13 @@ def _judged(judge, net, x, y, batch_size):
 def _verdict(found, y):
     """(logits, trusted) as a judge returned them; ValueError where it returned something else."""
     if not isinstance(found, tuple) or len(found) != 2:
-        raise ValueError(f"the judge must return (logits, trusted), got {type(found).__name__}")
+        raise InputError(f"the judge must return (logits, trusted), got {type(found).__name__}")
     logits, trusted = found
     if trusted is None:
         trusted = torch.ones_like(y, dtype=torch.bool)
     if not isinstance(trusted, torch.Tensor) or trusted.dtype != torch.bool or trusted.shape != y.shape:
         found = f"{trusted.dtype} {tuple(trusted.shape)}" if isinstance(trusted, torch.Tensor) else type(trusted).__name__
-        raise ValueError(f"the judge must say of each of {len(y)} images whether it is trusted, bool ({len(y)},), got {found}")
+        raise InputError(f"the judge must say of each of {len(y)} images whether it is trusted, bool ({len(y)},), got {found}")
     check_logits(logits, y, trusted.to(y.device))
     return logits, trusted.to(y.device)
 

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from stability.errors import InputError
 from stability.pseudospectra import resolvent_readers
 
 
@@ -51,12 +52,12 @@ def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, de
     the search by optimisation.
     """
     if domain not in ("half-plane", "disc"):
-        raise ValueError(f"domain must be 'half-plane' or 'disc', got {domain!r}")
+        raise InputError(f"domain must be 'half-plane' or 'disc', got {domain!r}")
     disc = domain == "disc"
     threshold = torch.as_tensor(float(disc) if threshold is None else threshold, dtype=torch.float64).cpu()
     allowed = threshold.isfinite() & (threshold > (0 if disc else -torch.inf))
     if threshold.shape not in ((), (len(y),)) or not bool(allowed.all()):
-        raise ValueError(f"threshold must be finite{' and above 0' if disc else ''}, one number or one for each of the "
+        raise InputError(f"threshold must be finite{' and above 0' if disc else ''}, one number or one for each of the "
                          f"{len(y)} samples, got {threshold.tolist()}")
     readers, exact = resolvent_readers(f, y, dimension, dense_limit)
     closest = torch.finfo(y.dtype).eps ** 0.5  # distance, relative to the norm, below which rounding decides

@@ -5,6 +5,8 @@ With a target (B,), a wrong class for each image, they grow as the logits move t
 import torch
 from torch.nn import functional as F
 
+from stability.errors import InputError
+
 
 def cross_entropy(logits, y, target=None):
     """Cross-entropy of the right class; minus that of the target. Its gradient fades where the softmax saturates."""
@@ -35,7 +37,7 @@ def dlr(logits, y, target=None):
     """
     needed = 3 if target is None else 4
     if logits.shape[1] < needed:
-        raise ValueError(f"the loss dlr needs {needed} classes{'' if target is None else ' with a target'}, "
+        raise InputError(f"the loss dlr needs {needed} classes{'' if target is None else ' with a target'}, "
                          f"the logits have {logits.shape[1]}; choose margin")
     ordered = logits.topk(needed, dim=1)[0]
     spread = ordered[:, 0] - ordered[:, 2:].mean(1)
@@ -48,7 +50,7 @@ LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 def objective_named(name):
     """The loss (logits, y, target=None) -> (B,) that a name stands for."""
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
+        raise InputError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
     return LOSSES[name]
 
 
@@ -61,7 +63,7 @@ def input_gradient(loss, x):
 def likeliest_wrong(logits, y, count):
     """The `count` wrong classes of largest logit, (B, count), the largest first."""
     if not 1 <= count < logits.shape[1]:
-        raise ValueError(f"targets must lie in 1 to {logits.shape[1] - 1}, the number of wrong classes; got {count}")
+        raise InputError(f"targets must lie in 1 to {logits.shape[1] - 1}, the number of wrong classes; got {count}")
     return logits.scatter(1, y[:, None], -torch.inf).topk(count, dim=1)[1]
 
 

@@ -6,6 +6,7 @@ import torch
 from scipy.linalg import schur
 
 from stability.arnoldi import MEMORY
+from stability.errors import InputError
 from stability.inputs import given_or_new
 from stability.jacobian import dense_jacobians, forward_product, reverse_product
 from stability.spectra import entries
@@ -53,7 +54,7 @@ def departure_from_normality(f, y, probes=32, generator=None, dense_limit=512):
     """
     n = entries(y)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
-        raise ValueError(f"probes must be a whole number of at least 2, got {probes!r}")
+        raise InputError(f"probes must be a whole number of at least 2, got {probes!r}")
     if n <= dense_limit:
         found = (torch.tensor(part, dtype=torch.float64) for part in zip(*[_dense(f, sample) for sample in y.split(1)]))
         henrici, commutator, frobenius = found

@@ -7,6 +7,7 @@ import torch
 
 from stability.arnoldi import MEMORY
 from stability.eigenpairs import MAX_PRODUCTS, Search, leading
+from stability.errors import InputError
 from stability.jacobian import dense_jacobians, forward_product, repeated, reverse_product
 from stability.spectra import entries, tolerance
 
@@ -78,7 +79,7 @@ def _angles(wanted):
         return 2 * math.pi * np.arange(wanted) / wanted
     angles = np.asarray(wanted)
     if angles.ndim != 1 or not angles.size or angles.dtype.kind not in "fiu" or not np.isfinite(angles).all():
-        raise ValueError(f"angles must be how many, at least 1, or a list of finite numbers, got {wanted!r}")
+        raise InputError(f"angles must be how many, at least 1, or a list of finite numbers, got {wanted!r}")
     return angles.astype(float)
 
 

@@ -1,6 +1,7 @@
 """A penalty on the logarithmic norm, for training: fields that do not expand are those where a stable scheme can matter."""
 import torch
 
+from stability.errors import InputError
 from stability.jacobian import direction
 from stability.walk import places
 
@@ -41,7 +42,7 @@ def log_norm_estimate(f, y, iterations=6):
     Source: Soderlind (2006), BIT 46, for mu_2; Saad (2011), Numerical Methods for Large Eigenvalue Problems, chapter 6.
     """
     if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
+        raise InputError(f"iterations must be at least 1, got {iterations}")
     with torch.enable_grad():
         state = y.detach().requires_grad_()
         value = f(state)

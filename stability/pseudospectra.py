@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.linalg import schur
 
+from stability.errors import InputError
 from stability.jacobian import dense_jacobians, direction
 from stability.spectra import entries, hessenbergs
 
@@ -56,9 +57,9 @@ def pseudospectrum(f, y, points=None, resolution=40, dimension=100, dense_limit=
     if points is not None:
         points = np.asarray(points, complex)
         if not points.size or not np.isfinite(points).all():
-            raise ValueError(f"points must be finite complex numbers, at least one, got shape {points.shape}")
+            raise InputError(f"points must be finite complex numbers, at least one, got shape {points.shape}")
     elif isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 2:
-        raise ValueError(f"resolution must be a whole number of at least 2, got {resolution!r}")
+        raise InputError(f"resolution must be a whole number of at least 2, got {resolution!r}")
     readers, exact = resolvent_readers(f, y, dimension, dense_limit)
     found = []
     for eigenvalues, _, smallest in readers:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from stability.errors import InputError, MissingExtra
 from stability.inputs import attacking, check_count, check_images, check_logits, given_or_new
 from stability.threats import L2, Linf
 
@@ -37,15 +38,15 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
     try:
         from pyautoattack import AutoAttack
     except ImportError:
-        raise ValueError("AutoAttack needs the package pyautoattack: pip install \"odenets[autoattack]\"") from None
+        raise MissingExtra("AutoAttack needs the package pyautoattack: pip install \"odenets[autoattack]\"") from None
     check_images(x, y)
     check_count("batch_size", batch_size)
     if x.dim() != 4 or x.dtype != torch.float32:
-        raise ValueError(f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}")
+        raise InputError(f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}")
     if not isinstance(threat, Linf | L2):
-        raise ValueError(f"AutoAttack is given Linf or L2, got {threat!r}")
+        raise InputError(f"AutoAttack is given Linf or L2, got {threat!r}")
     if version not in VERSIONS or (version == "custom") != (attacks is not None):
-        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, and custom goes with attacks; got {version!r} with "
+        raise InputError(f"version must be one of {', '.join(VERSIONS)}, and custom goes with attacks; got {version!r} with "
                          f"attacks {attacks}")
     generator = given_or_new(generator)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
@@ -66,7 +67,7 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
 def _aim(reference, classes):
     """No more targets than wrong classes: the package would index beyond them."""
     if classes < 4 and {"apgd-t", "fab-t"} & {*reference.attacks_to_run}:
-        raise ValueError(f"AutoAttack's targeted attacks need 4 classes, the logits have {classes}; choose "
+        raise InputError(f"AutoAttack's targeted attacks need 4 classes, the logits have {classes}; choose "
                          "version=\"custom\" with attacks such as apgd-ce, square")
     for attack in (reference.apgd_targeted, reference.fab):
         attack.n_target_classes = min(attack.n_target_classes, classes - 1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from odenets.schemes import Scheme, get_scheme
 from stability.contractivity import is_algebraically_stable, ssp_coefficient
+from stability.errors import InputError
 
 STABLE = 1e-10  # |R| <= 1 + STABLE counts as stable
 NEAREST, FARTHEST = 1e-6, 1e8  # radii between which R is sampled; what is stable up to the last one always is
@@ -70,11 +71,11 @@ def region(scheme, window=None, resolution=401):
     """
     scheme = get_scheme(scheme)
     if resolution < 2:
-        raise ValueError(f"resolution must be at least 2, got {resolution}")
+        raise InputError(f"resolution must be at least 2, got {resolution}")
     if window is not None:
         window = tuple(float(edge) for edge in window)
         if len(window) != 4 or not (window[0] < window[1] and window[2] < window[3]) or not np.isfinite(window).all():
-            raise ValueError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
+            raise InputError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
     real = float(_exits(scheme, np.array([-1.0]), ratio=1.0005)[0])
     a_stable = real == np.inf and _is_a_stable(scheme)
     return Region(scheme, real, np.inf if a_stable else _imaginary_interval(scheme), a_stable,
@@ -122,9 +123,9 @@ def largest_stable_step(scheme, eigenvalues, step_size=1.0):
     scheme = get_scheme(scheme)
     eigenvalues = np.asarray(eigenvalues, dtype=np.complex128).ravel()
     if not eigenvalues.size or not np.isfinite(eigenvalues).all():
-        raise ValueError(f"eigenvalues must be finite and at least one, got {eigenvalues}")
+        raise InputError(f"eigenvalues must be finite and at least one, got {eigenvalues}")
     if not 0 < step_size < np.inf:
-        raise ValueError(f"step_size must be positive and finite, got {step_size}")
+        raise InputError(f"step_size must be positive and finite, got {step_size}")
     contracting, expanding = eigenvalues[eigenvalues.real < 0], eigenvalues[eigenvalues.real > 0]
     # In portions: each ray takes some thousand samples.
     portions = np.array_split(contracting, 1 + contracting.size // 128)

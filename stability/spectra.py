@@ -10,6 +10,7 @@ import torch
 
 from stability.arnoldi import MEMORY, Krylov, krylov_memory
 from stability.eigenpairs import MAX_PRODUCTS, Search, leading
+from stability.errors import InputError
 from stability.jacobian import _check_state, forward_product, reverse_product
 
 
@@ -36,7 +37,7 @@ def spectrum(f, y, k=6, which="LM", tol=None, dimension=None, max_products=MAX_P
     n = entries(y)
     check_count(k, n)
     if which not in ("LM", "LR"):
-        raise ValueError(f"which must be 'LM' (largest modulus) or 'LR' (largest real part), got {which!r}")
+        raise InputError(f"which must be 'LM' (largest modulus) or 'LR' (largest real part), got {which!r}")
     search = Search(k, which, tolerance(y, tol), dimension, max_products, memory)
     return leading(lambda rows: reverse_product(f, y[rows]), y, len(y), n, search)
 
@@ -56,7 +57,7 @@ def hessenbergs(f, y, dimension):
     """Yield, chunk by chunk, the matrices H (b, m + 1, m) of Arnoldi on J^T, m = min(dimension, n), in float64."""
     n = entries(y)
     if dimension < 1:
-        raise ValueError(f"dimension must be at least 1, got {dimension}")
+        raise InputError(f"dimension must be at least 1, got {dimension}")
     m = min(dimension, n)
     for part in y.split(krylov_memory(y, 0, m).chunk):
         krylov = Krylov(reverse_product(f, part), y, len(part), n, m)
@@ -116,12 +117,12 @@ def entries(y):
 def check_count(k, n):
     """ValueError unless k is a whole number from 1 to n."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
-        raise ValueError(f"k must be a whole number from 1 to the {n} entries of a sample, got {k!r}")
+        raise InputError(f"k must be a whole number from 1 to the {n} entries of a sample, got {k!r}")
 
 
 def tolerance(y, tol):
     """The relative residual to reach: tol, or by default what the dtype allows."""
     tol = (1e-8 if y.dtype == torch.float64 else 1e-4) if tol is None else tol
     if not 0 < tol < 1:
-        raise ValueError(f"tol must lie between 0 and 1, got {tol}")
+        raise InputError(f"tol must lie between 0 and 1, got {tol}")
     return tol

@@ -4,17 +4,19 @@ from numbers import Real
 
 import torch
 
+from stability.errors import InputError
+
 
 def _check_epsilon(threat):
     epsilon = threat.epsilon
     if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 <= epsilon < float("inf"):
-        raise ValueError(f"{type(threat).__name__}: epsilon must be finite and >= 0, in pixel units; got {epsilon!r}")
+        raise InputError(f"{type(threat).__name__}: epsilon must be finite and >= 0, in pixel units; got {epsilon!r}")
 
 
 def check_threat(threat):
     """Refuse what is no threat model, a bare radius above all."""
     if not hasattr(threat, "epsilon") or not hasattr(threat, "project"):
-        raise ValueError(f"threat must be a threat model such as Linf(8/255) or L2(0.5), got {threat!r}")
+        raise InputError(f"threat must be a threat model such as Linf(8/255) or L2(0.5), got {threat!r}")
 
 
 def rows(values, like):

@@ -7,6 +7,7 @@ from torch import nn
 
 import odenets
 from odenets.schemes import Scheme
+from stability.errors import InputError
 from stability.jacobian import _check_state
 
 
@@ -98,9 +99,9 @@ def places(net, x):
 def check_net(net, x):
     """ValueError where a network cannot be analysed at x."""
     if not odenets.stages(net):
-        raise ValueError(f"{type(net).__name__} has no ODEStage; odenets.convert makes them of a torchvision ResNet's blocks")
+        raise InputError(f"{type(net).__name__} has no ODEStage; odenets.convert makes them of a torchvision ResNet's blocks")
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(f"{name} is a {type(module).__name__} in training mode, so that samples depend on each other; "
+            raise InputError(f"{name} is a {type(module).__name__} in training mode, so that samples depend on each other; "
                              "call eval() first")
     _check_state(x)

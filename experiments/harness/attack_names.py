@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import torch
 
 import stability
+from odenets.errors import InputError, MissingExtra
 
 THREATS = {"linf": stability.Linf, "l2": stability.L2}
 # A form of names, N being a whole number: the attack, what N is to it, and its other arguments.
@@ -41,9 +42,9 @@ def parse_attack(name):
     match = re.fullmatch(r"([a-z]+)([1-9]\d*)?(-[a-z]+)?", name)
     form = match and f"{match[1]}{'N' if match[2] else ''}{match[3] or ''}"
     if form not in FORMS:
-        raise ValueError(f"unknown attack {name!r}; choose from {CHOICE}")
+        raise InputError(f"unknown attack {name!r}; choose from {CHOICE}")
     if form == "autoattack" and find_spec("pyautoattack") is None:
-        raise ValueError("the attack autoattack needs the package pyautoattack: pip install \"odenets[autoattack]\"")
+        raise MissingExtra("the attack autoattack needs the package pyautoattack: pip install \"odenets[autoattack]\"")
     attack, count, settings = FORMS[form]
     return partial(_call, attack, settings if count is None else {count: int(match[2]), **settings})
 
@@ -56,7 +57,7 @@ def follows_gradient(name):
 def parse_attacks(names):
     """The names without repetitions, each checked; ValueError where there is none."""
     if not names:
-        raise ValueError(f"--attacks is empty; choose from {CHOICE}")
+        raise InputError(f"--attacks is empty; choose from {CHOICE}")
     for name in names:
         parse_attack(name)
     return list(dict.fromkeys(names))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import odenets
+from odenets.errors import InputError
 
 FORMAT = 2  # of the content: raised whenever its meaning changes
 _MARK = b"\nodenets sha256 "
@@ -65,14 +66,14 @@ def read(path):
         raise Damaged(f"{path} is damaged: its checksum does not match")
     content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
     if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}, and this version of odenets reads format {FORMAT}")
+        raise InputError(f"{path} has format {content['format']}, and this version of odenets reads format {FORMAT}")
     return content
 
 
 def build(description):
     """A new network, on the CPU, from a dict that has the keys of `ARCHITECTURE`; ValueError where there is no such model."""
     if description["model"] not in odenets.MODELS:
-        raise ValueError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
+        raise InputError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
     return odenets.MODELS[description["model"]](
         num_classes=description["num_classes"], in_channels=description["in_channels"], scheme=description["scheme"],
         substeps=description["substeps"], field=description.get("field", "residual"))
@@ -97,15 +98,15 @@ def load_net(path, device="cpu"):
     content = read(path)
     missing = [key for key in (*META, "config", "state_dict") if key not in content]
     if missing:
-        raise ValueError(f"{path} holds no trained network ({', '.join(missing)} missing); give a run's checkpoints/NAME.pt")
+        raise InputError(f"{path} holds no trained network ({', '.join(missing)} missing); give a run's checkpoints/NAME.pt")
     weights = content.pop("state_dict")
     try:
         net = build(content)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be loaded by this version of odenets: {error}") from None
+        raise InputError(f"{path} cannot be loaded by this version of odenets: {error}") from None
     difference = _difference(weights, net.state_dict())
     if difference:
-        raise ValueError(f"{path} holds weights of another architecture than this version's {content['model']}: {difference}")
+        raise InputError(f"{path} holds weights of another architecture than this version's {content['model']}: {difference}")
     net.load_state_dict(weights)
     return net.to(device).eval(), content
 

@@ -10,6 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from odenets.errors import InputError
+
 # name: (torchvision class, number of classes); digits is scikit-learn's and needs no file.
 REMOTE = {"mnist": (datasets.MNIST, 10), "fashion-mnist": (datasets.FashionMNIST, 10),
           "cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}
@@ -65,7 +67,7 @@ def load(name, folder, download=True, train_limit=None, test_limit=None):
         ValueError: Unknown name; missing, truncated or corrupt files, with what to do.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
+        raise InputError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
     if name == "digits":
         bunch = load_digits()
         images = torch.tensor(bunch.images / 16.0, dtype=torch.float32)[:, None]
@@ -93,17 +95,17 @@ def _read(name, folder, train, download):
         dataset = REMOTE[name][0](str(folder), train=train, download=False)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         if _present(name, folder):
-            raise ValueError(f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download "
+            raise InputError(f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download "
                              f"again") from None
         if not download:
-            raise ValueError(f"no {name} files in {folder} and --no-download given; put torchvision's files there "
+            raise InputError(f"no {name} files in {folder} and --no-download given; put torchvision's files there "
                              f"(--data-dir), or use --dataset digits, which needs none") from None
         dataset = _download(name, folder, train)
     images = torch.as_tensor(np.asarray(dataset.data))
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
     labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
     if len(images) != len(labels):
-        raise ValueError(f"the {name} files in {folder} are damaged: {len(images)} images but {len(labels)} labels")
+        raise InputError(f"the {name} files in {folder} are damaged: {len(images)} images but {len(labels)} labels")
     return Split(images.contiguous().float() / 255, labels)
 
 
@@ -111,7 +113,7 @@ def _download(name, folder, train):
     try:
         return REMOTE[name][0](str(folder), train=train, download=True)
     except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise ValueError(f"no {name} files in {folder}, and the download failed ({_first_line(error)}); use --data-dir with "
+        raise InputError(f"no {name} files in {folder}, and the download failed ({_first_line(error)}); use --data-dir with "
                          f"torchvision's files, or --dataset digits, which needs none") from None
 
 

@@ -21,6 +21,7 @@ from experiments.harness.options import parse_choice, parse_device, parse_number
 from experiments.harness.records import Run, saving
 from experiments.harness.runner import run_cases
 from experiments.harness.training_options import add_training_arguments, training_settings
+from odenets.errors import InputError
 
 CONFIG_VERSION = 2
 AUDITED = ("all", "first", "none")
@@ -96,9 +97,9 @@ def make_config(args, script):
 def check_out(args):
     """Refuse an --out and a --resume that make no sense together."""
     if args.out == "":
-        raise ValueError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
+        raise InputError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
     if args.resume and not args.out:
-        raise ValueError("--resume needs --out: the folder of the run to go on with")
+        raise InputError("--resume needs --out: the folder of the run to go on with")
 
 
 def provenance(device):
@@ -126,7 +127,7 @@ def conduct(config, cases, args):
     failures = run_cases(run, cases, console, config["workers"])
     run.sort(cases)
     if not run.records:
-        raise ValueError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
+        raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
     run.write_tables()
     with console.status("drawing the report"), saving(run.path("report.html")):
         report.write_report(run.config, run.records, run.path("report.html"))

@@ -8,6 +8,7 @@ import torch
 import odenets
 import stability
 from experiments.harness import figures, map_figures, page
+from odenets.errors import InputError
 
 DENSE_LIMIT, STEP_TOL = 512, 1e-6
 CAPTIONS = {
@@ -60,7 +61,7 @@ def survey(net, images, labels, epsilon, block=None):
     known = [(b.stage, b.block) for b in blocks]
     chosen = known[int(np.argmax([b.log_norm.mean() for b in blocks]))] if block is None else block
     if chosen not in known:
-        raise ValueError(f"there is no block {chosen[0]},{chosen[1]}; choose from {'; '.join(f'{s},{b}' for s, b in known)}")
+        raise InputError(f"there is no block {chosen[0]},{chosen[1]}; choose from {'; '.join(f'{s},{b}' for s, b in known)}")
     with odenets.tightened(net, STEP_TOL):
         if labels is None:
             with torch.no_grad():

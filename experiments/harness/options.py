@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import odenets
+from odenets.errors import InputError
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -58,12 +59,12 @@ def parse_schemes(text):
     """Schemes of a comma-separated list of specs, or of "all"; refuses an empty list and one scheme named twice."""
     specs = odenets.list_schemes() if text.strip() == "all" else split_top_level(text)
     if not specs:
-        raise ValueError(f"--schemes is empty; choose from {', '.join(odenets.list_schemes())}")
+        raise InputError(f"--schemes is empty; choose from {', '.join(odenets.list_schemes())}")
     schemes = []
     for spec in specs:
         scheme = odenets.get_scheme(spec)
         if scheme in schemes:
-            raise ValueError(f"scheme {spec!r} stands twice in --schemes (as {scheme})")
+            raise InputError(f"scheme {spec!r} stands twice in --schemes (as {scheme})")
         schemes.append(scheme)
     return schemes
 
@@ -72,10 +73,10 @@ def parse_fields(text):
     """Canonical specs of a comma-separated list of fields; refuses an empty list and one field named twice."""
     fields = [str(odenets.get_field(spec)) for spec in split_top_level(text)]
     if not fields:
-        raise ValueError(f"--fields is empty; choose from {', '.join(odenets.list_fields())}")
+        raise InputError(f"--fields is empty; choose from {', '.join(odenets.list_fields())}")
     for field in fields:
         if fields.count(field) > 1:
-            raise ValueError(f"field {field!r} stands twice in --fields")
+            raise InputError(f"field {field!r} stands twice in --fields")
     return fields
 
 
@@ -88,14 +89,14 @@ def parse_numbers(text, option, kind, minimum):
             above, slash, below = piece.partition("/")
             number = float(above) / float(below) if slash and kind is float else kind(piece)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{option} takes {wanted} separated by commas, got {piece!r}") from None
+            raise InputError(f"{option} takes {wanted} separated by commas, got {piece!r}") from None
         if not (number >= minimum and math.isfinite(number)):
-            raise ValueError(f"{option} must be finite and at least {minimum}, got {piece}")
+            raise InputError(f"{option} must be finite and at least {minimum}, got {piece}")
         if number in numbers:
-            raise ValueError(f"{option} names {piece} twice")
+            raise InputError(f"{option} names {piece} twice")
         numbers.append(number)
     if not numbers:
-        raise ValueError(f"{option} is empty; give numbers separated by commas, each at least {minimum}")
+        raise InputError(f"{option} is empty; give numbers separated by commas, each at least {minimum}")
     return numbers
 
 
@@ -105,14 +106,14 @@ def parse_one(text, option, kind, minimum):
         return None
     numbers = parse_numbers(text, option, kind, minimum)
     if len(numbers) > 1:
-        raise ValueError(f"{option} takes one number, got {text!r}")
+        raise InputError(f"{option} takes one number, got {text!r}")
     return numbers[0]
 
 
 def parse_choice(value, option, valid):
     """Refuse what is not among the valid values."""
     if value not in valid:
-        raise ValueError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
+        raise InputError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
 
 
 def parse_device(name):
@@ -120,10 +121,10 @@ def parse_device(name):
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {name!r}; choose auto, cpu or cuda")
+        raise InputError(f"unknown device {name!r}; choose auto, cpu or cuda")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch finds no CUDA here; choose auto or cpu")
+        raise InputError(f"device {name!r} was asked for, but torch finds no CUDA here; choose auto or cpu")
     try:
         return torch.device(name)
     except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; choose auto, cpu or cuda, or one of several as in cuda:0") from None
+        raise InputError(f"unknown device {name!r}; choose auto, cpu or cuda, or one of several as in cuda:0") from None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.harness import checkpoints
+from odenets.errors import InputError
 
 KEPT = 2
 
@@ -47,7 +48,7 @@ class Partials:
             changes = [f"{key} was {theirs.get(key)!r} and is now {self.identity.get(key)!r}"
                        for key in sorted({*theirs, *self.identity}) if theirs.get(key) != self.identity.get(key)]
             if changes:
-                raise ValueError(f"{path} belongs to another training ({'; '.join(changes)}); choose another --out")
+                raise InputError(f"{path} belongs to another training ({'; '.join(changes)}); choose another --out")
             return content["state"]
         return None
 

@@ -12,6 +12,7 @@ except ImportError:  # not a POSIX system: nothing keeps two processes out of on
     fcntl = None
 
 from experiments.harness.statistics import WORST, worst_over
+from odenets.errors import InputError
 
 OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
              "checkpoints")
@@ -50,14 +51,14 @@ class Run:
         self.environment_changes = []
         if present:
             if not (self.folder / "config.json").is_file():
-                raise ValueError(f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
+                raise InputError(f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
                                  f"choose another --out")
             before = _read_config(self.folder / "config.json")
             if before.get("experiment") != config.get("experiment"):
                 whose = f"a run of {before['experiment']}" if "experiment" in before else "the config.json of something else"
-                raise ValueError(f"{folder} holds {whose}, and this is {config.get('experiment')}; choose another --out")
+                raise InputError(f"{folder} holds {whose}, and this is {config.get('experiment')}; choose another --out")
             if not resume:
-                raise ValueError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume "
+                raise InputError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume "
                                  f"to go on with it")
             _refuse_changes(folder, before, config)
             self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
@@ -134,7 +135,7 @@ class Run:
             except ValueError:
                 records.append(None)
             if not _whole(records[-1]):
-                raise ValueError(f"{path} is damaged (line {number}); remove that line to run its case again")
+                raise InputError(f"{path} is damaged (line {number}); remove that line to run its case again")
         if rest:
             # A line without its end was being written when the process died: that case is run again.
             os.truncate(path, path.stat().st_size - len(rest))
@@ -187,7 +188,7 @@ def _make_folder(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{folder} is a file, or lies in one, and a run needs a folder; choose another --out") from None
+        raise InputError(f"{folder} is a file, or lies in one, and a run needs a folder; choose another --out") from None
     except OSError as error:
         raise OSError(f"cannot make the folder {folder} ({error.strerror or error}); choose another --out") from error
 
@@ -203,7 +204,7 @@ def _hold(folder):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f"another process is at work in {folder}; let it end, or choose another --out") from None
+        raise InputError(f"another process is at work in {folder}; let it end, or choose another --out") from None
     except OSError:  # a file system without locks
         pass
     _held[place.st_dev, place.st_ino] = handle
@@ -228,9 +229,9 @@ def _read_config(path):
     try:
         config = json.loads(path.read_bytes().decode())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another --out") from None
+        raise InputError(f"{path} is damaged ({error}); choose another --out") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged (it holds no JSON object); choose another --out")
+        raise InputError(f"{path} is damaged (it holds no JSON object); choose another --out")
     return config
 
 
@@ -246,4 +247,4 @@ def _refuse_changes(folder, before, now):
     further = seeds and (now.get("seeds") or [])[: len(seeds)] == seeds  # what a net is does not depend on other seeds
     changes = _changes(before, now, (*INCIDENTAL, "seeds") if further else INCIDENTAL)
     if changes:
-        raise ValueError(f"{folder} holds a run with another configuration ({'; '.join(changes)}); choose another --out")
+        raise InputError(f"{folder} holds a run with another configuration ({'; '.join(changes)}); choose another --out")

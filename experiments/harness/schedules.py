@@ -2,6 +2,8 @@
 from torch import optim
 from torch.optim import lr_scheduler
 
+from odenets.errors import InputError
+
 # The learning rate (the peak of a schedule) and the weight decay where the user names none: AdamW's is torch's, SGD's are the
 # protocol of Li, He, Lin (2020).
 OPTIMIZERS = {"adamw": {"learning_rate": 6e-3, "weight_decay": 0.01}, "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4}}
@@ -21,7 +23,7 @@ def check_warmup(schedule, epochs):
     """Refuse a linear rise of the learning rate before a schedule that sets it from the first step to the last."""
     if epochs and schedule == "one-cycle":
         others = ", ".join(name for name in SCHEDULES if name != "one-cycle")
-        raise ValueError(f"--warmup-epochs {epochs} needs a --schedule of {others}; one-cycle has a rise of its own")
+        raise InputError(f"--warmup-epochs {epochs} needs a --schedule of {others}; one-cycle has a rise of its own")
 
 
 def make_optimizer(parameters, settings):

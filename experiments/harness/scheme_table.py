@@ -3,6 +3,7 @@ import math
 
 import odenets
 from experiments.harness.regions import has_region, region_of
+from odenets.errors import InputError
 from odenets.schemes.catalogue import ALIASES
 from odenets.schemes.solving import SOLVE_DEFAULTS
 
@@ -67,5 +68,5 @@ def replaced(text, path):
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not end or START in rest or END in before + after:
-        raise ValueError(f"{path} must hold the line {START!r} once, and below it the line {END!r}")
+        raise InputError(f"{path} must hold the line {START!r} once, and below it the line {END!r}")
     return f"{before}{start}\n{markdown()}\n{end}{after}"

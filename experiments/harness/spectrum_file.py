@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.harness.regions import cloud_of
+from odenets.errors import InputError
 
 
 def read_spectrum(path):
@@ -22,7 +23,7 @@ def read_spectrum(path):
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ValueError(f"cannot read --spectrum {str(path)!r} ({reason})") from None
+        raise InputError(f"cannot read --spectrum {str(path)!r} ({reason})") from None
     if not text.lstrip().startswith("{"):
         points = _read_csv(text, path)
         return lambda scheme: {"0": points}
@@ -39,10 +40,10 @@ def _read_records(text, path):
         except (ValueError, TypeError, KeyError, AttributeError):
             usable = False
         if not usable:
-            raise ValueError(f"--spectrum {str(path)!r}, line {line}: not a record of a run (JSON with scheme and cloud)")
+            raise InputError(f"--spectrum {str(path)!r}, line {line}: not a record of a run (JSON with scheme and cloud)")
         records.append(record)
     if not cloud_of(records):
-        raise ValueError(f"--spectrum {str(path)!r} holds {len(records)} records and no eigenvalues; name the records.jsonl "
+        raise InputError(f"--spectrum {str(path)!r} holds {len(records)} records and no eigenvalues; name the records.jsonl "
                          "of a compare_schemes run")
     return records
 
@@ -51,7 +52,7 @@ def _read_csv(text, path):
     rows = csv.reader(text.splitlines())
     header = [name.strip().lower() for name in next(rows, [])]
     if not {"re", "im"} <= {*header}:
-        raise ValueError(f"--spectrum {str(path)!r} must be a CSV whose first line names the columns re and im (h*lambda), or "
+        raise InputError(f"--spectrum {str(path)!r} must be a CSV whose first line names the columns re and im (h*lambda), or "
                          f"a records.jsonl; its first line has {', '.join(header)[:80] or 'nothing'}")
     points = []
     for row in filter(None, rows):
@@ -60,8 +61,8 @@ def _read_csv(text, path):
         except (ValueError, IndexError):
             points.append([np.nan])
         if not np.isfinite(points[-1]).all():
-            raise ValueError(f"--spectrum {str(path)!r}, line {rows.line_num}: re and im must be finite numbers, "
+            raise InputError(f"--spectrum {str(path)!r}, line {rows.line_num}: re and im must be finite numbers, "
                              f"got {','.join(row)[:80]}")
     if not points:
-        raise ValueError(f"--spectrum {str(path)!r} holds no eigenvalues below its header")
+        raise InputError(f"--spectrum {str(path)!r} holds no eigenvalues below its header")
     return np.array(points)

@@ -5,6 +5,8 @@ from math import sqrt
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from odenets.errors import InputError
+
 LEVEL = 0.95
 WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
 
@@ -41,7 +43,7 @@ def t_interval(values, level=LEVEL):
     values = np.asarray(values, dtype=float)
     n = len(values)
     if n < 2:
-        raise ValueError(f"an interval over seeds needs at least two of them, got {n}")
+        raise InputError(f"an interval over seeds needs at least two of them, got {n}")
     half = stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / sqrt(n)
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n, "seeds", level)
 
@@ -52,7 +54,7 @@ def wilson(successes, total, level=LEVEL):
     Source: Wilson (1927), JASA 22; Brown, Cai, DasGupta (2001), section 3.1.1.
     """
     if not 0 <= successes <= total or total < 1:
-        raise ValueError(f"successes must lie in 0..total and total be positive, got {successes} of {total}")
+        raise InputError(f"successes must lie in 0..total and total be positive, got {successes} of {total}")
     z, p = ndtri((1 + level) / 2), successes / total
     centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
@@ -72,7 +74,7 @@ def paired_images(correct, reference, level=LEVEL):
     """
     correct, reference = np.asarray(correct, dtype=bool), np.asarray(reference, dtype=bool)
     if correct.shape != reference.shape or correct.ndim != 1 or not len(correct):
-        raise ValueError(f"paired images need two masks of one length, got shapes {correct.shape} and "
+        raise InputError(f"paired images need two masks of one length, got shapes {correct.shape} and "
                          f"{reference.shape}")
     n = len(correct)
     won, lost = int((correct & ~reference).sum()), int((~correct & reference).sum())
@@ -116,7 +118,7 @@ def correct_mask(measurement):
     packed = np.frombuffer(bytes.fromhex(measurement["bits"]), dtype=np.uint8)
     mask = np.unpackbits(packed)[: measurement["total"]].astype(bool)
     if len(mask) != measurement["total"] or mask.sum() != measurement["correct"]:
-        raise ValueError(f"damaged record: {measurement['attack']} at epsilon {measurement['epsilon']} says "
+        raise InputError(f"damaged record: {measurement['attack']} at epsilon {measurement['epsilon']} says "
                          f"{measurement['correct']} of {measurement['total']} images correct, its bits say "
                          f"{mask.sum()} of {len(mask)}")
     return mask

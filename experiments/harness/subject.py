@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from experiments.harness import checkpoints
+from odenets.errors import InputError
 
 FORMS = "a checkpoint of a run, the folder of a run, package.module:callable or path/to/file.py:callable"
 
@@ -44,14 +45,14 @@ def load_subjects(text, device="cpu"):
     if path.is_dir():
         files = sorted(path.glob("checkpoints/*.pt"))
         if not files:
-            raise ValueError(f"{text} holds no finished checkpoint (checkpoints/*.pt); give {FORMS}")
+            raise InputError(f"{text} holds no finished checkpoint (checkpoints/*.pt); give {FORMS}")
         return [_of_run(file, device) for file in files]
     if path.is_file():
         if path.suffix == ".py":
-            raise ValueError(f"{text} is a Python file; name what returns the network, as in {text}:NAME")
+            raise InputError(f"{text} is a Python file; name what returns the network, as in {text}:NAME")
         return [_of_run(path, device)]
     if ":" not in text or path.suffix == ".pt":
-        raise ValueError(f"there is no {text!r}; give {FORMS}")
+        raise InputError(f"there is no {text!r}; give {FORMS}")
     return [_imported(text, device)]
 
 
@@ -59,7 +60,7 @@ def load_subject(text, device="cpu"):
     """The one network that a text names; see `load_subjects`. ValueError where a folder holds several."""
     subjects = load_subjects(text, device)
     if len(subjects) > 1:
-        raise ValueError(f"{text} holds {len(subjects)} checkpoints; give one of them, such as {subjects[0].text}")
+        raise InputError(f"{text} holds {len(subjects)} checkpoints; give one of them, such as {subjects[0].text}")
     return subjects[0]
 
 
@@ -76,12 +77,12 @@ def _imported(text, device):
             net = found if isinstance(found, nn.Module) else found()
     except (Exception, SystemExit) as error:  # the user's code may raise whatever it likes
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{text} cannot be had: {type(error).__name__}{': ' * bool(reason)}{reason}") from error
+        raise InputError(f"{text} cannot be had: {type(error).__name__}{': ' * bool(reason)}{reason}") from error
     if not isinstance(net, nn.Module):
-        raise ValueError(f"{text} gave a {type(net).__name__}; it must be, or return, a torch.nn.Module")
+        raise InputError(f"{text} gave a {type(net).__name__}; it must be, or return, a torch.nn.Module")
     for part, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(f"{text}: {part or 'the module'} is a {type(module).__name__} in training mode, in which images "
+            raise InputError(f"{text}: {part or 'the module'} is a {type(module).__name__} in training mode, in which images "
                              f"depend on their neighbours; return net.eval()")
     return Subject(text, net.to(device).eval(), text)
 

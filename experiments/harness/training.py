@@ -17,6 +17,7 @@ from experiments.harness.augmentation import augment
 from experiments.harness.data import Split
 from experiments.harness.precision import float32_solves, low_precision
 from experiments.harness.schedules import make_optimizer, make_schedule
+from odenets.errors import Divergence
 
 # Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
 DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
@@ -122,7 +123,7 @@ def _descend(net, x, loss, live, book):
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_CLIP)
     value, norm = torch.stack([loss.detach(), norm]).tolist()
     if not (math.isfinite(value) and math.isfinite(norm)):
-        raise ValueError(_divergence(net, x, value, norm, book["epoch"] + 1))
+        raise Divergence(_divergence(net, x, value, norm, book["epoch"] + 1))
     live["optimizer"].step()
     live["schedule"].step()
     book["loss"] += value

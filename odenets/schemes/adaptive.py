@@ -7,6 +7,7 @@ import torch
 from torchdiffeq import odeint
 from torchdiffeq._impl import misc, rk_common
 
+from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme
 from odenets.transforms import dual_level, transforming
 
@@ -41,10 +42,10 @@ class Adaptive(Scheme):
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise ValueError(f"adaptive: unknown method {self.method!r}; choose from {', '.join(METHODS)}")
+            raise InputError(f"adaptive: unknown method {self.method!r}; choose from {', '.join(METHODS)}")
         for key in ("rtol", "atol"):
             if not 0 < getattr(self, key) < float("inf"):
-                raise ValueError(f"adaptive: {key} must be positive and finite, got {getattr(self, key)}")
+                raise InputError(f"adaptive: {key} must be positive and finite, got {getattr(self, key)}")
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """Integrate from t to t + h; see `Scheme.step`. The sizes of the accepted steps go to `record`."""
@@ -64,7 +65,7 @@ class Adaptive(Scheme):
 
     def amplification(self, z):
         """Undefined: the steps depend on the data."""
-        raise ValueError("adaptive has no stability function R(z): its step sizes depend on the data")
+        raise InputError("adaptive has no stability function R(z): its step sizes depend on the data")
 
 
 class AcceptedSteps(NamedTuple):

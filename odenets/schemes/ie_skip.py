@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
 from odenets.transforms import dual_level, transforming
 
@@ -37,11 +38,11 @@ class IESkip(Scheme):
 
     def __post_init__(self):
         if not 0 < self.gamma < np.inf:
-            raise ValueError(f"ie_skip: gamma must be positive and finite, got {self.gamma}")
+            raise InputError(f"ie_skip: gamma must be positive and finite, got {self.gamma}")
         if self.iterations < 1:
-            raise ValueError(f"ie_skip: iterations must be at least 1, got {self.iterations}")
+            raise InputError(f"ie_skip: iterations must be at least 1, got {self.iterations}")
         if not 0 < self.theta <= 1:
-            raise ValueError(f"ie_skip: theta must lie in (0, 1], got {self.theta}")
+            raise InputError(f"ie_skip: theta must lie in (0, 1], got {self.theta}")
 
     @property
     def stages(self):

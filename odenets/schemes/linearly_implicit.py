@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from odenets.errors import InputError, Unsolved
 from odenets.implicit import implicit_function
 from odenets.krylov import check_settings, gmres, jacobian_products, phi1
 from odenets.schemes.scheme import Scheme, with_backward_of
@@ -52,11 +53,11 @@ class KrylovScheme(Scheme, ABC):
     def keep(self, solution, record):
         """Record the outcome of a process, or raise where that is wanted."""
         if not bool(torch.isfinite(solution.residual).all()):
-            raise ValueError("the field or its Jacobian is not finite in a step: NaN or Inf in the weights or the input")
+            raise InputError("the field or its Jacobian is not finite in a step: NaN or Inf in the weights or the input")
         if record is not None:
             record.append(solution._replace(value=None))
         if self.on_failure == "raise" and not bool(solution.converged.all()):
-            raise RuntimeError(failure_sentence(solution.converged, solution.residual, self))
+            raise Unsolved(failure_sentence(solution.converged, solution.residual, self))
 
     def solve(self, f, t, y, weight, rhs, gradient, record):
         """x with (I - weight J) x = rhs, J = df/dy at (t, y)."""

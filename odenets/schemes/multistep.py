@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme
 from odenets.schemes.solving import SolvingScheme, solve_stages
 
@@ -103,7 +104,7 @@ class LMResNet(TwoStep):
 
     def __post_init__(self):
         if not -1 < self.k <= 1:
-            raise ValueError(f"lm_resnet: k must lie in (-1, 1], got {self.k}")
+            raise InputError(f"lm_resnet: k must lie in (-1, 1], got {self.k}")
 
     def start(self, f, t, y, h, gradient, record):
         """Explicit Euler."""

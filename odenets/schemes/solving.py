@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from odenets.errors import InputError
 from odenets.implicit import implicit_function
 from odenets.krylov import row_norm
 from odenets.record import Record
@@ -35,7 +36,7 @@ class SolvingScheme(Scheme, ABC):
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
-            raise ValueError(f"unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
+            raise InputError(f"unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
         object.__setattr__(self, "solve", SOLVERS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
 
     def state(self, compute, predictor, gradient, record):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from odenets.errors import InputError
+
 TOLERANCE = 1e-9  # far above the rounding of a coefficient, far below any typing error
 
 
@@ -98,7 +100,7 @@ class Tableau:
             object.__setattr__(self, field, values)
         for claim, holds in self._claims():
             if not holds:
-                raise ValueError(f"tableau {self.name!r}: {claim} does not hold; check its coefficients against {self.source}")
+                raise InputError(f"tableau {self.name!r}: {claim} does not hold; check its coefficients against {self.source}")
 
     def _claims(self):
         """Pairs (claim in words, whether it holds), the cheap and basic ones first."""

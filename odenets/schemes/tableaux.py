@@ -5,6 +5,7 @@ from math import sqrt
 import numpy as np
 from numpy.polynomial import Chebyshev
 
+from odenets.errors import InputError
 from odenets.schemes.tableau import Tableau
 
 SQRT2, SQRT3, SQRT6, SQRT15 = sqrt(2), sqrt(3), sqrt(6), sqrt(15)
@@ -54,9 +55,9 @@ DOPRI5 = Tableau("dopri5", A=[[0, 0, 0, 0, 0, 0], [1/5, 0, 0, 0, 0, 0], [3/40, 9
 
 def _chebyshev_arguments(name, stages, damping, fewest):
     if isinstance(stages, bool) or stages != int(stages) or not fewest <= stages <= 50:
-        raise ValueError(f"{name}: stages must be a whole number from {fewest} to 50, got {stages}")
+        raise InputError(f"{name}: stages must be a whole number from {fewest} to 50, got {stages}")
     if not 0 <= damping <= 10:
-        raise ValueError(f"{name}: damping must lie in [0, 10], got {damping}")
+        raise InputError(f"{name}: damping must lie in [0, 10], got {damping}")
     T = [Chebyshev.basis(j) for j in range(stages + 1)]
     return T, 1 + damping / stages**2
 
@@ -137,7 +138,7 @@ def theta(theta=0.5):
     Source: Hairer & Wanner II (1996), example IV.3.2 (iv).
     """
     if not (0.001 <= theta <= 1 and (theta == 1/2 or abs(theta - 1/2) > 1e-6)):
-        raise ValueError(f"theta: theta must lie in [0.001, 1], and not so near 1/2 that its order is in doubt; got {theta}")
+        raise InputError(f"theta: theta must lie in [0.001, 1], and not so near 1/2 that its order is in doubt; got {theta}")
     A, b = ([[0, 0], [1 - theta, theta]], [1 - theta, theta]) if theta < 1 else ([[1]], [1])
     return Tableau("theta", A, b, order=2 if theta == 1/2 else 1, structure="diagonal", r_infinity=(theta - 1) / theta,
                    source=HW + ", section IV.3")
