@@ -28,11 +28,11 @@ test-all: setup
 	$(PYTEST) -m ""
 
 bench: setup
-	$(BIN)/python experiments/benchmark.py
-	$(BIN)/python experiments/benchmark_peers.py
-	$(BIN)/python experiments/benchmark_spectra.py
-	$(BIN)/python experiments/benchmark_attacks.py
-	$(BIN)/python experiments/benchmark_audit.py
+	$(BIN)/python experiments/benchmarks/cost.py
+	$(BIN)/python experiments/benchmarks/peers.py
+	$(BIN)/python experiments/benchmarks/spectra.py
+	$(BIN)/python experiments/benchmarks/attacks.py
+	$(BIN)/python experiments/benchmarks/audit.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

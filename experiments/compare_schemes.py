@@ -6,9 +6,9 @@ Every scheme starts from the same weights, sees the same batches and is judged o
 receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, figures, checkpoints and report.html.
 """
 import odenets
-from experiments.harness.case import Case
-from experiments.harness.experiment import add_arguments, conduct, make_config
-from experiments.harness.options import Parser, parse_fields, parse_numbers, run_cli
+from experiments.harness.command import Parser, parse_fields, parse_numbers, run_cli
+from experiments.harness.run.case import Case
+from experiments.harness.run.experiment import add_arguments, conduct, make_config
 from odenets.errors import InputError
 
 

@@ -21,12 +21,12 @@ from rich.progress import track
 from rich.table import Table
 
 import stability
-from experiments.harness.case import load_data
-from experiments.harness.checkpoints import load_net
-from experiments.harness.options import Parser, parse_numbers, run_cli
+from experiments.harness.command import Parser, parse_numbers, run_cli
+from experiments.harness.run.case import load_data
+from experiments.harness.run.checkpoints import load_net
 from odenets.errors import InputError
-from odenets.krylov import gmres, jacobian_products, row_norm
-from odenets.solvers import SOLVERS, Broyden
+from odenets.solve.krylov import gmres, jacobian_products, row_norm
+from odenets.solve.nonlinear import SOLVERS, Broyden
 from stability import jacobian
 
 DENSE = 2048  # unknowns up to which a dense preconditioner is formed

@@ -15,10 +15,7 @@ import torch
 from rich.console import Console
 
 import odenets
-from experiments.harness import data, evaluation, evaluation_report
-from experiments.harness.attack_names import CHOICE, THREATS, parse_attacks, radius
-from experiments.harness.experiment import DEFAULTS, check_out, provenance
-from experiments.harness.options import (
+from experiments.harness.command import (
     Parser,
     parse_choice,
     parse_device,
@@ -27,12 +24,17 @@ from experiments.harness.options import (
     run_cli,
     split_top_level,
 )
-from experiments.harness.records import Run, saving
-from experiments.harness.runner import progress_bars, sentence
-from experiments.harness.statistics import middle
-from experiments.harness.subject import load_subjects
+from experiments.harness.report import evaluation as evaluation_report
+from experiments.harness.report.statistics import middle
+from experiments.harness.run import measure as evaluation
+from experiments.harness.run.attack_names import CHOICE, THREATS, parse_attacks, radius
+from experiments.harness.run.experiment import DEFAULTS, check_out, provenance
+from experiments.harness.run.folder import Run, saving
+from experiments.harness.run.runner import progress_bars, sentence
+from experiments.harness.run.subject import load_subjects
+from experiments.harness.training import data
 from odenets.errors import InputError
-from stability.inputs import check_logits
+from stability.attacks.images import check_logits
 
 CONFIG_VERSION = 1
 AUDITS = ("none", "quick", "full")

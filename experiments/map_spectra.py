@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 import odenets
-from experiments.harness import data, mapping
-from experiments.harness.experiment import DEFAULTS
-from experiments.harness.options import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
-from experiments.harness.subject import load_subject
+from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
+from experiments.harness.report import survey as mapping
+from experiments.harness.run.experiment import DEFAULTS
+from experiments.harness.run.subject import load_subject
+from experiments.harness.training import data
 from odenets.errors import InputError
 
 

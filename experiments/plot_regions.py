@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments.harness import scheme_table
-from experiments.harness.figures import save
-from experiments.harness.options import Parser, parse_schemes, run_cli
-from experiments.harness.records import write_atomically
-from experiments.harness.regions import analytic, has_region, region_sheet
-from experiments.harness.spectrum_file import read_spectrum
+from experiments.harness.command import Parser, parse_schemes, run_cli
+from experiments.harness.report import scheme_table
+from experiments.harness.report.figures import save
+from experiments.harness.report.regions import analytic, has_region, region_sheet
+from experiments.harness.report.spectrum_file import read_spectrum
+from experiments.harness.run.folder import write_atomically
 from odenets.errors import InputError
 
 

@@ -4,9 +4,9 @@
 
 One seed by default: cost grows with the substeps, about 10 minutes on 2 cores for the line above.
 """
-from experiments.harness.case import Case
-from experiments.harness.experiment import add_arguments, conduct, make_config
-from experiments.harness.options import Parser, parse_numbers, run_cli
+from experiments.harness.command import Parser, parse_numbers, run_cli
+from experiments.harness.run.case import Case
+from experiments.harness.run.experiment import add_arguments, conduct, make_config
 
 
 @run_cli

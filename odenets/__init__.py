@@ -1,10 +1,9 @@
 """Residual networks as differential equations, integrated by pluggable schemes."""
-from odenets import fields
-from odenets.convert import convert
 from odenets.errors import InputError
-from odenets.fields import get_field, list_fields
-from odenets.implicit import root
-from odenets.resnet import (
+from odenets.nets import fields
+from odenets.nets.convert import convert
+from odenets.nets.fields import get_field, list_fields
+from odenets.nets.resnet import (
     MODELS,
     ODEResNet,
     ode_resnet18,
@@ -13,9 +12,10 @@ from odenets.resnet import (
     ode_resnet_small,
     ode_resnet_small_stride2,
 )
+from odenets.nets.stage import ODEStage, converged, set_gradient, set_scheme, stages, tightened
+from odenets.nets.warm import WarmStart
 from odenets.schemes import GRADIENTS, Scheme, Tableau, get_scheme, list_schemes
-from odenets.stage import ODEStage, converged, set_gradient, set_scheme, stages, tightened
-from odenets.warm import WarmStart
+from odenets.solve.root import root
 
 __all__ = ["GRADIENTS", "InputError", "MODELS", "ODEResNet", "ODEStage", "Scheme", "Tableau", "WarmStart", "converged", "convert", "fields",
            "get_field", "get_scheme", "list_fields", "list_schemes", "ode_resnet18", "ode_resnet34", "ode_resnet50",

@@ -1,27 +1,27 @@
 """How perturbations grow: of a scheme (regions), of a linearised network (spectra), in the worst case (attacks)."""
-from stability.apgd import apgd
-from stability.arnoldi import krylov_memory
-from stability.attacks import fgsm, pgd
-from stability.audit import audit
-from stability.black_box import noise, square
-from stability.case import before_the_judge, cold_judge
-from stability.dynamics import BlockDynamics, block_dynamics, dynamics, stage_exponents
-from stability.explain import explain
-from stability.growth import growth, lyapunov_exponents
-from stability.jacobian import dense_jacobians, jacobian
-from stability.judge import WorstCase, worst_case
-from stability.kreiss import kreiss_constant
-from stability.normality import departure_from_normality
-from stability.numerical_range import numerical_range
-from stability.penalty import log_norm_penalty
-from stability.predictors import PREDICTORS, lipschitz_bound, predictors
-from stability.pseudospectra import pseudospectrum
-from stability.reference import autoattack
-from stability.regions import largest_stable_step, region
-from stability.singular import singular_values
-from stability.spectra import log_norm, ritz_values, spectral_norm, spectrum
-from stability.threats import L2, Linf
-from stability.walk import places
+from stability.attacks.auto_pgd import apgd
+from stability.attacks.autoattack import autoattack
+from stability.attacks.gradient import fgsm, pgd
+from stability.attacks.judge import WorstCase, worst_case
+from stability.attacks.random_search import noise, square
+from stability.attacks.threats import L2, Linf
+from stability.linear.arnoldi import krylov_memory
+from stability.linear.jacobian import dense_jacobians, jacobian
+from stability.linear.kreiss import kreiss_constant
+from stability.linear.normality import departure_from_normality
+from stability.linear.numerical_range import numerical_range
+from stability.linear.pseudospectra import pseudospectrum
+from stability.linear.singular import singular_values
+from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum
+from stability.masking.audit import audit
+from stability.masking.subject import before_the_judge, cold_judge
+from stability.methods.regions import largest_stable_step, region
+from stability.network.blocks import BlockDynamics, block_dynamics, dynamics, stage_exponents
+from stability.network.explain import explain
+from stability.network.growth import growth, lyapunov_exponents
+from stability.network.penalty import log_norm_penalty
+from stability.network.places import places
+from stability.network.predictors import PREDICTORS, lipschitz_bound, predictors
 
 __all__ = ["BlockDynamics", "L2", "Linf", "PREDICTORS", "WorstCase", "apgd", "audit", "autoattack",
            "before_the_judge", "block_dynamics", "cold_judge", "dense_jacobians", "departure_from_normality",

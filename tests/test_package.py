@@ -26,14 +26,51 @@ def test_imports_go_one_way(layer):
         assert not wrong, f"{path} imports {wrong}"
 
 
-@pytest.mark.parametrize(("path", "allowed"), [
-    ("odenets/schemes/tableau.py", {"dataclasses", "functools", "math", "numpy", "typing"}),
-    *((f"stability/{name}.py", None) for name in (
-        "jacobian", "threats", "inputs", "losses", "ascent", "attacks", "apgd", "black_box", "judge")),
-])
-def test_some_modules_know_less(path, allowed):
-    found = {name.split(".")[0] for name in _imports(ROOT / path)}
-    assert found <= allowed if allowed else "odenets" not in found
+# What the files of a folder may import of ours. A folder says by this which question it answers, and from what it answers it.
+KNOWN = {
+    "odenets/solve": ["odenets.errors", "odenets.solve"],
+    "odenets/schemes": ["odenets.errors", "odenets.specs", "odenets.solve", "odenets.schemes"],
+    "odenets/nets": ["odenets"],
+    "stability/methods": ["odenets.schemes", "stability.errors", "stability.methods"],
+    "stability/linear": ["stability.errors", "stability.random", "stability.linear"],
+    "stability/attacks": ["stability.errors", "stability.random", "stability.attacks"],
+    "stability/network": ["odenets", "stability.errors", "stability.methods", "stability.linear", "stability.network"],
+    "stability/masking": ["odenets", "stability.errors", "stability.random", "stability.attacks", "stability.masking"],
+    "experiments/harness/training": ["odenets", "stability", "experiments.harness.command", "experiments.harness.training"],
+    "experiments/harness/run": ["odenets", "stability", "experiments.harness"],
+    "experiments/harness/report": ["odenets", "stability", "experiments.harness.report", "experiments.harness.run.attack_names"],
+}
+
+
+@pytest.mark.parametrize("folder", KNOWN)
+def test_folders_know_what_they_need(folder):
+    for path in (ROOT / folder).glob("*.py"):
+        ours = [name for name in _imports(path) if name.split(".")[0] in LAYERS]
+        wrong = [name for name in ours if not any(name == known or name.startswith(known + ".") for known in KNOWN[folder])]
+        assert not wrong, f"{path} imports {wrong}"
+
+
+def test_a_tableau_needs_numpy_alone():
+    found = {name.split(".")[0] for name in _imports(ROOT / "odenets/schemes/tableau.py")}
+    assert found <= {"dataclasses", "functools", "math", "numpy", "typing", "odenets"}
+
+
+def test_private_names_stay_in_their_file():
+    for layer in LAYERS:
+        for path in (ROOT / layer).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    private = [alias for alias in node.names if alias.name.startswith("_") or (alias.asname or "").startswith("_")]
+                    assert not private, f"{path} imports {[alias.name for alias in private]} from {node.module}"
+
+
+def test_no_function_hides_a_module():
+    for layer in LAYERS:
+        for package in (ROOT / layer).rglob("__init__.py"):
+            exported = {alias.asname or alias.name for node in ast.walk(ast.parse(package.read_text()))
+                        if isinstance(node, ast.ImportFrom) for alias in node.names}
+            modules = {path.stem for path in package.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+            assert not exported & modules, f"{package} hides {exported & modules}"
 
 
 def test_libraries_neither_print_nor_touch_files_nor_plot():
@@ -48,7 +85,7 @@ def test_libraries_neither_print_nor_touch_files_nor_plot():
 def test_files_stay_readable():
     for layer in LAYERS:
         for path in (ROOT / layer).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 250, f"{path} has more than 250 lines"
+            assert len(path.read_text().splitlines()) <= 400, f"{path} has more than 400 lines"
 
 
 def test_environments_agree():

@@ -9,7 +9,7 @@ from torchdiffeq._impl import misc, rk_common
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme
-from odenets.transforms import dual_level, transforming
+from odenets.solve.transforms import dual_level, transforming
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 

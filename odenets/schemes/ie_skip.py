@@ -13,7 +13,7 @@ import torch
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
-from odenets.transforms import dual_level, transforming
+from odenets.solve.transforms import dual_level, transforming
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from odenets.errors import InputError, Unsolved
-from odenets.implicit import implicit_function
-from odenets.krylov import check_settings, gmres, jacobian_products, phi1
 from odenets.schemes.scheme import Scheme, with_backward_of
-from odenets.solvers import failure_sentence
+from odenets.solve.krylov import check_settings, gmres, jacobian_products, phi1
+from odenets.solve.nonlinear import failure_sentence
+from odenets.solve.root import implicit_function
 
 GAMMA = 1 - 1 / np.sqrt(2)  # of ros2: makes it L-stable
 

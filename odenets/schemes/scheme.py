@@ -4,8 +4,8 @@ from dataclasses import fields, replace
 
 import torch
 
+from odenets.solve.transforms import dual_level, transforming
 from odenets.specs import canonical
-from odenets.transforms import dual_level, transforming
 
 GRADIENTS = ("exact", "unrolled", "detached")
 

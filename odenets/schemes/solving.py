@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 import torch
 
 from odenets.errors import InputError
-from odenets.implicit import implicit_function
-from odenets.krylov import row_norm
-from odenets.record import Record
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
-from odenets.solvers import SOLVERS
+from odenets.solve.krylov import row_norm
+from odenets.solve.log import Record
+from odenets.solve.nonlinear import SOLVERS
+from odenets.solve.root import implicit_function
 
 # Unknowns solved together; CUDA wants larger kernels.
 PIECE = {"cpu": 3 * 2**15, "cuda": 2**22}

@@ -1,0 +1,1 @@
+"""Cost beside its targets, always as ratios measured side by side in one run."""

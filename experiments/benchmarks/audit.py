@@ -1,0 +1,214 @@
+"""How often the audit is right: networks that only seem robust, each beside its honest twin, and honest networks.
+
+    python experiments/benchmarks/audit.py [--device auto] [--only masks,schemes,honest] [--out FILE.json]
+
+About 15 minutes on 2 cores; no data beyond scikit-learn's digits. What a mask gains is accuracy under PGD-20; what passes must
+not gain more than a few points, and an honest network must pass.
+"""
+import copy
+from collections import Counter
+from functools import cache, partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import odenets
+import stability
+from experiments.benchmarks.attacks import robust
+from experiments.benchmarks.cost import TRAINING, run_benchmarks
+from experiments.harness.command import run_cli
+from experiments.harness.training import data
+from experiments.harness.training import loop as training
+
+EPSILON, IMAGES, GAIN_IMAGES = 0.1, 64, 128
+CLASSES, PIXELS = 10, 64
+
+
+class Masked(nn.Module):
+    """A network between two functions."""
+
+    def __init__(self, net, before=None, after=None):
+        super().__init__()
+        self.net, self.before, self.after = net, before or nn.Identity(), after or nn.Identity()
+
+    def forward(self, x):
+        """Logits of images."""
+        return self.after(self.net(self.before(x)))
+
+
+def _perceptron(activation=nn.ReLU):
+    return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 64), activation(), nn.Linear(64, 64), activation(),
+                         nn.Linear(64, CLASSES))
+
+
+def _convolutional(activation=nn.ReLU, between=nn.Identity, pool=nn.Identity):
+    return nn.Sequential(nn.Conv2d(1, 12, 3, 1, 1), between(), activation(), nn.Conv2d(12, 24, 3, 2, 1), between(),
+                         activation(), pool(), nn.Flatten(), nn.LazyLinear(CLASSES))
+
+
+@cache
+def _digits():
+    return data.load("digits", None)
+
+
+@cache
+def trained(make, epochs=8, epsilon=None):
+    """A network on digits, in eval mode; with a radius, trained on PGD with 5 steps."""
+    torch.manual_seed(0)
+    net = make()
+    net(_digits().train.images[:2])  # lazy layers learn their sizes
+    method = {"training": "standard"} if epsilon is None else {"training": "pgd", "train_epsilon": epsilon, "train_steps": 5}
+    training.train(net, _digits(), {**TRAINING, **method, "epochs": epochs}, 0)
+    return net
+
+
+@cache
+def _integrated(scheme, epochs):
+    return trained(partial(odenets.ode_resnet_small, scheme=scheme), epochs)
+
+
+def _ours(scheme, trained_with=None, gradient="exact", epochs=8):
+    net = copy.deepcopy(_integrated(trained_with or scheme, epochs))
+    odenets.set_scheme(net, scheme)
+    odenets.set_gradient(net, gradient)
+    return net
+
+
+def _rounded(x, levels):
+    return (x * levels).round() / levels
+
+
+def _straight_through(x, levels):
+    return x + (_rounded(x, levels) - x).detach()
+
+
+def _rounded_cosines(x, step):
+    row = torch.arange(8, dtype=x.dtype, device=x.device)
+    transform = torch.cos(torch.pi * (2 * row + 1) * row[:, None] / 16) / 2
+    transform[0] /= 2**0.5
+    return transform.T @ ((transform @ x @ transform.T / step).round() * step) @ transform
+
+
+def _before(function, *settings):
+    return [(lambda net, s=s: Masked(net, before=lambda x: function(x, *s))) for s in settings]
+
+
+def _after(function, *settings):
+    return [(lambda net, s=s: Masked(net, after=lambda logits: function(logits, *s))) for s in settings]
+
+
+LEVELS = [(levels,) for levels in (4, 16, 64, 256)]
+MASKS = {  # what is done to a network: a list of functions of one
+    "rounded images": _before(_rounded, *LEVELS), "rounded logits": _after(_rounded, *LEVELS),
+    "rounded straight-through": _before(_straight_through, *LEVELS) + _after(_straight_through, *LEVELS),
+    "rounded cosine transform": _before(_rounded_cosines, (0.05,), (0.3,)),
+    "noise": [*_before(lambda x, s: x + s * torch.randn_like(x), (0.003,), (0.03,), (0.1,)),
+              *_after(lambda x, s: x + s * torch.randn_like(x), (0.03,), (0.1,))],
+    "dropout left on": _before(lambda x, p: F.dropout(x, p, training=True), (0.03,), (0.1,), (0.3,)),
+    "logits times 20 to 1e4": _after(torch.mul, (20.0,), (50.0,), (100.0,), (1e3,), (1e4,)),
+    "logits over 1e3 to 1e8": _after(torch.div, (1e3,), (1e4,), (1e6,), (1e8,)),
+    "softmax of scaled logits": _after(lambda x, s: (s * x).softmax(1), (10,), (100,)),
+    "logits behind a tanh": _after(lambda x, s: torch.tanh(s * x), (1,), (10,)),
+    "images plus a fast sine": _before(lambda x, a, w: x + a * torch.sin(w * x), (0.03, 100), (0.03, 1000), (0.1, 30)),
+    "logits lean on neighbours": _after(lambda x, f: x - f(x), (lambda x: x.mean(0),), (lambda x: x[:1] / 2,),
+                                        (lambda x: x.roll(1, 0) / 2,)),
+    "logits without a gradient": _after(lambda x, f: f(x), (torch.detach,), (lambda x: x.detach().clone().requires_grad_(),)),
+}
+STARTED_WITH = "implicit(tol=1e-2)"
+SCHEMES = {  # what is done to a net of ours: (scheme, trained with, gradient)
+    "detached gradient": [(f"ie_skip(gamma={gamma},iterations={count})", None, "detached")
+                          for gamma in (0.05, 0.1) for count in (1, 2, 5)] + [("implicit", STARTED_WITH, "detached")],
+    "loose tolerance": [(f"implicit(tol={tol})", STARTED_WITH, "exact") for tol in (0.1, 0.3)],
+    "too few iterations": [(f"implicit(max_iterations={count})", STARTED_WITH, "exact") for count in (1, 2, 3)],
+}
+ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Tanh, nn.Softplus)
+HONEST = [
+    *[partial(trained, partial(make, activation)) for make in (_perceptron, _convolutional) for activation in ACTIVATIONS],
+    partial(trained, partial(_convolutional, between=nn.LazyBatchNorm2d)),
+    partial(trained, partial(_convolutional, pool=partial(nn.MaxPool2d, 2))),
+    partial(trained, lambda: nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, CLASSES))),
+    partial(trained, _convolutional, 1), partial(trained, _convolutional, 40),
+    *[partial(trained, _convolutional, 8, epsilon) for epsilon in (0.05, 0.1, 0.2, 0.3)],
+    *[partial(_ours, scheme) for scheme in ("explicit", "ie_skip(gamma=0.05)", "ie_skip(gamma=0.1,iterations=2)",
+                                            STARTED_WITH)],
+    partial(_ours, "implicit", STARTED_WITH), partial(_ours, "rk4", "explicit"), partial(_ours, "heun", "explicit"),
+    partial(_ours, "trapezoid", STARTED_WITH), partial(_ours, "ab2", "explicit"),
+]
+HONEST_AT = ((32, 0.3), (64, 0.1), (128, 0.03))  # images, radius
+
+
+def _images(device, count):
+    test = _digits().test.first(count).to(device)
+    return test.images, test.labels
+
+
+def _seeming(net, device, smoke):
+    """Accuracy in percent as a plain PGD-20 along the net's own gradient finds it."""
+    x, y = _images(device, 16 if smoke else GAIN_IMAGES)
+    try:
+        x = stability.pgd(net, x, y, stability.Linf(EPSILON))
+    except ValueError:  # no gradient at all
+        pass
+    return robust(net, x, y)
+
+
+def _failed(net, device, count, epsilon):
+    audit = stability.audit(net, *_images(device, count), stability.Linf(epsilon))
+    return [check.name for check in audit.checks if check.passed is False]
+
+
+def _caught(kind, pairs, device, smoke):
+    """(figure, gain of the worst miss, what is tolerated) of masked networks, each beside its honest twin."""
+    gains, by, passed = [], Counter(), []
+    honest = {twin: _seeming(twin.to(device), device, smoke) for twin in {twin for _, twin in pairs}}
+    torch.manual_seed(0)  # of the masks that draw noise
+    for net, twin in pairs:
+        net = net.to(device)
+        failed = _failed(net, device, 16 if smoke else IMAGES, EPSILON)
+        gains.append(_seeming(net, device, smoke) - honest[twin])
+        by.update(failed)
+        passed += [] if failed else gains[-1:]
+    names = ", ".join(name for name, _ in by.most_common(3))
+    return (f"{kind}, gain {min(gains):.0f} to {max(gains):.0f} points, {len(gains) - len(passed)} of {len(gains)} caught by "
+            f"{names}; largest gain of those that pass, points"), max(passed, default=0.0), 5.0
+
+
+def masks(device, smoke):
+    """Networks of plain torch behind a mask; the gain is in accuracy under PGD-20."""
+    for kind, functions in list(MASKS.items())[: 6 if smoke else None]:
+        bases = [trained(make, 1 if smoke else 8) for make in (_perceptron, _convolutional)[: 1 if smoke else 2]]
+        yield _caught(kind, [(mask(base), base) for mask in functions[: 1 if smoke else None] for base in bases], device, smoke)
+
+
+def schemes(device, smoke):
+    """Nets of ours whose gradient or solve is not what it should be, beside the net they were trained as."""
+    for kind, cases in list(SCHEMES.items())[: 1 if smoke else None]:
+        epochs = 1 if smoke else 8
+        pairs = [(_ours(scheme, origin, gradient, epochs), _integrated(origin or scheme, epochs))
+                 for scheme, origin, gradient in cases[: 1 if smoke else None]]
+        yield _caught(kind, pairs, device, smoke)
+
+
+def honest(device, smoke):
+    """Networks that hide nothing: an alarm is false, or tells that PGD-20 is too weak for that network."""
+    alarms, audits = Counter(), 0
+    for make in HONEST[: 1 if smoke else None]:
+        for count, epsilon in HONEST_AT[: 1 if smoke else None]:
+            alarms.update(_failed(make().to(device), device, count, epsilon))
+            audits += 1
+    told = f" ({', '.join(f'{name} {number}' for name, number in alarms.items())})" if alarms else ""
+    yield f"honest networks: alarms{told}, of {audits} audits", sum(alarms.values()), 0
+
+
+BENCHMARKS = {"masks": masks, "schemes": schemes, "honest": honest}
+
+
+@run_cli
+def main(argv=None):
+    """The script."""
+    return run_benchmarks(__file__, __doc__.split("\n\n")[0], BENCHMARKS, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What a run found: statistics, sentences, tables, figures, pages."""

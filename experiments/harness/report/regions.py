@@ -1,0 +1,186 @@
+"""Stability regions: |R(z)| of a scheme in the complex plane, alone, on a sheet, or under h lambda measured in nets."""
+import functools
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+import odenets
+import stability
+from experiments.harness.report.figures import INK, STYLE, label, spec
+
+STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
+
+# Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
+BANDS = np.arange(-3.0, 4.0)
+SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6",
+                        over="#DAAC57")
+COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
+
+
+@functools.cache
+def region_of(scheme):
+    """`stability.region` of a `Scheme`, computed once."""
+    return stability.region(scheme)
+
+
+def has_region(scheme):
+    """Whether a scheme has an amplification factor R(z) to draw."""
+    try:
+        odenets.get_scheme(scheme).amplification(np.zeros(1))
+    except ValueError:
+        return False
+    return True
+
+
+def analytic(scheme):
+    """Whether R is analytic (Cauchy-Riemann at a point). If not, R(h lambda) is a step's spectrum for normal J only."""
+    R, z, d = odenets.get_scheme(scheme).amplification, -0.37 + 0.61j, 1e-6
+    right, up = (R(np.array([z + step])) - R(np.array([z - step])) for step in (d, 1j * d))
+    return bool(np.abs(up - 1j * right)[0] < 1e-8)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_region(ax, scheme, cloud=None, window=None):
+    """Draw |R(z)| of a scheme into given axes: blue where a step damps, sand where it amplifies, |R| = 1 bold.
+
+    Args:
+        ax: Axes of matplotlib.
+        scheme: Spec or `Scheme` that has an R(z).
+        cloud: {stage: (n, 2) real and imaginary parts of measured h lambda}, drawn as dots, one colour a stage.
+        window: (left, right, bottom, top) in the plane of z; by default that of `stability.region`.
+
+    Returns:
+        The filled contours, for a colour bar.
+    """
+    region = region_of(odenets.get_scheme(scheme))
+    region = replace(region, window=window or region.window, resolution=481)
+    x, y, modulus = region.grid
+    left, right, bottom, top = region.window
+    # Rounded, so that |R| = 1 along a whole line (Gauss on the imaginary axis) is a level and not noise around it.
+    with np.errstate(divide="ignore"):
+        growth = np.clip(np.log2(modulus), -20, 20).round(9)
+    shades = ax.contourf(x, y, growth, BANDS, cmap=SHADES, extend="both")
+    shades.set_rasterized(True)
+    if growth.min() < 0 < growth.max():
+        ax.contour(x, y, growth, [0.0], colors=INK, linewidths=1.8)
+    if left < 0 < right:  # A-stability does not speak of the right half-plane: it is veiled
+        ax.axvspan(0, right, color="white", alpha=0.45, lw=0)
+        ax.axvline(0, color=INK, lw=0.9)
+        for side, text in (("right", "flow decays "), ("left", " flow grows")):
+            ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=7, style="italic", color=INK)
+    ax.axhline(0, color=INK, lw=0.4)
+    for stage, colour in zip(sorted(cloud or {}, key=int), STAGE_COLOURS * 9):
+        points = np.asarray(cloud[stage], dtype=float).reshape(-1, 2)
+        ax.scatter(*points.T, s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4)
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    ax.grid(False)
+    return shades
+
+
+def cloud_of(records, scheme=None):
+    """{stage: (n, 2)} of the Ritz values in all nets of a scheme (None: of all); records keep one of each pair."""
+    clouds = [record["cloud"] for record in records if scheme in (None, record["scheme"]) and record.get("cloud")]
+    merged = {}
+    for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):
+        points = np.concatenate([np.reshape(cloud[stage], (-1, 2)) for cloud in clouds if stage in cloud])
+        mirrored = points[points[:, 1] > 0] * (1, -1) if (points[:, 1] >= 0).all() else points[:0]
+        merged[stage] = np.concatenate([points, mirrored])
+    return merged
+
+
+@matplotlib.rc_context(STYLE)
+def clouds_figure(config, records):
+    """The region of each scheme with the measured h lambda on top, in one window; None where no scheme has a region."""
+    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if has_region(spec(records, scheme))}
+    clouds = {scheme: cloud for scheme, cloud in clouds.items() if cloud} or clouds
+    if not clouds:
+        return None
+    points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds.values() for values in cloud.values())])
+    left, right = min(-2.6, points[:, 0].min() - 0.3), max(2.4, points[:, 0].max() + 0.3)
+    height = max(1.9, np.abs(points[:, 1]).max() + 0.3, (right - left) / 3)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(clouds), 3)
+    figure, axes = _panels(len(clouds), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
+    for ax, (scheme, cloud) in zip(axes, clouds.items()):
+        shades = draw_region(ax, spec(records, scheme), cloud, (left, right, -height, height))
+        ax.set_title(label(scheme, records))
+        _note_extremes(ax, spec(records, scheme), cloud)
+    return _framed(figure, axes, columns, shades, _dots(clouds))
+
+
+def _note_extremes(ax, scheme, cloud):
+    """Write the extremes of a cloud into the axes: no shares, for the density of Ritz values is not that of eigenvalues."""
+    z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
+    if z.size:
+        growth = np.abs(odenets.get_scheme(scheme).amplification(z)).max()
+        text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
+        caveat = "" if analytic(scheme) else "\n(normal Jacobians only)"
+        ax.text(0.02, 0.03, text + caveat, fontsize=8, transform=ax.transAxes,
+                bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
+
+
+def _dots(clouds):
+    stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
+    return [Line2D([], [], ls="", marker="o", color=colour, mec=INK, mew=0.4,
+                   label=rf"$h\lambda$ of stage {stage}" if len(stages) > 1 else r"$h\lambda$")
+            for stage, colour in zip(stages, STAGE_COLOURS * 9)]
+
+
+@matplotlib.rc_context(STYLE)
+def region_sheet(schemes, notes=None, clouds=None):
+    """All regions in one window where they fit (one alone in its own).
+
+    Args:
+        schemes: `Scheme`s that have an R(z).
+        notes: {spec: note}, text below the titles.
+        clouds: {spec: {stage: (n, 2) points}} of h lambda, drawn on top; a window grows until it holds them.
+    """
+    columns = min(4, len(schemes))
+    figure, axes = _panels(len(schemes), columns, 3.4 if columns > 1 else 6, 1)
+    clouds = {str(scheme): (clouds or {}).get(str(scheme), {}) for scheme in schemes}
+    common = COMMON_WINDOW
+    for cloud in clouds.values():
+        common = _square(common, cloud)
+    for ax, scheme in zip(axes, schemes):
+        window, cloud = region_of(odenets.get_scheme(scheme)).window, clouds[str(scheme)]
+        fits = max(map(abs, window)) <= 8  # an unbounded region has the window [-8, 8]^2
+        shades = draw_region(ax, scheme, cloud, common if fits and columns > 1 else _square(window, cloud))
+        note = f"\n{notes[str(scheme)]}" if notes else ""
+        ax.set_title(f"{scheme}{'' if fits else ', own scale'}{note}", fontsize=9)
+        _note_extremes(ax, scheme, cloud)
+    return _framed(figure, axes, columns, shades, _dots(clouds))
+
+
+def _square(window, cloud):
+    """The smallest square about the real axis that holds a window, and a cloud with a margin."""
+    points = np.concatenate([np.zeros((0, 2)), *cloud.values()])
+    left, right = (1.05 * points[:, 0]).min(initial=window[0]), (1.05 * points[:, 0]).max(initial=window[1])
+    half = (1.05 * abs(points[:, 1])).max(initial=max((right - left) / 2, window[3]))
+    return (left + right) / 2 - half, (left + right) / 2 + half, -half, half
+
+
+def _panels(count, columns, width, aspect):
+    """A figure of `count` panels of a width in inches and an aspect (height / width), and their axes."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * width + 1.2, rows * (width * aspect + 0.55) + 0.3), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _framed(figure, axes, columns, shades, handles):
+    for index, ax in enumerate(axes):
+        ax.set_xlabel(r"Re $z$" if index + columns >= len(axes) else None)
+        ax.set_ylabel(r"Im $z$" if index % columns == 0 else None)
+    bar = figure.colorbar(shades, ax=list(axes), aspect=30, pad=0.015)
+    bar.set_label(r"$|R(z)|$, growth in one step; $z = h\lambda$")
+    bar.set_ticks(BANDS, labels=[f"{2.0 ** band:g}" if band >= 0 else f"1/{2.0 ** -band:g}" for band in BANDS])
+    bar.ax.axhline(0, color=INK, lw=1.8)
+    bar.outline.set_visible(False)
+    boundary = Line2D([], [], color=INK, lw=1.8, label=r"$|R(z)| = 1$")
+    figure.legend(handles=[boundary, *handles], loc="outside upper left", ncols=8)
+    return figure

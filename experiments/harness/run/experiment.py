@@ -1,0 +1,185 @@
+"""From a command line to a finished run: the options that the experiments share, their configuration, and the ending."""
+import platform
+import shlex
+import sys
+import time
+from argparse import BooleanOptionalAction
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import odenets
+from experiments.harness.command import parse_choice, parse_device, parse_numbers, parse_one, parse_schemes, split_top_level
+from experiments.harness.report import comparison as report
+from experiments.harness.report import statistics
+from experiments.harness.run.attack_names import CHOICE, THREATS, parse_attacks
+from experiments.harness.run.case import load_data
+from experiments.harness.run.folder import Run, saving
+from experiments.harness.run.runner import run_cases
+from experiments.harness.training.data import DATASETS
+from experiments.harness.training.options import add_training_arguments, training_settings
+from odenets.errors import InputError
+
+CONFIG_VERSION = 2
+AUDITED = ("all", "first", "none")
+# Radii of the balls in pixel units, and epochs, where the user names none.
+DEFAULTS = {
+    "digits": {"linf": [0.05, 0.1, 0.15], "l2": [0.25, 0.5, 1.0], "epochs": 20},
+    "mnist": {"linf": [0.1, 0.2, 0.3], "l2": [0.5, 1.0, 2.0], "epochs": 5},
+    "fashion-mnist": {"linf": [0.02, 0.05, 0.1], "l2": [0.25, 0.5, 1.0], "epochs": 10},
+    "cifar10": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
+    "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
+}
+# A run that exercises every path in seconds; its numbers mean nothing. What the user names stays as it is.
+SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2,
+         "audit_images": 8}
+
+
+def add_arguments(parser, seeds="0,1,2"):
+    """The options that the experiments share; None stands for a default that depends on the data set."""
+    names = ", ".join(odenets.list_schemes())
+    parser.add_argument("--schemes", required=True, help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
+    parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
+    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
+    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    parser.add_argument("--train-limit", help="use so many training images only")
+    parser.add_argument("--test-limit", help="use so many test images only")
+    parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
+    add_training_arguments(parser)
+    parser.add_argument("--seeds", help=f"initial weights and order of batches; every scheme gets the same; default: {seeds}")
+    parser.set_defaults(usual_seeds=seeds)
+    parser.add_argument("--attacks", help=f"of {CHOICE}; default: pgd20")
+    parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
+                                                         "training attacks are always held to linf")
+    parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
+    parser.add_argument("--audit", default="all", help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each "
+                                                       "scheme that of the first seed")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
+    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is "
+                                                              "there; it takes further --seeds after those it has")
+    parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
+
+
+def make_config(args, script):
+    """The configuration of a run, JSON-ready, from parsed options; ValueError names what is wrong and what is valid."""
+    parse_choice(args.dataset, "--dataset", DATASETS)
+    parse_choice(args.model, "--model", tuple(odenets.MODELS))
+    parse_choice(args.threat, "--threat", tuple(THREATS))
+    parse_choice(args.audit, "--audit", AUDITED)
+    check_out(args)
+    defaults = DEFAULTS[args.dataset]
+    epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
+    middle = statistics.middle(sorted(epsilons))
+    train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
+    config = {
+        "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
+        "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
+        "train_limit": parse_one(args.train_limit, "--train-limit", int, 1),
+        "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
+        **training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
+        "seeds": parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0),
+        "attacks": parse_attacks(split_top_level("pgd20" if args.attacks is None else args.attacks)),
+        "threat": args.threat, "epsilons": epsilons,
+        "audit": args.audit, "audit_epsilon": middle, "audit_images": 64, "probe_images": 16,
+        "device": str(parse_device(args.device)),
+        "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
+    }
+    if args.smoke:
+        config |= {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
+    return config | provenance(config["device"])
+
+
+def check_out(args):
+    """Refuse an --out and a --resume that make no sense together."""
+    if args.out == "":
+        raise InputError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
+    if args.resume and not args.out:
+        raise InputError("--resume needs --out: the folder of the run to go on with")
+
+
+def provenance(device):
+    """What a run is made with: {"environment": versions and machine, "command": the line that started it}."""
+    packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
+    return {"environment": {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
+                            **{name: _version(name) for name in packages},
+                            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None},
+            "command": shlex.join(["python", *sys.argv])}
+
+
+def conduct(config, cases, args):
+    """Run the cases, write tables and report, print the summary; returns the exit code.
+
+    0: all cases are there. 1: some failed and are named; the report shows the others.
+    """
+    console = Console()
+    images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
+    config["data"] = {"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)}
+    out = args.out or f"runs/{config['experiment']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = Run(out, config, args.resume)
+    if run.environment_changes:
+        console.print(f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",
+                      markup=False, highlight=False, soft_wrap=True)
+    failures = run_cases(run, cases, console, config["workers"])
+    run.sort(cases)
+    if not run.records:
+        raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
+    run.write_tables()
+    with console.status("drawing the report"), saving(run.path("report.html")):
+        report.write_report(run.config, run.records, run.path("report.html"))
+    _print_summary(console, run, failures)
+    return 1 if failures else 0
+
+
+def _print_summary(console, run, failures):
+    """The table of the report without its empty columns, wide enough for a pipe, then its first sentences.
+
+    Numbers are never cut off: long names of attacks and schemes break into lines.
+    """
+    header, *rows = report.summary_table(run.config, run.records)
+    kept = [index for index in range(len(header)) if any(str(row[index]) not in ("", "0.0") for row in rows)]
+    table = Table(title=_title(run.records), box=box.SIMPLE_HEAD, pad_edge=False)
+    for index in kept:
+        table.add_column(str(header[index]), no_wrap=index > 1, overflow="fold", justify="left" if index < 2 else "right")
+    for before, row, after in zip([header, *rows], rows, [*rows[1:], header]):
+        table.add_row(*("" if index == 0 and row[0] == before[0] else str(row[index]) for index in kept),
+                      end_section=row[0] != after[0])
+    wide = console if console.is_terminal else Console(width=140)
+    wide.print(table)
+    for sentence in report.headline(run.config, run.records):
+        wide.print(sentence, markup=False, highlight=False)
+    for sentence in _solves(run.records):
+        wide.print(sentence, markup=False, highlight=False)
+    for name, reason in failures.items():
+        wide.print(f"{name} failed: {reason}", markup=False, highlight=False)
+    wide.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(records):
+    """Names what the intervals are over, as `statistics.accuracy` chooses it: images for an arm that has one seed."""
+    arms = Counter((r["scheme"], r.get("field"), r["trained_substeps"], r["substeps"]) for r in records)
+    if max(arms.values()) == 1:
+        return "Accuracy and 95 % interval over images"
+    rest = ", over images where one seed is left" if min(arms.values()) == 1 else ""
+    return f"Accuracy, mean and 95 % interval over seeds{rest}"
+
+
+def _solves(records):
+    """A sentence for each scheme that solves equations: the largest share over its nets left unconverged."""
+    for scheme in dict.fromkeys(record["scheme"] for record in records if record["solver"]):
+        solvers = [record["solver"] for record in records if record["scheme"] == scheme]
+        training, test = (100 * max(solver.get(key, 0) for solver in solvers)
+                          for key in ("training_unconverged_share", "unconverged_share"))
+        yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

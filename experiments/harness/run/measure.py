@@ -1,0 +1,141 @@
+"""Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
+import copy
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+import odenets
+import stability
+from experiments.harness.run.attack_names import follows_gradient, parse_attack, seeded
+from stability.masking.subject import configured
+
+DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
+EXPONENT_IMAGES, EXPONENT_TOL = 2, 1e-2
+
+
+def gradients(scheme):
+    """The gradients that a scheme can be attacked with and that differ: the exact one first."""
+    return ("exact", "detached") if scheme.iterates and scheme.order is not None else ("exact",)
+
+
+def attack_plan(net, attacks, epsilons):
+    """What `measure_attack` has to be asked for: (attack, epsilon, gradient), first clean images."""
+    ways = next((gradients(stage.scheme) for stage in odenets.stages(net).values()), ("exact",))
+    attacked = [(name, epsilon, gradient) for name in attacks for epsilon in epsilons
+                for gradient in (ways if follows_gradient(name) else ways[:1])]
+    return [("clean", 0.0, "exact"), *attacked]
+
+
+def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None, threat=stability.Linf):
+    """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a list of `measure_attack`'s dicts."""
+    plan, measurements = attack_plan(net, attacks, epsilons), []
+    for done, (name, epsilon, gradient) in enumerate(plan, start=1):
+        measurements.append(measure_attack(net, test, name, epsilon, gradient, seed, threat))
+        progress(done, len(plan))
+    return measurements
+
+
+def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Linf):
+    """Accuracy on all of `test` under one attack ("clean": none), along one gradient, every image counted by the judge.
+
+    Returns:
+        A dict: attack, epsilon, gradient, correct, total, untrusted (images counted as broken because the cold re-solve did
+        not converge), bits (hex of the packed mask of correct images, in the order of the split).
+    """
+    threat = threat(epsilon)
+    attack = [] if name == "clean" else [(name, seeded(parse_attack(name), threat, seed))]
+    with configured(net, gradient=gradient):
+        result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
+    robust = result.robust.cpu().numpy()
+    return {"attack": name, "epsilon": epsilon, "gradient": gradient, "correct": int(robust.sum()), "total": len(robust),
+            "untrusted": int(result.untrusted.sum()), "bits": np.packbits(robust).tobytes().hex()}
+
+
+def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
+    """Dynamics along the network at the states that `images` run through, each block at its own input.
+
+    In float64 and with implicit steps solved to 1e-6: what is measured is the scheme, not the solver. Blocks with at most
+    `DENSE_LIMIT` entries also have all eigenvalues, of the first few images; Lyapunov exponents are of fewer still.
+
+    Returns:
+        (rows, cloud): rows are dicts stage, block, metric, value; values are means over the images, of largest_stable_h the
+        least. block is None for a figure of a stage, stage too for one of the network. cloud maps a stage's index to its
+        h*lambda as [re, im] pairs (im >= 0), Ritz values of all its blocks: a sketch whose outer part is the most reliable.
+    """
+    net, images = copy.deepcopy(net).double(), images.double()
+    blocks = stability.dynamics(net, images, dimension, DENSE_LIMIT, DENSE_IMAGES, progress=progress)
+    rows = [_row(block.stage, block.block, name, value)
+            for block in blocks for name, value in stability.predictors(block).items()]
+    exponents, whole = stability.stage_exponents(net, images[:EXPONENT_IMAGES], tol=EXPONENT_TOL)
+    cloud = {}
+    for index, found in enumerate(exponents):
+        own = [block for block in blocks if block.stage == index]
+        rows += _exponent(index, "lyapunov", found)
+        bound = stability.lipschitz_bound(own)
+        rows += [] if bound is None else [_row(index, None, "lipschitz_bound", bound)]
+        points = torch.cat([block.ritz.flatten() for block in own]).tolist()
+        cloud[str(index)] = [[round(v.real, 5), round(v.imag, 5)] for v in points if v.imag >= 0]
+    return [*rows, *_exponent(None, "lyapunov_end_to_end", whole)], cloud
+
+
+def _exponent(stage, metric, found):
+    known = found.values[found.converged, 0]
+    return [_row(stage, None, metric, known)] if len(known) else []
+
+
+def _row(stage, block, metric, values):
+    value = values.double().min() if metric == "largest_stable_h" else values.double().nanmean()
+    return {"stage": stage, "block": block, "metric": metric, "value": float(value)}
+
+
+def measure_solver(net, split, batch_size=500):
+    """Statistics of the implicit solves on a split at the scheme's own tolerance; {} where it solves nothing.
+
+    Forward on all images; backward, the gradient of the cross-entropy, on the first batch.
+    """
+    solved, solutions, backward = [], [], None
+    for x, y in zip(split.images.split(batch_size), split.labels.split(batch_size)):
+        with torch.set_grad_enabled(backward is None):
+            logits = net(x)
+            if odenets.converged(net) is None:
+                return {}
+            solved.append(odenets.converged(net))
+            solutions += [solution for stage in odenets.stages(net).values() for solution in stage.stats.solutions]
+        if backward is None:
+            torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), list(net.parameters()))
+            backward = odenets.converged(net, backward=True)
+    iterations = torch.cat([solution.iterations for solution in solutions]).double()
+    evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)
+    return {"unconverged_share": 1 - torch.cat(solved).double().mean().item(),
+            "backward_unconverged_share": 1 - backward.double().mean().item(), "iterations_mean": iterations.mean().item(),
+            "iterations_max": int(iterations.max()), "evaluations_mean": evaluations / len(iterations)}
+
+
+@torch.no_grad()
+def explain_unsolved(net, split, count=500, shown=8):
+    """Why equations stay unsolved, in sentences, from the first images that leave one so; None where there are none."""
+    net(images := split.images[:count])
+    solved = odenets.converged(net)
+    if solved is None or solved.all():
+        return None
+    with torch.enable_grad():
+        found = stability.explain(net, images[~solved][:shown])
+    # Of all images, not of those that were chosen because they are unsolved.
+    return f"{int((~solved).sum())} of {len(images)} images leave an equation unsolved. {replace(found, unsolved=None)}"
+
+
+def measure_audit(net, test, epsilon, count, threat=stability.Linf, full=False):
+    """The audit on the first `count` test images, as a JSON-ready dict.
+
+    `full`: PGD with 100 and with 1000 steps, 2000 queries, images crafted on every scheme there is: minutes on a small net.
+    """
+    settings = {"many_steps": (100, 1000), "queries": 2000, "sources": odenets.list_schemes()} if full else {}
+    audit = stability.audit(net, test.images[:count], test.labels[:count], threat(epsilon), **settings)
+    checks = [{"name": check.name, "passed": check.passed, "reason": check.reason, "figures": _plain(check.figures),
+               "thresholds": _plain(check.thresholds)} for check in audit.checks]
+    return {"passed": audit.passed, "images": count, "epsilon": epsilon, "checks": checks}
+
+
+def _plain(figures):
+    return {key: value.item() if hasattr(value, "item") else value for key, value in figures.items()}

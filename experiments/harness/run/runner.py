@@ -1,0 +1,190 @@
+"""Running the cases of a run: a single-threaded process for each core, or one after the other on a GPU; progress; resuming."""
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.harness.run import partials
+from experiments.harness.run.attack_names import radius
+from experiments.harness.run.case import run_case
+from experiments.harness.run.folder import audit_verdict
+
+# One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
+# activation to the system and fault it in again, 12 to 26 % of the time of a training step.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
+                      "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+# What a case may raise without ending the others: solvers that give up, steps that vanish, memory that is too small.
+CASE_ERRORS = (ValueError, RuntimeError, AssertionError, ArithmeticError, MemoryError)
+_updates = None  # the queue to the parent, in a worker
+
+
+def available_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run_cases(run, cases, console, workers=None):
+    """Run the cases that lack records and append their records to `run`.
+
+    Args:
+        run: The `Run`.
+        cases: All cases, in the order of the report.
+        console: rich Console for bars and lines.
+        workers: Processes; by default one for each core, one in all where a GPU does the work.
+
+    Returns:
+        {case name: sentence} of the cases that failed; the others are kept.
+
+    Raises:
+        ChildProcessError: A worker was killed; what had ended by then is kept.
+    """
+    todo = run.missing(cases)
+    for case in cases:
+        if case not in todo:
+            partials.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
+    if len(todo) < len(cases):
+        console.print(f"{len(cases) - len(todo)} of {len(cases)} cases are already there.")
+    if not todo:
+        return {}
+    workers = workers or (1 if run.config["device"].startswith("cuda") else available_cores())
+    # The expensive cases first, so that no core idles at the end.
+    todo.sort(key=lambda case: ("implicit" not in case.scheme, -case.substeps, case.seed))
+    with progress_bars(console) as progress:
+        overall = progress.add_task("cases", total=len(todo))
+        failures = {}
+
+        def finished(case, records, failure):
+            if failure:
+                failures[case.name] = failure
+                console.print(f"{case.name}: failed: {failure}", markup=False, highlight=False)
+            if records:
+                run.append(records)
+                partials.remove(run.path("checkpoints"), case.name)
+                console.print(_line(case, records[0]), markup=False, highlight=False, soft_wrap=True)
+            progress.advance(overall)
+
+        execute = _in_processes if workers > 1 and len(todo) > 1 else _in_turn
+        execute(run, todo, min(workers, len(todo)), progress, finished)
+    return failures
+
+
+def progress_bars(console):
+    """Bars with counts and the time left, gone when they have ended."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _in_turn(run, todo, workers, progress, finished):
+    task, threads = progress.add_task("", total=None), torch.get_num_threads()
+    if run.config["device"] == "cpu":
+        torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
+    try:
+        for case in todo:
+            def report(phase, done, total, case=case):
+                progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
+
+            def say(sentence, case=case):
+                _say(progress, case.name, sentence)
+            try:
+                records, failure = run_case(run.config, run.folder, case, report, say), None
+            except CASE_ERRORS as error:
+                records, failure = [], sentence(error)
+            finished(case, records, failure)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_processes(run, todo, workers, progress, finished):
+    context = multiprocessing.get_context("spawn")
+    updates, bars = context.Queue(), {}
+    previous = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        with ProcessPoolExecutor(workers, context, _start_worker, (updates, os.getpid())) as pool:
+            futures = {pool.submit(_work, run.config, run.folder, case): case for case in todo}
+            try:
+                while futures:
+                    done, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
+                    _show(updates, bars, progress)
+                    # What ended well is written first: a broken pool ends all other futures at once.
+                    for future in sorted(done, key=lambda future: future.exception() is not None):
+                        case = futures.pop(future)
+                        if case.name in bars:
+                            progress.remove_task(bars.pop(case.name))
+                        try:
+                            records, failure = future.result(), None
+                        except BrokenProcessPool:
+                            raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
+                        except CASE_ERRORS as error:
+                            records, failure = [], sentence(error)
+                        finished(case, records, failure)
+                _show(updates, bars, progress)
+            except BaseException:
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                raise
+    finally:
+        for key, value in previous.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def _start_worker(updates, parent):
+    global _updates
+    _updates = updates
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent):
+    """End this process once `parent` is gone: a killed parent cannot end its workers itself."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _work(config, folder, case):
+    return run_case(config, folder, case, lambda *update: _updates.put((case.name, *update)),
+                    lambda sentence: _updates.put((case.name, sentence)))
+
+
+def _show(updates, bars, progress):
+    while True:
+        try:
+            name, *update = updates.get_nowait()
+        except queue.Empty:
+            return
+        if len(update) == 1:
+            _say(progress, name, *update)
+            continue
+        phase, done, total = update
+        if name not in bars:
+            bars[name] = progress.add_task("", total=total)
+        progress.update(bars[name], description=f"  {name}: {phase}", completed=done, total=total)
+
+
+def _say(progress, name, sentence):
+    progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def sentence(error):
+    """The first line of an error's message; its name before it, except where the message was written to stand alone."""
+    line, name = (str(error).strip().splitlines() or [""])[0], type(error).__name__
+    if type(error) in (ValueError, RuntimeError):
+        return line or name
+    return f"{name}: {line}" if line else name
+
+
+def _line(case, record):
+    shown = []
+    for m in record["measurements"]:
+        if m["gradient"] == "exact":
+            name = f"{m['attack']} at {radius(m['epsilon'])}" if m["epsilon"] else m["attack"]
+            shown.append(f"{name} {m['correct'] / m['total']:.3f}")
+    mark = " \u2020 failed its audit" if audit_verdict(record) == "failed" else ""
+    return f"{case.name}{mark}: {', '.join(shown)} ({sum(record['seconds'].values()):.0f} s)"

@@ -1,0 +1,1 @@
+"""Training one network: data, losses, optimisers, precision, the loop."""

@@ -1,0 +1,213 @@
+"""Training one network: the same batches for every scheme, the best epoch chosen on held-out training images.
+
+No test image is seen here. At any moment everything that the rest of the training depends on lies in one dict, which can be
+saved and, after a kill, taken up again: on a CPU the outcome is then the same to the last bit.
+"""
+import copy
+import math
+import time
+from typing import NamedTuple
+
+import torch
+
+import odenets
+import stability
+from experiments.harness.training import losses as adversarial_training
+from experiments.harness.training.augmentation import augment
+from experiments.harness.training.data import Split
+from experiments.harness.training.optim import make_optimizer, make_schedule
+from experiments.harness.training.precision import float32_solves, low_precision
+from odenets.errors import Divergence
+
+# Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
+DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
+            "free_replays": 4, "clean_epochs": 0, "warmup_epochs": 0, "batch_size": 64, "optimizer": "adamw",
+            "learning_rate": 6e-3, "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False,
+            "augment": "none", "precision": "float32", "log_norm_penalty": 0.0, "checkpoint_seconds": 300.0}
+SELECTIONS = ("best", "last")
+GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
+EXPLAINED = 8  # images on which a divergence is explained
+SELECTION_STEPS = 10  # of the PGD that judges an epoch
+
+
+class Trained(NamedTuple):
+    """What came of a training, beside the weights."""
+
+    history: list  # a dict for each epoch: epoch, loss, held_out (accuracy), chosen; of an adversarial training also the
+    # accuracies held_out_pgd and held_out_fgsm, and overfitting: whether it has overfitted to single steps
+    unsolved: dict  # shares of samples with an equation unsolved, forward and backward
+    epoch: int  # whose weights these are
+    seconds: float  # before a kill and after
+
+
+def train(net, data, settings, seed, store=None, progress=lambda done, total: None, say=lambda sentence: None):
+    """Train `net` in place and leave it in eval mode, with the weights of its best (or last) epoch.
+
+    The best epoch classifies most held-out training images rightly, after a short PGD where training is adversarial; of equals
+    it is the later one. Everything is in float32 but, with precision "bfloat16", the passes of training itself; the equations
+    of implicit steps are in float32 there too.
+
+    Args:
+        net: Network of ODE stages, on its device.
+        data: `Data` on that device.
+        settings: Dict with epochs, and whatever else of `DEFAULTS` shall differ. Epochs count passes of gradients: Free
+            training with m replays makes epochs / m passes over the images, rounded up, each an epoch of the history.
+        seed: Order of the batches, augmentation, noise of the attack; equal for all schemes.
+        store: Has latest() -> state or None and save(state); called after each epoch and every `checkpoint_seconds`.
+        progress: Called with (batches done, batches in all).
+        say: Called with a sentence that the user should read.
+
+    Returns:
+        A `Trained`.
+
+    Raises:
+        ValueError: The loss became NaN or infinite.
+    """
+    settings = adversarial_training.resolved({**DEFAULTS, **settings})
+    rounds = adversarial_training.rounds(settings)
+    passes, batches = -(-settings["epochs"] // rounds), max(1, len(data.train) // settings["batch_size"])
+    optimizer = make_optimizer(net.parameters(), settings)
+    schedule = make_schedule(optimizer, settings, passes * batches * rounds, settings["warmup_epochs"] * batches)
+    live = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    generators = _generators(seed, data.train.labels.device)
+    book = {"epoch": 0, "batch": 0, "loss": 0.0, "failed": [0, 0], "solved": 0, "history": [], "best": None, "memory": {},
+            "seconds": 0.0}
+    state = store.latest() if store else None
+    if state:
+        _restore(state, live, generators, book)
+    forward, started, saved = low_precision(net, settings["precision"]), time.monotonic() - book["seconds"], time.monotonic()
+    with float32_solves(net, settings["precision"]):
+        while book["epoch"] < passes and not (settings["stop_overfitting"] and _overfitted(book["history"])):
+            net.train()
+            before = generators["order"].get_state()
+            order = torch.randperm(len(data.train), generator=generators["order"]).to(data.train.labels.device)
+            parts = order[: batches * settings["batch_size"]].chunk(batches)
+            while book["batch"] < batches:
+                x, y = data.train.images[parts[book["batch"]]], data.train.labels[parts[book["batch"]]]
+                x = augment(x, data.name, generators["augment"], settings["augment"])
+                for _ in range(rounds):
+                    loss = _loss(net, forward, x, y, settings, generators["noise"], book)
+                    _descend(net, x, loss, live, book)
+                book["batch"] += 1
+                progress(book["epoch"] * batches + book["batch"], passes * batches)
+                book["seconds"] = time.monotonic() - started
+                if store and time.monotonic() - saved >= settings["checkpoint_seconds"]:
+                    # The order is drawn anew when this epoch is taken up.
+                    store.save(_snapshot(live, {**generators, "order": torch.Generator().set_state(before)}, book))
+                    saved = time.monotonic()
+            _close_epoch(net, data, settings, book, batches * rounds, say)
+            book["seconds"] = time.monotonic() - started
+            if store:
+                store.save(_snapshot(live, generators, book))
+                saved = time.monotonic()
+    return _finish(net, settings, book)
+
+
+def _loss(net, forward, x, y, settings, generator, book):
+    """The loss of a batch: the one place where it is put together."""
+    # Attacked from the first step on, a net may never leave the uniform guess: some protocols begin with clean images.
+    method = "standard" if book["epoch"] < settings["clean_epochs"] else settings["training"]
+    # The penalty first: the statistics of the solves shall be those of the passes that are differentiated.
+    penalty = settings["log_norm_penalty"] and settings["log_norm_penalty"] * stability.log_norm_penalty(net, x)
+    return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"]) + penalty
+
+
+def _descend(net, x, loss, live, book):
+    """One step of the optimiser and of its schedule, and what the solves in it report."""
+    live["optimizer"].zero_grad()
+    loss.backward()
+    ways = [odenets.converged(net), odenets.converged(net, backward=True)]
+    if ways[0] is not None:
+        book["failed"] = [count + int((~way).sum()) for count, way in zip(book["failed"], ways)]
+        book["solved"] += len(ways[0])
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_CLIP)
+    value, norm = torch.stack([loss.detach(), norm]).tolist()
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise Divergence(_divergence(net, x, value, norm, book["epoch"] + 1))
+    live["optimizer"].step()
+    live["schedule"].step()
+    book["loss"] += value
+
+
+def _divergence(net, x, value, norm, epoch):
+    """The sentence that a diverged training ends with; `net` still has the weights from before the step."""
+    try:
+        reason = stability.explain(net, x[:EXPLAINED])
+    except (ValueError, RuntimeError) as error:  # the explanation must not hide what it explains
+        reason = f"no explanation ({error})"
+    return (f"training diverged: the loss is {value:g}, its gradient has norm {norm:g}, in epoch {epoch}; lower "
+            f"--learning-rate. {reason}")
+
+
+def _close_epoch(net, data, settings, book, steps, say):
+    """Judge the epoch that has ended, keep its weights if none was better, and tell of overfitting to single steps."""
+    net.eval()
+    entry = {"epoch": book["epoch"] + 1, "loss": book["loss"] / steps, "held_out": accuracy(net, data.held_out)}
+    score = entry["held_out"]
+    if settings["training"] != "standard":
+        entry |= _held_out_attacks(net, data, settings["train_epsilon"])
+        score, known = entry["held_out_pgd"], _overfitted(book["history"])
+        entry["overfitting"] = adversarial_training.collapsed([*book["history"], entry], data.classes)
+        if entry["overfitting"] and not known:
+            say(f"epoch {entry['epoch']}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
+                f"under FGSM it is {entry['held_out_fgsm']:.2f}; --training pgd or a smaller --train-epsilon avoids it")
+    book["history"].append(entry)
+    if settings["select"] == "last" or book["best"] is None or score >= book["best"]["score"]:
+        book["best"] = {"epoch": entry["epoch"], "score": score}
+        if settings["select"] == "best":
+            book["best"]["weights"] = copy.deepcopy(net.state_dict())
+    book.update(epoch=book["epoch"] + 1, batch=0, loss=0.0)
+
+
+def _overfitted(history):
+    return bool(history) and history[-1].get("overfitting", False)
+
+
+def _held_out_attacks(net, data, epsilon):
+    """Accuracies on held-out images under a short PGD and under FGSM; a twentieth as many images as are trained on, but 256."""
+    split = data.held_out.first(max(256, len(data.train) // 20))
+    threat, pair = stability.Linf(epsilon), (split.images, split.labels)
+    attacked = {"held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
+                "held_out_fgsm": stability.fgsm(net, *pair, threat)}
+    return {name: accuracy(net, Split(images, split.labels)) for name, images in attacked.items()}
+
+
+def _finish(net, settings, book):
+    best = book["best"]
+    if settings["select"] == "best":
+        net.load_state_dict(best["weights"])
+    net.eval()
+    for entry in book["history"]:
+        entry["chosen"] = entry["epoch"] == best["epoch"]
+    shares = [count / book["solved"] if book["solved"] else 0.0 for count in book["failed"]]
+    names = ("training_unconverged_share", "training_backward_unconverged_share")
+    return Trained(book["history"], dict(zip(names, shares)), best["epoch"], book["seconds"])
+
+
+@torch.no_grad()
+def accuracy(net, split, batch_size=500):
+    """Share of a split that `net` classifies correctly, at the tolerance of its own scheme."""
+    pairs = zip(split.images.split(batch_size), split.labels.split(batch_size))
+    return sum(int((net(x).argmax(1) == y).sum()) for x, y in pairs) / len(split)
+
+
+def _generators(seed, device):
+    """The order on the CPU, the rest where the images are; the CPU's generator takes 32 bits of its seed."""
+    seeds = [(seed + part * 0x9E3779B1) % 2**32 for part in range(3)]
+    return {"order": torch.Generator().manual_seed(seeds[0]), "noise": torch.Generator(device).manual_seed(seeds[1]),
+            "augment": torch.Generator(device).manual_seed(seeds[2])}
+
+
+def _snapshot(live, generators, book):
+    return {**{name: part.state_dict() for name, part in live.items()}, "book": book,
+            "generators": {name: generator.get_state() for name, generator in generators.items()}}
+
+
+def _restore(state, live, generators, book):
+    for name, part in live.items():
+        part.load_state_dict(state[name])
+    for name, generator in generators.items():
+        generator.set_state(state["generators"][name])
+    book.update(state["book"])
+    device = next(live["net"].parameters()).device
+    book["memory"] = {name: tensor.to(device) for name, tensor in book["memory"].items()}

@@ -1,0 +1,1 @@
+"""Networks made of stages: the stage itself, its fields, the paper's networks, and those read from torchvision."""

@@ -1,0 +1,235 @@
+"""Vector fields f(t, y) of residual networks: the paper's block, and fields whose logarithmic norm is bounded.
+
+mu_2(J) is the rightmost eigenvalue of (J + J^T)/2; two solutions part no faster than exp(t mu_2). A stable scheme keeps what
+the flow contracts and no more, so where stability shall matter the field itself must not expand. Every field has
+`mu_bound(y)`: a proven upper bound of mu_2 at the state y. GroupNorm's Jacobian grows as 1/std(y), so that blocks with it
+have a bound at each state only; the antisymmetric and the gradient-flow field do without, and theirs holds everywhere.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from odenets.errors import InputError
+from odenets.nets.convolution import operator_bound
+from odenets.specs import canonical, read_arguments, read_name
+
+
+def _norm_relu(channels):
+    return [nn.GroupNorm(1, channels), nn.ReLU()]
+
+
+def basic_layers(inputs, outputs, stride=1):
+    """GroupNorm-ReLU-conv3x3, twice, no biases; the stride sits on the first convolution."""
+    return nn.Sequential(*_norm_relu(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+                         *_norm_relu(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False))
+
+
+def bottleneck_layers(inputs, outputs, stride=1, expansion=4):
+    """GroupNorm-ReLU-conv, three times, 1x1, 3x3, 1x1; the stride sits on the 3x3."""
+    width = outputs // expansion
+    return nn.Sequential(*_norm_relu(inputs), nn.Conv2d(inputs, width, 1, bias=False),
+                         *_norm_relu(width), nn.Conv2d(width, width, 3, stride, 1, bias=False),
+                         *_norm_relu(width), nn.Conv2d(width, outputs, 1, bias=False))
+
+
+class Block(nn.Module):
+    """An autonomous field f(t, y) = layers(y) with as many channels out as in.
+
+    Args:
+        layers: `basic_layers` or `bottleneck_layers`.
+        channels: Channels of the state.
+    """
+
+    def __init__(self, layers, channels):
+        super().__init__()
+        self.layers = layers(channels, channels)
+
+    def forward(self, t, y):
+        """dy/dt at (B, channels, H, W); t is not used."""
+        return self.layers(y)
+
+    @torch.no_grad()
+    def mu_bound(self, y):
+        """(B,) bound of mu_2 at y: mu_2 <= ||J|| <= the product of the norms of the layers, each at its own input.
+
+        GroupNorm with one group: J = diag(g) (P - u u^T/n)/s, where P takes the mean away, s^2 = var + eps and u is the
+        normalised state; 0 <= u^T u <= n, so ||J|| <= max|g|/s.
+        """
+        bound = torch.ones(len(y), dtype=y.dtype, device=y.device)
+        for layer in self.layers:
+            if isinstance(layer, nn.GroupNorm):
+                bound *= layer.weight.abs().max() / (y.flatten(1).var(1, correction=0) + layer.eps).sqrt()
+            elif isinstance(layer, nn.Conv2d):
+                bound *= operator_bound(layer.weight)
+            y = layer(y)
+        return bound
+
+
+class Damped(nn.Module):
+    """f(t, y) = layers(y) - rate y: all eigenvalues of the paper's block moved to the left by `rate`; same parameters.
+
+    mu_2 is that of the block minus `rate`, exactly, for the identity commutes with all; as a bound, that of the block minus
+    `rate`. Source: Soderlind (2006), BIT 46, mu(A + c I) = mu(A) + c.
+    """
+
+    def __init__(self, layers, channels, rate=0.5):
+        super().__init__()
+        self.layers, self.rate = layers(channels, channels), rate
+
+    def forward(self, t, y):
+        """dy/dt at (B, channels, H, W); t is not used."""
+        return self.layers(y) - self.rate * y
+
+    def mu_bound(self, y):
+        """(B,) bound of mu_2 at y."""
+        return Block.mu_bound(self, y) - self.rate
+
+    def extra_repr(self):
+        """Parameters for print(net)."""
+        return f"rate={self.rate:g}"
+
+
+class Antisymmetric(nn.Module):
+    """f(t, y) = s((K - K^T - g I) y + b): one convolution K, its transpose with the same weights, s a leaky ReLU.
+
+    With A = K - K^T and D = diag(s'), m <= D <= 1, the Jacobian is D (A - g I).
+    Its eigenvalues are those of D^(1/2) (A - g I) D^(1/2), whose symmetric part is -g D: Re lambda <= -g m.
+    Its mu_2 may be positive all the same: the symmetric part is (D A - A D)/2 - g D, and A commutes with the middle of the
+    interval that holds D, which leaves ||D A - A D|| <= (1 - m) ||A||. Hence mu_2 <= (1 - m) ||A||/2 - g m. With m = 1 the
+    field is linear, and mu_2 = -g. Nothing better is to be had: a field with J + J^T = 0 everywhere is affine.
+
+    Args:
+        layers: `basic_layers`; with `bottleneck_layers` K has 4 groups, which keeps its size near theirs.
+        channels: Channels of the state.
+        shift: g.
+        slope: m, of s where its argument is negative.
+
+    Source: Chang, Chen, Haber, Chi (2019), AntisymmetricRNN; Haber & Ruthotto (2017), Stable architectures for deep neural
+    networks. The bounds: the lines above.
+    """
+
+    def __init__(self, layers, channels, shift=0.1, slope=0.1):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=1 if layers is basic_layers else 4)
+        self.shift, self.slope = shift, slope
+
+    def kernel(self):
+        """Weights of A = K - K^T: the transposed convolution is one with inputs and outputs exchanged and both axes flipped."""
+        weight, g = self.conv.weight, self.conv.groups
+        grouped = weight.view(g, -1, *weight.shape[1:])
+        return (grouped - grouped.transpose(1, 2).flip(-1, -2)).view_as(weight)
+
+    def forward(self, t, y):
+        """dy/dt at (B, channels, H, W); t is not used."""
+        turned = F.conv2d(y, self.kernel(), self.conv.bias, padding=1, groups=self.conv.groups)
+        return F.leaky_relu(turned - self.shift * y, self.slope)
+
+    def mu_bound(self, y):
+        """(B,) bound of mu_2, the same at every state."""
+        bound = (1 - self.slope) / 2 * operator_bound(self.kernel(), self.conv.groups) - self.shift * self.slope
+        return bound.expand(len(y))
+
+    def extra_repr(self):
+        """Parameters for print(net)."""
+        return f"shift={self.shift:g}, slope={self.slope:g}"
+
+
+class GradientFlow(nn.Module):
+    """f(t, y) = -K^T relu(K y + b): minus the gradient of the convex function |relu(K y + b)|^2/2.
+
+    J = -K^T D K with 0 <= D <= 1 is symmetric with eigenvalues in [-||K||^2, 0]: mu_2 <= 0. So <f(x) - f(y), x - y> <= 0, and
+    two steps of an algebraically stable scheme never part, however large h. Explicit Euler's do not if h <= 2/||K||^2.
+
+    Args:
+        layers: `basic_layers`: K maps to twice the channels; `bottleneck_layers`: to a quarter of them.
+        channels: Channels of the state.
+
+    Source: Ruthotto & Haber (2020), Deep neural networks motivated by partial differential equations; Hairer & Wanner II
+    (1996), section IV.12, for algebraic stability; Sherry et al. (2024), Designing stable neural networks using convex analysis
+    and ODEs, for explicit steps.
+    """
+
+    def __init__(self, layers, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels if layers is basic_layers else channels // 4, 3, padding=1)
+
+    def forward(self, t, y):
+        """dy/dt at (B, channels, H, W); t is not used."""
+        return -F.conv_transpose2d(F.relu(self.conv(y)), self.conv.weight, padding=1)
+
+    def mu_bound(self, y):
+        """(B,) bound of mu_2: 0 at every state."""
+        return torch.zeros(len(y), dtype=y.dtype, device=y.device)
+
+    def explicit_step(self):
+        """2/||K||^2 with the bound for the norm: up to this h explicit Euler is non-expansive."""
+        return 2 / operator_bound(self.conv.weight).item() ** 2
+
+
+# name: (module, {parameter: (default, highest value)}); no parameter may be negative.
+FIELDS = {"residual": (Block, {}), "damped": (Damped, {"rate": (0.5, math.inf)}),
+          "antisymmetric": (Antisymmetric, {"shift": (0.1, math.inf), "slope": (0.1, 1.0)}),
+          "gradient_flow": (GradientFlow, {})}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field by its spec; `str` gives the canonical one. values: the parameters, in declared order."""
+
+    name: str
+    values: tuple
+
+    def build(self, layers, channels):
+        """A new module f(t, y) on states with `channels` channels, of the size of `layers`."""
+        module, declared = FIELDS[self.name]
+        return module(layers, channels, **dict(zip(declared, self.values)))
+
+    def __str__(self):
+        declared = FIELDS[self.name][1]
+        return canonical(self.name, {key: (value, declared[key][0]) for key, value in zip(declared, self.values)})
+
+
+def list_fields():
+    """Names of all fields; each constructs without parameters."""
+    return list(FIELDS)
+
+
+def get_field(spec):
+    """The field that a spec names: "residual", "damped(rate=1)", "antisymmetric(shift=0.1,slope=0.1)", "gradient_flow".
+
+    Raises:
+        ValueError: Malformed spec, unknown name or parameter, or a value out of range.
+    """
+    if isinstance(spec, Field):
+        return spec
+    name, arguments = read_name(spec, "field", list_fields(), {})
+    declared = FIELDS[name][1]
+    given = read_arguments(spec, "field", arguments, {key: default for key, (default, _) in declared.items()})
+    for key, value in given.items():
+        highest = declared[key][1]
+        if not (0 <= value <= highest and math.isfinite(value)):
+            limit = "finite" if highest == math.inf else f"at most {highest:g}"
+            raise InputError(f"{key} in the field {spec!r} must be at least 0 and {limit}, got {value}")
+    return Field(name, tuple(given.get(key, default) for key, (default, _) in declared.items()))
+
+
+class Transition(nn.Module):
+    """The first block of a stage where the shape changes: shortcut(y) + layers(y), explicit under every scheme.
+
+    Args:
+        layers: `basic_layers` or `bottleneck_layers`.
+        inputs, outputs: Channels before and after.
+        stride: Of the first (basic) or 3x3 (bottleneck) convolution, and of the 3x3 projection shortcut.
+    """
+
+    def __init__(self, layers, inputs, outputs, stride):
+        super().__init__()
+        self.layers = layers(inputs, outputs, stride)
+        self.shortcut = nn.Sequential(*_norm_relu(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
+
+    def forward(self, y):
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        return self.shortcut(y) + self.layers(y)

@@ -1,0 +1,75 @@
+"""The paper's residual networks, built of ODE stages: pre-activation, GroupNorm(1, C), images in [0, 1] taken as they are."""
+from torch import nn
+
+from odenets.nets.fields import Transition, basic_layers, bottleneck_layers, get_field
+from odenets.nets.stage import ODEStage
+
+
+class ODEResNet(nn.Module):
+    """Stem, stages, head. Within a stage, every block that keeps the shape is a field of one `ODEStage`.
+
+    The stem's GroupNorm matters: block Jacobians grow as 1/||y||, and without it the first stage can leave implicit Euler
+    without a nearby root.
+
+    Args:
+        layers: `basic_layers` or `bottleneck_layers`.
+        depths: Blocks for each stage, the shape-changing first one included where there is one.
+        widths: Channels for each stage; stages after the first halve the resolution.
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        scheme: Spec or `Scheme`, for all stages.
+        substeps: Steps for each block.
+        field: Spec of what is integrated, "residual" (the paper's block) or another of `odenets.list_fields()`.
+        stem_width, stem_stride: Channels of the stem, and of how many pixels along each axis it keeps one.
+    """
+
+    def __init__(self, layers, depths, widths, num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual",
+                 stem_width=16, stem_stride=1):
+        super().__init__()
+        field = get_field(field)
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, stem_width, 3, stem_stride, 1, bias=False),
+                                  nn.GroupNorm(1, stem_width), nn.ReLU())
+        blocks, inputs = [], stem_width
+        for index, (depth, width) in enumerate(zip(depths, widths)):
+            stride = 1 if index == 0 else 2
+            if stride != 1 or inputs != width:
+                blocks.append(Transition(layers, inputs, width, stride))
+                depth -= 1
+            blocks.append(ODEStage([field.build(layers, width) for _ in range(depth)], scheme, substeps=substeps))
+            inputs = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.GroupNorm(1, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                  nn.Linear(inputs, num_classes))
+
+    def forward(self, x):
+        """Logits (B, num_classes) of images (B, in_channels, H, W) in [0, 1]."""
+        return self.head(self.blocks(self.stem(x)))
+
+
+def ode_resnet18(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+    """The paper's ResNet-18, 787,290 parameters for 10 classes and 3 channels; 5 blocks are integrated."""
+    return ODEResNet(basic_layers, (2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps, field)
+
+
+def ode_resnet34(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+    """The paper's ResNet-34, 1,420,442 parameters for 10 classes and 3 channels; 13 blocks are integrated."""
+    return ODEResNet(basic_layers, (3, 4, 6, 3), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps, field)
+
+
+def ode_resnet50(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+    """The paper's ResNet-50 with bottlenecks, 2,867,674 parameters; 12 blocks are integrated."""
+    return ODEResNet(bottleneck_layers, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, in_channels, scheme, substeps, field)
+
+
+def ode_resnet_small(num_classes=10, in_channels=1, scheme="explicit", substeps=1, field="residual"):
+    """Two stages of two integrated blocks, widths 16 and 32: minutes on a CPU for 8x8 digits."""
+    return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps, field)
+
+
+def ode_resnet_small_stride2(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+    """`ode_resnet_small` behind a stem of stride 2: minutes on a CPU for images of 28x28 or 32x32."""
+    return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps, field, stem_stride=2)
+
+
+MODELS = {"small": ode_resnet_small, "small-stride2": ode_resnet_small_stride2, "resnet18": ode_resnet18,
+          "resnet34": ode_resnet34, "resnet50": ode_resnet50}

@@ -1,0 +1,250 @@
+"""A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import nn
+
+from odenets.errors import InputError
+from odenets.schemes import GRADIENTS, get_scheme
+from odenets.solve.krylov import Solution
+from odenets.solve.log import Record
+
+
+class ODEStage(nn.Module):
+    """Integrates y' = f(t, y); field n holds on [n * interval, (n + 1) * interval].
+
+    A residual stage y <- y + f_n(y) is this with explicit Euler, interval 1 and one substep.
+
+    Args:
+        fields: Callables f(t, y) -> dy/dt, (B, ...) -> (B, ...), each sample on its own; modules among them are registered.
+        scheme: A spec ("rk4", "implicit_euler(tol=1e-6)") or a `Scheme`.
+        interval: Length of time for each field.
+        substeps: Steps for each field; the step size is interval / substeps.
+
+    Attributes:
+        stats: `StageStats` of the last forward pass.
+    """
+
+    def __init__(self, fields, scheme="explicit", interval=1.0, substeps=1):
+        super().__init__()
+        fields = list(fields) if isinstance(fields, (list, tuple, nn.ModuleList)) else [fields]
+        if not fields:
+            raise InputError("a stage needs at least one field")
+        self.fields = nn.ModuleList(f if isinstance(f, nn.Module) else _Function(f) for f in fields)
+        if not 0 < interval < float("inf"):
+            raise InputError(f"interval must be positive and finite, got {interval}")
+        self.interval = float(interval)
+        self.configure(scheme=scheme, substeps=substeps, gradient="exact")
+        self._last = None  # what the last forward pass was, for `stats`; never read by a forward pass
+
+    def configure(self, scheme=None, substeps=None, gradient=None):
+        """Change scheme, substeps or gradient; None leaves each as it is. Nothing changes when a value is refused."""
+        scheme = self.scheme if scheme is None else get_scheme(scheme)
+        substeps = self.substeps if substeps is None else substeps
+        gradient = self.gradient if gradient is None else gradient
+        if isinstance(substeps, bool) or not isinstance(substeps, Integral) or substeps < 1:
+            raise InputError(f"substeps must be a whole number of at least 1, got {substeps!r}")
+        if gradient not in GRADIENTS:
+            raise InputError(f"unknown gradient {gradient!r}; choose from {', '.join(GRADIENTS)}")
+        self.scheme, self.substeps, self.gradient = scheme, int(substeps), gradient
+
+    @property
+    def step_size(self):
+        """h = interval / substeps."""
+        return self.interval / self.substeps
+
+    def forward(self, y, trajectory=False, guesses=None):
+        """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first.
+        `guesses`: where a caller wants the solves to start, see `WarmStart`."""
+        if self.scheme.iterates:
+            self._refuse_impure_fields()
+        record, h, states = Record(guesses), self.step_size, [y]
+        self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, "tol" in self.scheme.parameters)
+        step = self.scheme.stepper()
+        for n, field in enumerate(self.fields):
+            f = _checked(field, n)
+            for k in range(self.substeps):
+                y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
+                if trajectory:
+                    states.append(y)
+        return torch.stack(states) if trajectory else y
+
+    @property
+    def stats(self):
+        """Statistics of the last forward pass, and of the backward passes through it so far."""
+        if self._last is None:
+            raise InputError("no statistics yet: run the stage first")
+        entries, batch, device, steps, startup_only, solving = self._last
+        solutions = tuple(entry for entry in entries if isinstance(entry, Solution))
+        accepted = tuple(entry for entry in entries if not isinstance(entry, Solution))
+        return StageStats(steps, batch, device, solutions, accepted, startup_only, solving)
+
+    def __getstate__(self):
+        """Without the last pass: its tensors may belong to a transform that has ended, and a copy has not run yet."""
+        return {**self.__dict__, "_last": None}
+
+    @property
+    def _steps(self):
+        return len(self.fields) * self.substeps
+
+    @property
+    def _startup_only(self):
+        return 0 < self._steps <= self.scheme.previous
+
+    def extra_repr(self):
+        """Scheme, interval, substeps and gradient for print(net)."""
+        note = " (of which only the start-up runs)" if self._startup_only else ""
+        return f"scheme={self.scheme}{note}, interval={self.interval:g}, substeps={self.substeps}, gradient={self.gradient}"
+
+    def _refuse_impure_fields(self):
+        for name, module in self.fields.named_modules():
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if batch_norm and module.running_mean is None:
+                raise InputError(f"field {name} is a {type(module).__name__} without running statistics: each sample would "
+                                 f"depend on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm")
+            tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+            if module.training and (batch_norm or tracking or isinstance(module, nn.modules.dropout._DropoutNd)):
+                raise InputError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
+                                 f"state alone, so {self.scheme} cannot solve with it: call eval() or use GroupNorm")
+
+
+class _Function(nn.Module):
+    """A plain callable among the fields."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, t, y):
+        return self.function(t, y)
+
+
+def _checked(field, n):
+    def f(t, y):
+        slope = field(t, y)
+        if slope.shape != y.shape:
+            raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
+                             f"shape")
+        return slope
+    return f
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """What one pass through a stage did; every figure is computed when asked for.
+
+    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved. accepted: of an adaptive
+    scheme, the `AcceptedSteps` of each sample and interval. startup_only: the scheme is a multistep one, but the stage has so
+    few steps that only its start-up ran.
+    """
+
+    steps: int
+    batch: int
+    device: torch.device
+    solutions: tuple
+    accepted: tuple = ()
+    startup_only: bool = False
+    solving: bool = False  # whether the scheme solves equations at all
+
+    def _per_sample(self, field, combine, start, backward=False):
+        result = torch.full((self.batch,), start, device=self.device)
+        for solution in self.solutions:
+            if solution.backward == backward:
+                values = getattr(solution, field).to(result.dtype)
+                part = slice(solution.start, solution.start + len(values))
+                result[part] = combine(result[part], values)
+        return result
+
+    @property
+    def converged(self):
+        """(B,) bool: every equation of the forward pass reached its tolerance."""
+        return self._per_sample("converged", torch.logical_and, True)
+
+    @property
+    def residual(self):
+        """(B,) largest relative residual of the forward pass."""
+        return self._per_sample("residual", torch.maximum, 0.0)
+
+    @property
+    def iterations(self):
+        """(B,) iterations of the forward pass, all equations together."""
+        return self._per_sample("iterations", torch.add, 0)
+
+    @property
+    def backward_converged(self):
+        """(B,) bool: every linear system of the backward passes so far reached its tolerance."""
+        return self._per_sample("converged", torch.logical_and, True, backward=True)
+
+    @property
+    def backward_iterations(self):
+        """(B,) iterations of the backward passes so far."""
+        return self._per_sample("iterations", torch.add, 0, backward=True)
+
+    @property
+    def unconverged(self):
+        """Number of samples with an equation of the forward pass unsolved."""
+        return int((~self.converged).sum())
+
+    @property
+    def solves(self):
+        """Number of equations solved for each sample in the forward pass."""
+        return sum(not solution.backward and solution.start == 0 for solution in self.solutions)
+
+    @property
+    def evaluations(self):
+        """Evaluations of the fields spent on the equations of the forward pass, the mean per sample."""
+        spent = (solution.evaluations * len(solution.converged) for solution in self.solutions if not solution.backward)
+        return sum(spent) / max(1, self.batch)
+
+
+def stages(net):
+    """{name: stage} of all `ODEStage`s in a network (or of the stage itself)."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, ODEStage)}
+
+
+def _configure(net, **settings):
+    found = stages(net).values()
+    if not found:
+        raise InputError(f"{type(net).__name__} has no ODEStage")
+    for stage in found:
+        stage.configure(**settings)
+
+
+def set_scheme(net, scheme, substeps=None):
+    """Give every stage of `net` another scheme, in place, same weights; `substeps` None leaves them as they are."""
+    _configure(net, scheme=get_scheme(scheme), substeps=substeps)
+
+
+def set_gradient(net, gradient):
+    """Choose how every stage of `net` is differentiated, in place.
+
+    "exact": the derivative of the value returned: autograd, through the correction of ie_skip too; at the root of an
+    implicit scheme the implicit function theorem. "unrolled": for implicit schemes the derivative of the iteration that was
+    computed. "detached": the value of ie_skip or of an implicit scheme with the backward of its explicit predictor
+    x + h f(x), as the authors' code has it. Explicit schemes have one gradient, whatever the choice.
+    """
+    _configure(net, gradient=gradient)
+
+
+@contextmanager
+def tightened(net, tol=1e-6, max_iterations=200):
+    """Within the context, the equations of `net` are solved to `tol` (or their own, if smaller); restored afterwards."""
+    before = {stage: stage.scheme for stage in stages(net).values()}
+    try:
+        for stage, scheme in before.items():
+            if "tol" in scheme.parameters:
+                stage.configure(scheme=scheme.tightened(tol, max_iterations))
+        yield net
+    finally:
+        for stage, scheme in before.items():
+            stage.configure(scheme=scheme)
+
+
+def converged(net, backward=False):
+    """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solved none. With `backward`, the
+    linear systems of the backward passes through it so far."""
+    found = [stats for stats in (stage.stats for stage in stages(net).values()) if stats.solving]
+    name = "backward_converged" if backward else "converged"
+    return torch.stack([getattr(stats, name) for stats in found]).all(0) if found else None

@@ -1,0 +1,1 @@
+"""How perturbations grow in the worst case: threats, losses, attacks and the judge. Knows any classifier, no scheme."""

@@ -1,0 +1,124 @@
+"""What the attacks along a gradient share: starts, targets, restarts, and images that leave once they have fallen."""
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from stability.attacks.images import (
+    attacking,
+    check_count,
+    check_images,
+    check_logits,
+    generators,
+    identities,
+    seeds,
+    split,
+    told,
+)
+from stability.attacks.losses import input_gradient, likeliest_wrong, margin, objective_named
+from stability.attacks.threats import check_threat, confine, shrunk
+from stability.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images under attack, one row each: x (B, ...), labels, the class to reach or None, the identity that noise hangs on."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    target: torch.Tensor | None
+    indices: torch.Tensor
+
+    def __getitem__(self, rows):
+        target = None if self.target is None else self.target[rows]
+        return Images(self.x[rows], self.y[rows], target, self.indices[rows.cpu()])
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one evaluation tells, a row for each image: misclassified, the loss, how far it is broken, and the loss's gradient.
+
+    The score is the loss, or the margin where there is a target: losses towards different targets do not compare.
+    """
+
+    wrong: torch.Tensor
+    loss: torch.Tensor
+    score: torch.Tensor
+    gradient: torch.Tensor | None
+
+
+def look(net, objective, point, images, differentiate=True):
+    """Evaluate a `told` net at `point`, (B, ...) near images.x: a forward pass and, where asked for, a backward one."""
+    with torch.set_grad_enabled(differentiate):
+        point = point.detach().requires_grad_(differentiate)
+        logits = net(point, images.indices)
+        check_logits(logits, images.y)
+        logits = logits.to(point.dtype)  # those of a network under autocast are less precise
+        loss = objective(logits, images.y, images.target)
+    if not differentiate:
+        gradient = None
+    else:
+        gradient = input_gradient(loss, point)
+        if gradient is None:
+            raise InputError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
+                             "square and noise need no gradient")
+        if not bool(torch.isfinite(gradient).all()):
+            raise InputError("the gradient of the loss holds NaN or Inf")
+    logits, loss = logits.detach(), loss.detach()
+    return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient)
+
+
+def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_start=True, generator=None, indices=None,
+           batch_size=512):
+    """Run `climb` on all images from each start and towards each target, until an image falls.
+
+    Args:
+        net, x, y, threat, loss, restarts, targets, random_start, generator, indices, batch_size: As for `pgd`.
+        climb: (look, point, images, safe) -> (point, score, fallen): the best of one run from `point` within the ball `safe`,
+            given look(point, images, differentiate) -> `Look`.
+
+    Returns:
+        Images like x: of each the point where it fell, else that of the highest score.
+    """
+    check_images(x, y)
+    check_threat(threat)
+    for name, value in (("restarts", restarts), ("batch_size", batch_size), ("targets", 1 if targets is None else targets)):
+        check_count(name, value)
+    indices, runs = identities(indices, x), (restarts if random_start else 1) * (targets or 1)
+    starts = seeds(generator, runs) if random_start else [None] * runs
+    call = told(net)
+    climb = partial(climb, partial(look, call, objective_named(loss)))
+    with attacking(net):
+        return torch.cat([_runs(call, Images(x_part, y_part, None, part), threat, climb, starts, targets)
+                          for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), indices)])
+
+
+def _runs(net, images, threat, climb, starts, targets):
+    safe, best, highest = shrunk(threat, images.x), images.x.clone(), torch.full_like(images.x.flatten(1)[:, 0], -torch.inf)
+    alive = torch.arange(len(best), device=best.device)
+    classes = None if targets is None else _classes(net, images, targets)
+    for run, base in enumerate(starts):
+        if not len(alive):
+            break
+        target = None if classes is None else classes[:, run % targets]
+        rest = Images(images.x, images.y, target, images.indices)[alive]
+        point = rest.x if base is None else confine(rest.x + start(threat, rest, base), rest.x, safe)
+        point, score, fallen = climb(point, rest, safe)
+        better = fallen | (score > highest[alive])
+        best[alive[better]], highest[alive[better]] = point[better], score[better]
+        alive = alive[~fallen]
+    return best
+
+
+@torch.no_grad()
+def _classes(net, images, targets):
+    logits = net(images.x, images.indices)
+    check_logits(logits, images.y)
+    return likeliest_wrong(logits, images.y, targets)
+
+
+def start(threat, images, base):
+    """A perturbation for each image, (B, ...), uniform in the ball."""
+    x = images.x
+    return torch.stack([threat.random_start(x.shape[1:], generator, x.dtype)
+                        for generator in generators(images.indices, base)]).to(x.device)

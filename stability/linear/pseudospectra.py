@@ -1,0 +1,147 @@
+"""Pseudospectra of Jacobians: the norm of the resolvent, where eigenvalues of a non-normal matrix mislead.
+
+Up to `dense_limit` entries the matrix is formed, and figures are exact up to rounding. Beyond, they come from the
+rectangular Hessenberg matrix of Arnoldi, (z I - J^T) V_m = V_{m+1} (z E - H): the smallest singular value of z E - H is
+that of z I - J^T on a subspace, hence never less than the true one. Sources: Trefethen & Embree (2005), Spectra and
+Pseudospectra; Toh & Trefethen (1996), SIAM J. Sci. Comput. 17.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import schur
+
+from stability.errors import InputError
+from stability.linear.jacobian import dense_jacobians, direction
+from stability.linear.spectra import entries, hessenbergs
+
+BLOCK = 2**20  # entries of matrices held at once while a grid is worked through
+
+
+@dataclass(frozen=True, eq=False)
+class Pseudospectrum:
+    """The smallest singular value of z I - J at points z, for each sample; tensors on the host.
+
+    points: (B, *S) complex.
+    smallest: (B, *S): its reciprocal is the norm of the resolvent; where it is below eps, an eigenvalue of some matrix
+        within eps of J.
+    eigenvalues: (B, m) complex, all of them where `exact`, else the Ritz values of the Krylov space.
+    exact: whether the matrix was formed.
+    kind: what `smallest` is, in words.
+    """
+
+    points: torch.Tensor
+    smallest: torch.Tensor
+    eigenvalues: torch.Tensor
+    exact: bool
+    kind: str
+
+
+def pseudospectrum(f, y, points=None, resolution=40, dimension=100, dense_limit=512):
+    """The smallest singular value of z I - J on a grid, for each sample.
+
+    Args:
+        f, y: As for `stability.spectrum`.
+        points: Complex tensor or array of any shape S, the z of all samples; by default S = (resolution, resolution),
+            imaginary by real part, for each sample its own grid round its spectrum.
+        resolution: Points along each side of the default grid.
+        dimension: Krylov dimension above `dense_limit`; a larger one gives sharper bounds.
+        dense_limit: Up to so many entries the matrix is formed and the result exact.
+
+    Returns:
+        A `Pseudospectrum`.
+
+    Raises:
+        ValueError: An empty batch, NaN or Inf in y, in f(y) or in points; an argument out of range.
+    """
+    if points is not None:
+        points = np.asarray(points, complex)
+        if not points.size or not np.isfinite(points).all():
+            raise InputError(f"points must be finite complex numbers, at least one, got shape {points.shape}")
+    elif isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 2:
+        raise InputError(f"resolution must be a whole number of at least 2, got {resolution!r}")
+    readers, exact = resolvent_readers(f, y, dimension, dense_limit)
+    found = []
+    for eigenvalues, _, smallest in readers:
+        z = _grid(eigenvalues, resolution) if points is None else points
+        found.append([torch.from_numpy(part) for part in (z, smallest(z), eigenvalues)])
+    kind = "exact: dense matrix" if exact else "upper bound: Arnoldi's rectangular Hessenberg matrix"
+    return Pseudospectrum(*(torch.stack(part) for part in zip(*found)), exact, kind)
+
+
+def _grid(eigenvalues, resolution):
+    real, height = eigenvalues.real, abs(eigenvalues.imag).max()
+    margin = 0.5 * max(np.ptp(real), 2 * height) or 0.5 * abs(eigenvalues).max() or 1.0
+    x = np.linspace(real.min() - margin, real.max() + margin, resolution)
+    return x + 1j * np.linspace(-height - margin, height + margin, resolution)[:, None]
+
+
+def resolvent_readers(f, y, dimension, dense_limit):
+    """Yield for each sample its eigenvalues (m,) or Ritz values, its norm, and a function from an array of z to the
+    smallest singular values of z I - J; and say whether they are exact."""
+    exact = entries(y) <= dense_limit
+    return (_dense(f, y) if exact else _krylov(f, y, dimension)), exact
+
+
+def _dense(f, y):
+    for sample in y.split(1):
+        J = dense_jacobians(f, sample)[0].double()
+        T, _ = schur(J.cpu().numpy(), output="complex")
+        yield np.diag(T).copy(), float(torch.linalg.matrix_norm(J, 2)), _by_pairs(_triangular, torch.from_numpy(T).to(y.device))
+
+
+def _krylov(f, y, dimension):
+    for part in hessenbergs(f, y, dimension):
+        for H in part:
+            eigenvalues = np.linalg.eigvals(H[:H.shape[1]]).astype(complex)
+            yield eigenvalues, np.linalg.norm(H, 2), _by_pairs(_singular, torch.from_numpy(H).to(y.device))
+
+
+def _by_pairs(smallest, A):
+    """`smallest` of A at an array of z, once for each conjugate pair: A comes of a real matrix."""
+    def at(z):
+        half, place = np.unique(np.real(z) + 1j * abs(np.imag(z)), return_inverse=True)
+        chunks = torch.from_numpy(half).to(A.device).split(max(1, BLOCK // A.numel()))
+        return torch.cat([smallest(A, chunk) for chunk in chunks]).cpu().numpy()[place].reshape(np.shape(z))
+
+    return at
+
+
+def _singular(A, z):
+    """Smallest singular value of z E - A (P,), E the identity with as many rows as A, which may have one more."""
+    E = torch.eye(*A.shape, dtype=torch.complex128, device=A.device)
+    return torch.linalg.svdvals(z[:, None, None] * E - A)[:, -1]
+
+
+def _triangular(T, z, steps=40, tol=1e-8):
+    """`_singular` of an upper triangular T by inverse Lanczos: the largest eigenvalue of (R* R)^-1, R = z I - T."""
+    n = len(T)
+    R = (-T).repeat(len(z), 1, 1)
+    R.diagonal(dim1=1, dim2=2).add_(z[:, None])
+    Q, H = direction(n, 0).to(T).expand(len(z), 1, n).clone(), T.new_zeros(len(z), steps + 1, steps)
+    result = torch.full(z.shape, torch.nan, dtype=torch.float64, device=z.device)
+    pending = torch.arange(len(z), device=z.device)
+    for j in range(min(n, steps)):
+        # Solved as rows from the right, R is not copied for its conjugate transpose.
+        w = torch.linalg.solve_triangular(R, Q[:, j, None].conj(), upper=True, left=False).mH
+        w = torch.linalg.solve_triangular(R, w, upper=True)[..., 0]
+        for _ in range(2):
+            c = (Q.conj() @ w[..., None])[..., 0]
+            w, H[:, :j + 1, j] = w - (c[:, None] @ Q)[:, 0], H[:, :j + 1, j] + c
+        rest = torch.linalg.vector_norm(w, dim=1)
+        # An eigenvalue at z, or one so near that the solve overflows, is left to the dense values below.
+        usable = torch.isfinite(rest) & torch.isfinite(H[:, :j + 1, j]).all(1)
+        theta, S = torch.linalg.eigh(torch.where(usable[:, None, None], H[:, :j + 1, :j + 1], 0))
+        done = usable & ((rest * S[:, -1, -1].abs() <= tol * theta[:, -1]) | (j + 1 == n))
+        result[pending[done]] = theta[done, -1].rsqrt()
+        keep = usable & ~done
+        if not bool(keep.any()):
+            break
+        H[:, j + 1, j] = rest
+        Q = torch.cat([Q, (w / rest[:, None])[:, None]], 1)
+        if 2 * int(keep.sum()) <= len(keep):  # R is large: better to carry some points on than to copy it at every step
+            R, Q, H, pending = R[keep], Q[keep], H[keep], pending[keep]
+    missed = torch.isnan(result)
+    if bool(missed.any()):
+        result[missed] = _singular(T, z[missed])
+    return result

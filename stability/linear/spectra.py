@@ -1,0 +1,128 @@
+"""Eigenvalues, log-norm and norm of Jacobians, one for each sample, from products alone.
+
+Eigenvalues are taken of J^T, which has those of J: a product is then one backward pass, three times cheaper than a
+forward-mode one, and possible through every stage. How they are found: `stability.eigenpairs`.
+"""
+import warnings
+
+import numpy as np
+import torch
+
+from stability.errors import InputError
+from stability.linear.arnoldi import MEMORY, Krylov, krylov_memory
+from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
+from stability.linear.jacobian import _check_state, forward_product, reverse_product
+
+
+def spectrum(f, y, k=6, which="LM", tol=None, dimension=None, max_products=MAX_PRODUCTS, memory=MEMORY):
+    """The k eigenvalues of largest modulus, or the k rightmost ones, of each sample's Jacobian.
+
+    Args:
+        f: (B, ...) -> (B, ...), each sample on its own; a module or an `ODEStage` too (with its gradient "exact").
+        y: States (B, ...), float32 or float64, on any device.
+        k: Number of eigenvalues, at most the entries n of a sample.
+        which: "LM" largest modulus, "LR" largest real part.
+        tol: Relative residual, by default 1e-8 in float64 and 1e-4 in float32.
+        dimension: Basis vectors held for each sample; by default n where that is small, else enough for speed. A basis
+            smaller than n may hold one copy only of a multiple eigenvalue.
+        max_products: Products with J^T after which a sample is given up, and marked.
+        memory: Bytes of basis vectors held at once; see `stability.krylov_memory`.
+
+    Returns:
+        A `Spectrum`; pairs that did not converge are there, and marked.
+
+    Raises:
+        ValueError: k or `which` out of range, an empty batch, NaN or Inf, f changes the shape or the dtype.
+    """
+    n = entries(y)
+    check_count(k, n)
+    if which not in ("LM", "LR"):
+        raise InputError(f"which must be 'LM' (largest modulus) or 'LR' (largest real part), got {which!r}")
+    search = Search(k, which, tolerance(y, tol), dimension, max_products, memory)
+    return leading(lambda rows: reverse_product(f, y[rows]), y, len(y), n, search)
+
+
+def ritz_values(f, y, dimension=40):
+    """All Ritz values of one Krylov space for each sample, (B, min(dimension, n)) complex: a sketch of the whole
+    spectrum.
+
+    They lie in the numerical range; the outermost ones approximate eigenvalues, the inner ones only fill the cloud.
+    """
+    m = min(dimension, entries(y))
+    return torch.from_numpy(np.concatenate([np.linalg.eigvals(H[:, :m]) for H in hessenbergs(f, y, dimension)])
+                            .astype(np.complex128))
+
+
+def hessenbergs(f, y, dimension):
+    """Yield, chunk by chunk, the matrices H (b, m + 1, m) of Arnoldi on J^T, m = min(dimension, n), in float64."""
+    n = entries(y)
+    if dimension < 1:
+        raise InputError(f"dimension must be at least 1, got {dimension}")
+    m = min(dimension, n)
+    for part in y.split(krylov_memory(y, 0, m).chunk):
+        krylov = Krylov(reverse_product(f, part), y, len(part), n, m)
+        krylov.grow(m)
+        yield krylov.hessenberg()
+
+
+def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
+    """(B,) logarithmic 2-norm mu_2 of each sample's Jacobian: the rightmost eigenvalue of (J + J^T)/2, on the host.
+
+    Two solutions of y' = f(y) separate no faster than exp(t mu_2). Arguments as for `spectrum`, but tol is relative to
+    the norm of (J + J^T)/2, for mu_2 may be zero. Lanczos values approach from below; a sample that does not reach it
+    raises a RuntimeWarning.
+
+    Source: Hairer, Norsett, Wanner I (1993), I.10; Soderlind (2006), BIT 46.
+    """
+    def symmetric(rows):
+        forward, reverse = forward_product(f, y[rows]), reverse_product(f, y[rows])
+        return lambda v: (forward(v) + reverse(v)) / 2
+
+    return _extreme(symmetric, y, "LR", tol, dimension, max_products)
+
+
+def spectral_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
+    """(B,) largest singular value of each sample's Jacobian, on the host; see `log_norm`.
+
+    An upper bound comes with `stability.singular_values`.
+    """
+    return _extreme(gram_operator(f, y), y, "LM", tol, dimension, max_products).clamp_min(0).sqrt()
+
+
+def gram_operator(f, y):
+    """Indices of samples -> v -> J^T J v."""
+    def gram(rows):
+        forward, reverse = forward_product(f, y[rows]), reverse_product(f, y[rows])
+        return lambda v: reverse(forward(v))
+
+    return gram
+
+
+def _extreme(operator, y, which, tol, dimension, max_products):
+    n, tol = entries(y), tolerance(y, tol)
+    found = leading(operator, y, len(y), n, Search(1, which, tol, dimension, max_products, symmetric=True))
+    missed = int((~found.converged).sum())
+    if missed:
+        warnings.warn(f"{missed} of {len(y)} samples did not reach tol={tol:g} within {max_products} products (worst "
+                      f"residual {float(found.residuals.max()):.1e}): their values are lower bounds", RuntimeWarning, 3)
+    return found.values[:, 0].real.clone()
+
+
+def entries(y):
+    """n, the entries of a sample, of a state that is fit for analysis; else ValueError."""
+    _check_state(y)
+    return y[0].numel()
+
+
+def check_count(k, n):
+    """ValueError unless k is a whole number from 1 to n."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
+        raise InputError(f"k must be a whole number from 1 to the {n} entries of a sample, got {k!r}")
+
+
+def tolerance(y, tol):
+    """The relative residual to reach: tol, or by default what the dtype allows."""
+    tol = (1e-8 if y.dtype == torch.float64 else 1e-4) if tol is None else tol
+    if not 0 < tol < 1:
+        raise InputError(f"tol must lie between 0 and 1, got {tol}")
+    return tol

@@ -1,0 +1,114 @@
+"""Checks of the audit that look at the forward pass, one function each: a `Case` in, a `Check` out."""
+import torch
+
+from odenets import converged, stages, tightened
+from stability.attacks.judge import MISCLASSIFIED
+from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, refined
+
+
+def deterministic(case, images=64, limit=1e-3):
+    """Fails where an image's logits change from call to call, or with the images beside it in a batch.
+
+    Differences count relative to the spread of an image's logits. Rounding changes with the shape of a batch by about
+    1e-6 of it; an attack whose steps meet noise above `limit` averages over it at best. Equations are solved to the
+    judge's tolerance, and images on which that fails are left to `solver`.
+    """
+    x = case.x[:images]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))
+    order = torch.cat([order[order != 0], order[order == 0]]).to(x.device)  # what leans on the first image meets another one
+    with torch.no_grad(), tightened(case.net, JUDGE_TOLERANCE):
+        first = case.net(x)
+        solved = converged(case.net)
+        again, shuffled = case.net(x), torch.empty_like(first)
+        # Parts of another size than the whole, each image among other neighbours.
+        for rows in order.split(min(7, (len(x) + 1) // 2)):
+            shuffled[rows] = case.net(x[rows])
+    kept = torch.ones_like(first[:, 0], dtype=torch.bool) if solved is None else solved
+    changes = {"repeated": _change(again, first)[kept], "other_batch": _change(shuffled, first)[kept]}
+    count = int(kept.sum())
+    if not count:
+        return Check("deterministic", None, {"images": 0}, {}, "no image has all its equations solved")
+    moved = {name: int((values > limit).sum()) for name, values in changes.items()}
+    most = allowed(0.02, count)
+    return Check("deterministic", max(moved.values()) <= most,
+                 {f"{name}_share": number / count for name, number in moved.items()}
+                 | {f"{name}_largest": float(changes[name].max()) for name in moved},
+                 {"share": most / count, "change": limit},
+                 f"the same image gives other logits when it is evaluated again on {moved['repeated']} of {count} images, "
+                 f"among other images on {moved['other_batch']}")
+
+
+def solver(case):
+    """Fails where images leave equations unsolved: adversarial ones for the judge, any at the net's own settings.
+
+    Logits of an unsolved equation mean nothing, and an attack can hide behind them. An honest net leaves a per cent or
+    so unsolved at its own tolerance and cap; 5 % is beyond that.
+    """
+    if not any(stage.scheme.implicit for stage in case.iterated):
+        return Check("solver", None, {}, {}, "no stage solves an equation to a tolerance")
+    count, untrusted, limit = len(case.x), int(case.white_box.untrusted.sum()), allowed(0.02, len(case.x))
+    own = {name: _solved(case, x) for name, x in (("clean", case.x), ("adversarial", case.white_box.x_adv))}
+    with tightened(case.net, JUDGE_TOLERANCE):
+        own["judged"] = _solved(case, case.white_box.x_adv)
+    unsolved = {name: int((~solved).sum()) for name, (solved, _) in own.items()}
+    residuals = {f"{name}_residual_{kind}": float(pick(values)) for name, (_, values) in own.items()
+                 for kind, pick in (("median", torch.median), ("largest", torch.max))}
+    worst, most = max(unsolved["clean"], unsolved["adversarial"]), allowed(0.05, count)
+    return Check("solver", untrusted <= limit and worst <= most,
+                 {"share_unconverged": untrusted / count}
+                 | {f"{name}_share_unconverged": unsolved[name] / count for name in ("clean", "adversarial")} | residuals,
+                 {"share_unconverged": limit / count, "clean_share_unconverged": most / count,
+                  "adversarial_share_unconverged": most / count},
+                 f"{untrusted} of {count} adversarial images have an equation unsolved at tolerance "
+                 f"{JUDGE_TOLERANCE:g}; they count as broken. At the net's own tolerance {unsolved['clean']} clean and "
+                 f"{unsolved['adversarial']} adversarial ones do")
+
+
+def tolerance(case, limit=0.02):
+    """Fails where a tighter tolerance moves the answer: logits, predictions, or the robust accuracy under PGD.
+
+    Logits may move by 2 % of their spread (the median over images): that carries about 2 % of the images across a
+    decision boundary where margins are spread evenly, the 2 points that robust accuracy may move. Adaptive schemes are
+    not attacked at the tight tolerance: they take their samples one by one, and it would be hours on a larger net.
+    """
+    name, parameters = "tolerance", {key for stage in stages(case.net).values() for key in stage.scheme.parameters}
+    if not parameters & {"tol", "rtol"}:
+        return Check(name, None, {}, {}, "nothing in this network is computed to a tolerance")
+    points = {"clean": case.x, "adversarial": case.white_box.x_adv}
+    own = {key: case.logits(x) for key, x in points.items()}
+    with refined(case.net):
+        tight = {key: case.logits(x) for key, x in points.items()}
+    count, most = len(case.x), allowed(0.02, len(case.x))
+    moves = {key: float(_change(own[key], tight[key]).median()) for key in points}
+    moved = int((own["clean"].argmax(1) != tight["clean"].argmax(1)).sum())
+    figures = {"predictions_moved": moved / count} | {f"{key}_logits_moved": value for key, value in moves.items()}
+    thresholds = {"predictions_moved": most / count} | {f"{key}_logits_moved": limit for key in moves}
+    passed, robustness = moved <= most and max(moves.values()) <= limit, ""
+    if "tol" in parameters:
+        adversarial = case.plain_attack()(case.net, case.x, case.y, torch.arange(count))
+        robust = int(((own["clean"].argmax(1) == case.y) & (case.logits(adversarial).argmax(1) == case.y)).sum())
+        judged = count - case.broken_by(MISCLASSIFIED) - case.broken_by(0)
+        figures |= {"robust_own": robust / count, "robust_tight": judged / count, "robust_moved": abs(robust - judged) / count}
+        thresholds["robust_moved"] = most / count
+        passed &= abs(robust - judged) <= most
+        robustness = f", and PGD leaves {judged} images standing instead of {robust}"
+    return Check(name, passed, figures, thresholds,
+                 f"at tolerance {JUDGE_TOLERANCE:g} instead of the network's own, {moved} of {count} predictions change, "
+                 f"logits of adversarial images move by {moves['adversarial']:.2g} of their spread{robustness}")
+
+
+def _change(logits, reference):
+    """(B,) largest change of an image's logits, relative to their spread."""
+    spread = (reference.amax(1) - reference.amin(1)).clamp_min(torch.finfo(reference.dtype).tiny)
+    return (logits - reference).abs().amax(1) / spread
+
+
+@torch.no_grad()
+def _solved(case, x):
+    """((B,) bool, (B,) largest relative residual) of the equations at the present settings."""
+    solved, residuals = [], []
+    for part in x.split(case.batch_size):
+        case.net(part)
+        solved.append(converged(case.net))
+        residuals.append(torch.stack([stage.stats.residual for stage in stages(case.net).values()]).amax(0))
+    return torch.cat(solved), torch.cat(residuals)

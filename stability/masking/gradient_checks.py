@@ -1,0 +1,129 @@
+"""Checks of the audit that look at the gradient itself, one function each: a `Case` in, a `Check` out."""
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import nn
+
+from odenets import converged, stages, tightened
+from stability.attacks.losses import objective_named
+from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, configured
+
+
+def zero_gradients(case):
+    """Fails where the input gradient vanishes: attacks then stand still."""
+    shares = {}
+    for loss in ("cross_entropy", "margin"):
+        gradient = _gradient(case.net, case.x, case.y, loss, case.batch_size)
+        # Far below any honest gradient, and still far above the smallest float32: sign and direction are intact above
+        # it.
+        shares[loss] = float((gradient.flatten(1).abs().amax(1) < 1e-20).double().mean())
+    count = len(case.x)
+    limit = allowed(0.02, count) / count
+    worst = max(shares.values())
+    return Check("zero_gradients", worst <= limit, shares, {"share": limit},
+                 f"{worst:.1%} of the images have no input gradient to follow")
+
+
+def finite_differences(case, directions=7, images=64):
+    """Fails where the gradient that attacks use is not the derivative of the loss, by central differences.
+
+    Along random signs d, <g, d> errs by about ||g - gradient||, so that a few directions measure its relative error.
+    The median over them is taken because the forward pass of ie_skip holds the derivative of a ReLU and jumps at its
+    kinks. In float64 on a copy where the network allows it, for steps small against the distance to the next kink; with
+    the margin loss, which never saturates. Beside the images, a hundredth of the way to noise: equal pixels tie in a
+    max-pool, so that a black corner is itself a kink.
+    """
+    name, objective = "finite_differences", objective_named("margin")
+    net, x = _in_double(case.net, case.x[:images])
+    y, double = case.y[:images], x.dtype == torch.float64
+    if case.iterated and not double:
+        return Check(name, None, {}, {}, "no float64 copy to be had; in float32 a step meets too many kinks")
+    # As small as rounding allows: ie_skip jumps at every kink. What is solved to a tolerance rounds more coarsely.
+    exact = all(stage.scheme.evaluations is not None for stage in stages(net).values())
+    step, limit = (1e-8 if exact else 1e-6, 0.01) if double else (2e-3, 0.1)
+    @torch.no_grad()
+    def value(x):
+        return objective(net(x), y).double()
+
+    generator = torch.Generator().manual_seed(case.seed)
+    x = x.lerp(torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x), 0.01)
+    x = x.clamp(step, 1 - step)  # steps stay within the box, beyond which a network may clamp
+    with tightened(net, 1e-10 if double else JUDGE_TOLERANCE):
+        centre, again, solved = value(x), value(x), converged(net)
+        gradient = _gradient(net, x, y, "margin", images).double()
+        signs = [(2 * torch.randint(2, x.shape, generator=generator) - 1).to(x) for _ in range(directions)]
+        slopes = torch.stack([value(x + step * d) - value(x - step * d) for d in signs]) / (2 * step)
+    if bool(((centre - again).abs() > 100 * torch.finfo(x.dtype).eps * (1 + centre.abs())).any()):
+        return Check(name, False, {"spread": float((centre - again).abs().max())}, {"spread": 0.0},
+                     "the network gives different logits for the same image, so that no gradient is its derivative")
+    errors = (slopes - torch.stack([(gradient * d).flatten(1).sum(1) for d in signs])).abs()
+    # Relative to the larger of the two derivatives, so that a gradient of zero can fail; rounding is given away.
+    scale = torch.maximum(gradient.flatten(1).norm(dim=1), slopes.abs().median(0)[0]).clamp_min(1e-300)
+    noise = 100 * torch.finfo(x.dtype).eps * (1 + centre.abs()) / step
+    error = ((errors - noise).clamp_min(0) / scale).median(0)[0]
+    error = error[solved] if solved is not None else error
+    if not len(error):
+        return Check(name, None, {"images": 0}, {}, "no image has all its equations solved")
+    count, median, wrong = len(error), float(error.median()), int((error > limit).sum())
+    return Check(name, wrong <= allowed(0.05, count),
+                 {"median_error": median, "share_wrong": wrong / count, "images": count},
+                 {"error": limit, "share_wrong": allowed(0.05, count) / count},
+                 f"the input gradient is off finite differences by {median:.2g} (median, relative), by more than "
+                 f"{limit:g} on {wrong} of {count} images")
+
+
+def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0.98):
+    """Fails where the gradient in use is not the scheme's exact one, or not that of its equations solved accurately.
+
+    Counted image by image: a gradient that is wrong on a third of them has a perfect median. The tolerance has a looser
+    limit, and one for the median too: near a kink an honest solve to 1e-2 may land on the other side of it.
+    """
+    if not case.iterated:
+        return Check("exact_gradient", None, {}, {}, "no stage iterates, so that autograd's gradient is the exact one")
+    gradient = partial(_gradient, case.net, case.x[:images], case.y[:images], "margin", case.batch_size)
+    found = {"in_use": gradient()}
+    for name in ("exact", "detached", "unrolled"):
+        with configured(case.net, gradient=name):
+            found[name] = gradient()
+    exact = found.pop("exact")
+    cosines = {name: _cosines(other, exact) for name, other in found.items()}
+    signs = {f"{name}_sign_agreement": float((other.sign() == exact.sign()).double().mean()) for name, other in found.items()}
+    with configured(case.net, gradient="exact"), tightened(case.net, JUDGE_TOLERANCE):
+        cosines["tolerance"] = _cosines(exact, gradient())
+    figures = {f"{name}_cosine": float(values.nanmedian()) for name, values in cosines.items()} | signs
+    count, limits = len(exact), {"in_use": limit, "tolerance": loose_limit}
+    wrong = {name: int((~(cosines[name] >= least)).sum()) for name, least in limits.items()}  # NaN is wrong too
+    most, shares = allowed(0.05, count), {f"{name}_share_wrong": number / count for name, number in wrong.items()}
+    passed = max(wrong.values()) <= most and figures["tolerance_cosine"] >= loose_median
+    thresholds = {"tolerance_cosine": loose_median} | dict.fromkeys(shares, most / count)
+    return Check("exact_gradient", passed, figures | shares, thresholds,
+                 f"cosine with the exact gradient below {limit:g} on {wrong['in_use']} of {count} images, medians: in use "
+                 f"{figures['in_use_cosine']:.4f}, detached {figures['detached_cosine']:.4f}, unrolled "
+                 f"{figures['unrolled_cosine']:.4f}; the exact one at the tolerance in use against {JUDGE_TOLERANCE:g}: "
+                 f"{figures['tolerance_cosine']:.4f}, below {loose_limit:g} on {wrong['tolerance']}")
+
+
+def _cosines(a, b):
+    """(B,) cosines of the angles between two gradients, 1 where they are equal: zeros are another check's matter."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    return nn.functional.cosine_similarity(a, b, eps=1e-300).masked_fill((a == b).all(1), 1.0)
+
+
+def _gradient(net, x, y, loss, batch_size):
+    parts = []
+    for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
+        point = x_part.detach().clone().requires_grad_()
+        parts.append(torch.autograd.grad(objective_named(loss)(net(point), y_part).sum(), point)[0])
+    return torch.cat(parts)
+
+
+def _in_double(net, x):
+    """A float64 copy of the network and the images; where it cannot be had, both as they are."""
+    try:
+        copy = deepcopy(net).double()
+        with torch.no_grad():
+            usable = copy(x[:1].double()).dtype == torch.float64
+    except (RuntimeError, TypeError, NotImplementedError):
+        usable = False
+    return (copy, x.double()) if usable else (net, x)

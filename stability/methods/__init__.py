@@ -1,0 +1,1 @@
+"""How perturbations grow in the scheme alone: stability regions, the largest stable step, algebraic stability."""

@@ -1,0 +1,1 @@
+"""How perturbations grow along a network: its blocks, its stages, and what they predict."""

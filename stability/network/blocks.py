@@ -1,0 +1,166 @@
+"""The dynamics of a network block by block: where h lambda lies, what the scheme makes of it, what a whole step does."""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import odenets
+from stability.linear.jacobian import dense_jacobians
+from stability.linear.kreiss import kreiss_constant
+from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum
+from stability.methods.regions import largest_stable_step
+from stability.network.growth import lyapunov_exponents
+from stability.network.places import places
+
+NORM_TOL = 1e-2  # of norms' residuals: extreme eigenvalues of symmetric operators, whose error is of its square
+ROUNDING = 1e-8  # relative to the largest, what an eigenvalue that is zero may turn out to be
+RADIUS_PRODUCTS = 300  # after which the spectral radius of a step is taken as unknown
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDynamics:
+    """One block at the states that enter it; tensors on the host, a row for each sample.
+
+    stage, block, step_size, substeps: where; h and the steps of the block.
+    ritz: (B, m) complex, Ritz values of h J: a sketch, whose outermost members approximate eigenvalues h lambda and whose
+        density means nothing. amplification: (B, m) |R| there; None for an adaptive scheme.
+    eigenvalues: (b, n) complex, all h lambda of the first b samples where the state is small, else None: shares and means
+        are taken over these, never over Ritz values. growth: (b, n) |R| there, or None.
+    largest_step: (B,) largest stable h over the contracting Ritz values, see `stability.StableStep`; None without R.
+    log_norm, lipschitz: (B,) mu_2(h J) and ||h J||.
+    kreiss: (b,) bound from below of the Kreiss constant of h J beyond its rightmost eigenvalue, of the first b samples (NaN
+        where that did not converge): how much faster than exponentially a perturbation grows at first; 1 if J is normal.
+    step_norm, step_radius: (B,) norm and spectral radius (NaN where it did not converge) of the Jacobian of the discrete
+        step, through its solve; None for multistep schemes, whose step depends on more than the state.
+    """
+
+    stage: int
+    block: int
+    step_size: float
+    substeps: int
+    ritz: torch.Tensor
+    amplification: torch.Tensor | None
+    eigenvalues: torch.Tensor | None
+    growth: torch.Tensor | None
+    largest_step: torch.Tensor | None
+    log_norm: torch.Tensor
+    lipschitz: torch.Tensor
+    kreiss: torch.Tensor
+    step_norm: torch.Tensor | None
+    step_radius: torch.Tensor | None
+
+    @property
+    def order_star(self):
+        """(B, m) |R(z)| / |exp(z)| at the Ritz values: above 1 the step grows more than the flow. None without R.
+
+        Source: Wanner, Hairer, Norsett (1978), BIT 18.
+        """
+        return None if self.amplification is None else self.amplification / self.ritz.real.exp()
+
+    @property
+    def expanding_share(self):
+        """(b,) share of all eigenvalues with Re > 0, where every consistent scheme grows; None where they are unknown."""
+        if self.eigenvalues is None:
+            return None
+        zero = ROUNDING * self.eigenvalues.abs().amax(1, keepdim=True)
+        return (self.eigenvalues.real > zero).double().mean(1)
+
+
+def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
+    """The dynamics of one block.
+
+    Args:
+        place: A `Place`; in float64, with the scheme's equations solved tightly.
+        dimension: Of the Krylov space of the Ritz values.
+        dense_limit: Where a state has at most so many entries, all eigenvalues are computed from dense Jacobians,
+        dense_samples: for so many samples, as the Kreiss constant is; None for all of them.
+
+    Raises:
+        ValueError: The state or the field is not fit for analysis; see `stability.spectrum`.
+    """
+    f, y, scheme = place.increment, place.state, place.scheme
+    ritz, eigenvalues = ritz_values(f, y, dimension), None
+    if y[0].numel() <= dense_limit:
+        eigenvalues = torch.linalg.eigvals(dense_jacobians(f, y[:dense_samples]).double().cpu())
+    has_R, one_step = scheme.name != "adaptive", not scheme.previous
+    return BlockDynamics(
+        place.stage, place.block, place.step_size, place.substeps, ritz, _amplification(scheme, ritz) if has_R else None,
+        eigenvalues, _amplification(scheme, eigenvalues) if has_R and eigenvalues is not None else None,
+        _largest_steps(scheme, ritz, place.step_size) if has_R else None, log_norm(f, y, tol=NORM_TOL),
+        spectral_norm(f, y, tol=NORM_TOL), _kreiss(f, y[:dense_samples], dimension),
+        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None, _radius(place) if one_step else None)
+
+
+def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1e-6, progress=lambda done, total: None):
+    """The dynamics of every block of a network at the states that images run through.
+
+    Args:
+        net: Any module with `ODEStage`s, or a stage; in float64.
+        x: Images (B, ...) in float64; for a stage, states.
+        dimension, dense_limit, dense_samples: See `block_dynamics`.
+        step_tol: Equations are solved to this: what is described is the scheme, not the solver.
+        progress: Called with (blocks done, blocks in all).
+
+    Returns:
+        A list of `BlockDynamics`, in order.
+
+    Raises:
+        ValueError: See `places` and `block_dynamics`.
+    """
+    found = []
+    with odenets.tightened(net, step_tol):
+        along = places(net, x)
+        for place in along:
+            found.append(block_dynamics(place, dimension, dense_limit, dense_samples))
+            progress(len(found), len(along))
+    return found
+
+
+def stage_exponents(net, x, k=1, tol=1e-3, max_rounds=20, step_tol=1e-6):
+    """Finite-time Lyapunov exponents of the discrete steps, for each stage over its own time, and end to end.
+
+    Args:
+        net, x, step_tol: As in `dynamics`.
+        k, tol, max_rounds: As in `lyapunov_exponents`.
+
+    Returns:
+        ([`Exponents` of each stage], `Exponents` of the whole network, from input to output, per unit of time in stages).
+    """
+    found, time = [], 0.0
+    with odenets.tightened(net, step_tol):
+        along = places(net, x)
+        for index, stage in enumerate(odenets.stages(net).values()):
+            blocks = [place for place in along if place.stage == index]
+            maps = [stage] if stage.scheme.previous else [place.advance for place in blocks]
+            length = stage.interval * len(stage.fields)
+            found.append(lyapunov_exponents(maps, blocks[0].state, min(k, blocks[0].state[0].numel()), length, tol, max_rounds))
+            time += length
+        return found, lyapunov_exponents(net, x, k, time, tol, max_rounds)
+
+
+def _amplification(scheme, z):
+    """|R(z)| of a complex tensor on the host, overflow and poles as inf."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return torch.from_numpy(np.nan_to_num(abs(scheme.amplification(z.numpy())), nan=np.inf, posinf=np.inf))
+
+
+def _largest_steps(scheme, z, h):
+    # Eigenvalues of a real matrix come in conjugate pairs, which a scheme treats alike: half of them will do.
+    steps = [largest_stable_step(scheme, row[row.imag >= 0].numpy() / h).step for row in z]
+    return torch.tensor(steps, dtype=torch.float64)
+
+
+def _kreiss(f, y, dimension):
+    rightmost = spectrum(f, y, 1, "LR")
+    known = rightmost.converged[:, 0]
+    values = torch.full((len(y),), torch.nan, dtype=torch.float64)
+    if bool(known.any()):
+        rows = known.to(y.device)
+        values[known] = kreiss_constant(f, y[rows], threshold=rightmost.values[known, 0].real, dimension=dimension,
+                                        dense_limit=0).values
+    return values
+
+
+def _radius(place):
+    found = spectrum(place.step, place.state, 1, "LM", tol=NORM_TOL, max_products=RADIUS_PRODUCTS)
+    return torch.where(found.converged[:, 0], found.values[:, 0].abs(), torch.nan)

@@ -1,0 +1,233 @@
+"""How perturbations grow along a network: measured, as the linearised steps say, and as R(h J) of each block says."""
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from stability.errors import InputError
+from stability.linear.jacobian import _check_independence, _check_mode, _check_state, _load_decompositions, direction
+from stability.network.places import check_net, trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """||delta_n|| / ||delta_0|| at every place of a network, for each sample; tensors on the host.
+
+    places: P pairs (stage, block): (n, -1) where stage n begins, (n, b) behind its block b; (-1, -1) is the input and
+        (stages, -1) the output. Between the end of a stage and the next beginning the shape may change, and norms of
+        other spaces are compared.
+    measured: (P, B), of the network as it is.
+    linear: (P, B), of the tangent of the discrete network at x.
+    predicted: (P, B), from the measured perturbation at the beginning of a stage on by R(h J), J the Jacobian of the
+        field at the start of each step. NaN behind the stages, at the input, and for schemes without a one-step R.
+    """
+
+    places: tuple
+    measured: torch.Tensor
+    linear: torch.Tensor
+    predicted: torch.Tensor
+
+
+def growth(net, x, delta):
+    """Follow a perturbation through a network.
+
+    Args:
+        net: Any module with `ODEStage`s, or a stage; implicit steps are as accurate as their tolerance, so tighten it
+            (`odenets.tightened`) where the scheme shall be measured and not the solver.
+        x: Images (B, ...), in float64 where `delta` is small; for a stage, states.
+        delta: Perturbations (B, ...), for each sample one: random, or adversarial - x.
+
+    Returns:
+        A `Growth`.
+
+    Raises:
+        ValueError: See `places`; delta of another shape, or zero for a sample.
+    """
+    check_net(net, x)
+    if delta.shape != x.shape:
+        raise InputError(f"delta must have the shape of x, {tuple(x.shape)}, got {tuple(delta.shape)}")
+    size = delta.flatten(1).norm(dim=1)
+    if not bool((size > 0).all() and size.isfinite().all()):
+        raise InputError(f"delta must be finite and not zero for any sample; its norms are {size.tolist()}")
+
+    def along(x):
+        found, output = trajectories(net, x)
+        stages.extend(stage for stage, _ in found)
+        return (x, *(states for _, states in found), output)
+
+    stages = []
+    base, tangents = _tangents(along, x, delta)
+    stages.clear()
+    with torch.no_grad():
+        moved = along(x + delta)
+        labels = [(-1, -1)]
+        measured, linear = [size], [size]
+        predicted = [torch.full_like(size, torch.nan)]
+        for index, (stage, start, end, tangent) in enumerate(zip(stages, base[1:], moved[1:], tangents[1:])):
+            every = slice(None, None, stage.substeps)
+            labels += [(index, block) for block in range(-1, len(stage.fields))]
+            measured += [difference.flatten(1).norm(dim=1) for difference in (end - start)[every]]
+            linear += [v.flatten(1).norm(dim=1) for v in tangent[every]]
+            predicted += _predicted(stage, start, end[0] - start[0])
+        labels.append((len(stages), -1))
+        measured.append((moved[-1] - base[-1]).flatten(1).norm(dim=1))
+        linear.append(tangents[-1].flatten(1).norm(dim=1))
+        predicted.append(predicted[0])
+    return Growth(tuple(labels), *(torch.stack(curve).div(size).cpu() for curve in (measured, linear, predicted)))
+
+
+def _predicted(stage, states, v):
+    """Norms (B,) of v at the beginning of a stage and behind each block, each step multiplying it by R(h J)."""
+    sizes = [v.flatten(1).norm(dim=1)]
+    if stage.scheme.previous or stage.scheme.name == "adaptive":
+        return [torch.full_like(sizes[0], torch.nan)] * (1 + len(stage.fields))
+    size, h = sizes[0], stage.step_size
+    for n, field in enumerate(stage.fields):
+        for k in range(stage.substeps):
+            y = states[n * stage.substeps + k]
+            # Scaled to the state: a solver's floor for rounding is relative to it.
+            scale = y.flatten(1).norm(dim=1).clamp_min(1.0) / v.flatten(1).norm(dim=1).clamp_min(torch.finfo(y.dtype).tiny)
+            scale = scale.view(-1, *[1] * (y.dim() - 1))
+            pair = torch.stack([v * scale, y], 1)
+            v = stage.scheme.step(_linearised(field), n * stage.interval + k * h, pair, h)[:, 0] / scale
+        size = v.flatten(1).norm(dim=1)
+        sizes.append(size)
+    return sizes
+
+
+def _linearised(field):
+    """The linear field v -> J(y) v on pairs (v, y): y stays, so that a step multiplies v by R(h J(y)).
+
+    The state travels with its sample, for a solver evaluates parts of a batch.
+    """
+    def f(t, pair):
+        v, y = pair.unbind(1)
+        image = torch.func.jvp(lambda y: field(t, y), (y.detach(),), (v,))[1]
+        return torch.stack([image, torch.zeros_like(v)], 1)
+    return f
+
+
+@dataclass(frozen=True, eq=False)
+class Exponents:
+    """Finite-time Lyapunov exponents, largest first; on the host.
+
+    values: (B, k). converged: (B,) bool, the last round moved none by more than the tolerance. rounds: of the iteration.
+    """
+
+    values: torch.Tensor
+    converged: torch.Tensor
+    rounds: int
+
+
+def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
+    """log(sigma_i)/time of the k leading singular values sigma_i of the Jacobian of maps applied one after the other.
+
+    Directions are pushed through one map after the other and made orthonormal by QR behind each, so that nothing overflows
+    and no direction hides behind a faster one; then pulled back in the same way, which turns them to the singular vectors,
+    and so on until the exponents stand. A few directions more than wanted are carried, since convergence is by the gap
+    behind the last.
+
+    Args:
+        maps: A function (B, ...) -> (B, ...), or a sequence of them: the steps of a stage, a stage, a whole network.
+        y: States (B, ...) where the first map begins.
+        k: Number of exponents, at most the entries of a sample before and behind the maps.
+        time: Over which the maps go.
+        tol: Change of k exponents times `time` in a round.
+        max_rounds: Cap.
+
+    Returns:
+        `Exponents`.
+
+    Raises:
+        ValueError: k or time out of range, a state that is not finite, a map that mixes the samples of a batch, changes the
+            dtype or hides its derivative from autograd.
+
+    Source: Benettin, Galgani, Giorgilli, Strelcyn (1980), Meccanica 15, for the QR; Golub & Van Loan, Matrix
+    Computations, orthogonal iteration on A^T A.
+    """
+    maps = [maps] if callable(maps) else list(maps)
+    states = _states(maps, y)
+    smallest = min(state[0].numel() for state in states)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= smallest:
+        raise InputError(f"k must be a whole number from 1 to {smallest}, the fewest entries of a sample on the way, got {k!r}")
+    if not 0 < time < float("inf"):
+        raise InputError(f"time must be positive and finite, got {time}")
+    p = min(smallest, k + 3)
+    Q = torch.stack([direction(y[0].numel(), seed) for seed in range(p)], 1).to(y).expand(len(y), -1, -1)
+    Q = torch.linalg.qr(Q)[0]
+    tiny, before = torch.finfo(y.dtype).tiny, None
+    for rounds in range(1, max_rounds + 1):
+        B, log_scale = torch.eye(p).to(y).expand(len(y), p, p), torch.zeros(len(y)).to(y)
+        for f, state in zip(maps, states):
+            Q, R = torch.linalg.qr(_push(f, state, Q))
+            B = R @ B
+            size = B.flatten(1).norm(dim=1).clamp_min(tiny)
+            B, log_scale = B / size[:, None, None], log_scale + size.log()
+        U, S, _ = torch.linalg.svd(B)
+        values = S[:, :k].clamp_min(tiny).log() + log_scale[:, None]
+        change = torch.full((len(y),), torch.inf).to(y) if before is None else (values - before).abs().amax(1)
+        if bool((change <= tol).all()) or rounds == max_rounds:
+            break
+        before, Q = values, Q @ U
+        for f, state in zip(reversed(maps), reversed(states[:-1])):
+            Q = torch.linalg.qr(_pull(f, state, Q))[0]
+    # In a space that is full there is nothing to wait for.
+    return Exponents((values / time).cpu(), (change <= tol).cpu() | (p == y[0].numel()), rounds)
+
+
+def _states(maps, y):
+    _check_state(y)
+    states = [y]
+    for f in maps:
+        _check_mode(f)
+        with torch.inference_mode(False), torch.enable_grad():
+            state = states[-1].detach().clone().requires_grad_()
+            value = f(state)
+        if not bool(torch.isfinite(value).all()):
+            raise InputError("a state on the way holds NaN or Inf")
+        if value.dtype != y.dtype:
+            raise InputError(f"a map gives {value.dtype} where y is {y.dtype}; convert y or the net, as in net.double()")
+        if not value.requires_grad:
+            raise InputError("a map does not depend on its state as far as autograd can see; remove detach() or no_grad()")
+        _check_independence(partial(_pulled, value, state), value.detach().contiguous())
+        states.append(value.detach())
+    return states
+
+
+def _pulled(value, state, v):
+    return torch.autograd.grad(value, state, v.view_as(value))[0]
+
+
+def _push(f, y, Q):
+    """(B, m, p) products of the Jacobian of f at y (B, ...) with the columns of Q (B, n, p)."""
+    p = Q.shape[2]
+    states, columns = y.repeat_interleave(p, 0), Q.mT.reshape(-1, *y.shape[1:])
+    _, (images,) = _tangents(lambda y: (f(y),), states, columns)
+    return images.reshape(len(y), p, -1).mT
+
+
+def _tangents(f, y, v):
+    """(values, J v for each of them) of a function that returns a tuple."""
+    _load_decompositions()
+    try:
+        with torch.no_grad():
+            return torch.func.jvp(f, (y,), (v,))
+    except (RuntimeError, NotImplementedError):
+        # An operation without forward mode, such as the backward pass of GroupNorm in ie_skip: the pullback is linear in its
+        # cotangent, and the pullback of that is J v. Implicit steps refuse this way, but offer the other.
+        with torch.enable_grad():
+            state = y.detach().clone().requires_grad_()
+            values = f(state)
+            cotangents = tuple(torch.zeros_like(value, requires_grad=True) for value in values)
+            (pulled,) = torch.autograd.grad(values, state, cotangents, create_graph=True)
+            return tuple(value.detach() for value in values), torch.autograd.grad(pulled, cotangents, v)
+
+
+def _pull(f, y, Q):
+    """(B, n, p) products of the transposed Jacobian of f at y (B, ...) with the columns of Q (B, m, p)."""
+    p = Q.shape[2]
+    with torch.enable_grad():
+        states = y.detach().repeat_interleave(p, 0).requires_grad_()
+        value = f(states)
+        (pulled,) = torch.autograd.grad(value, states, Q.mT.reshape(value.shape))
+    return pulled.reshape(len(y), p, -1).mT

@@ -1,0 +1,107 @@
+"""One pass along a network of ODE stages: the state at every block, and what acts on it there."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import odenets
+from odenets.schemes import Scheme
+from stability.errors import InputError
+from stability.linear.jacobian import _check_state
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A block of a network and the states that enter it.
+
+    stage, block: indices. field: f(t, y). time: at which the block begins. step_size: h. substeps: steps in the block.
+    state: (B, ...).
+    """
+
+    stage: int
+    block: int
+    field: Callable
+    time: float
+    step_size: float
+    substeps: int
+    scheme: Scheme
+    state: torch.Tensor
+
+    def slope(self, y):
+        """dy/dt at the beginning of the block."""
+        return self.field(self.time, y)
+
+    def increment(self, y):
+        """h f(y): its Jacobian has the eigenvalues h lambda."""
+        return self.step_size * self.slope(y)
+
+    def step(self, y):
+        """The first time step of the block; not for multistep schemes, whose step depends on more than y."""
+        return self.scheme.step(self.field, self.time, y, self.step_size)
+
+    def advance(self, y):
+        """All time steps of the block, with the same exception."""
+        for k in range(self.substeps):
+            y = self.scheme.step(self.field, self.time + k * self.step_size, y, self.step_size)
+        return y
+
+
+def trajectories(net, x):
+    """Run `net` once and keep what happens inside its stages.
+
+    Args:
+        net: Any module with `ODEStage`s, or a stage.
+        x: Images (B, ...); for a stage, states.
+
+    Returns:
+        ([(stage, states)], output): the stages in the order in which they run, each with its trajectory
+        (1 + fields * substeps, B, ...).
+    """
+    found = []
+
+    def ask(stage, args, kwargs):
+        return args, {**kwargs, "trajectory": True}
+
+    def keep(stage, args, states):
+        found.append((stage, states))
+        return states[-1]
+
+    stages = odenets.stages(net).values()
+    hooks = [hook for stage in stages for hook in (stage.register_forward_pre_hook(ask, prepend=True, with_kwargs=True),
+                                                   stage.register_forward_hook(keep))]
+    try:
+        output = net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found, output
+
+
+def places(net, x):
+    """The blocks of a network, in order, each as a `Place` with the states that enter it.
+
+    Args:
+        net: Any module with `ODEStage`s, or a stage.
+        x: Images (B, ...); for a stage, states.
+
+    Raises:
+        ValueError: No stage in it, BatchNorm in training mode, an empty batch, NaN or Inf in x.
+    """
+    check_net(net, x)
+    with torch.no_grad():
+        found, _ = trajectories(net, x)
+    return [Place(index, block, field, block * stage.interval, stage.step_size, stage.substeps, stage.scheme,
+                  states[block * stage.substeps])
+            for index, (stage, states) in enumerate(found) for block, field in enumerate(stage.fields)]
+
+
+def check_net(net, x):
+    """ValueError where a network cannot be analysed at x."""
+    if not odenets.stages(net):
+        raise InputError(f"{type(net).__name__} has no ODEStage; odenets.convert makes them of a torchvision ResNet's blocks")
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise InputError(f"{name} is a {type(module).__name__} in training mode, so that samples depend on each other; "
+                             "call eval() first")
+    _check_state(x)

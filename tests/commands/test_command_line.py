@@ -1,0 +1,133 @@
+"""Command lines: what becomes of the options, and every kind of bad input."""
+from argparse import ArgumentParser
+
+import pytest
+import torch
+
+from experiments import compare_schemes
+from experiments.harness import command as options
+from experiments.harness.run.case import Case
+from experiments.harness.run.experiment import add_arguments, make_config
+from experiments.harness.training.loop import DEFAULTS
+
+BAD = [
+    (["--schemes", "explicit,magic"], "unknown scheme 'magic'; choose from explicit, implicit"),
+    (["--schemes", "ie_skip(gama=0.1)"], "unknown parameter 'gama'"),
+    (["--schemes", "ie_skip(gamma=0)"], "gamma must be positive and finite, got 0.0"),
+    (["--schemes", ""], "--schemes is empty"),
+    (["--schemes", "explicit,euler"], "scheme 'euler' stands twice"),
+    (["--schemes", "explicit", "--substeps", "0"], "--substeps must be finite and at least 1, got 0"),
+    (["--schemes", "explicit", "--substeps", "1,2"], "sweep_steps.py"),
+    (["--schemes", "explicit", "--epsilons", "-0.1"], "--epsilons must be finite and at least 0, got -0.1"),
+    (["--schemes", "explicit", "--epsilons", "nan"], "--epsilons"),
+    (["--schemes", "explicit", "--epsilons", "a"], "--epsilons takes numbers"),
+    (["--schemes", "explicit", "--warmup-epochs", "1"], "--warmup-epochs 1 needs a --schedule of cosine, multistep"),
+    (["--schemes", "explicit", "--epsilons", "8/0"], "--epsilons takes numbers"),
+    (["--schemes", "explicit", "--seeds", ","], "--seeds is empty"),
+    (["--schemes", "explicit", "--seeds", "0,0"], "--seeds names 0 twice"),
+    (["--schemes", "explicit", "--attacks", "pgd"], "unknown attack 'pgd'"),
+    (["--schemes", "explicit", "--threat", "l1"], "unknown --threat 'l1'; choose from linf, l2"),
+    (["--schemes", "explicit", "--attacks", ""], "--attacks is empty"),
+    (["--schemes", "explicit", "--dataset", "imagenet"], "unknown --dataset 'imagenet'; choose from digits, mnist"),
+    (["--schemes", "explicit", "--model", "vgg"], "unknown --model 'vgg'; choose from small, small-stride2, resnet18"),
+    (["--schemes", "explicit", "--training", "magic"], "unknown --training 'magic'; choose from standard"),
+    (["--schemes", "explicit", "--optimizer", "adam"], "unknown --optimizer 'adam'; choose from adamw, sgd"),
+    (["--schemes", "explicit", "--schedule", "step"], "unknown --schedule 'step'; choose from one-cycle, cosine, multistep"),
+    (["--schemes", "explicit", "--select", "first"], "unknown --select 'first'; choose from best, last"),
+    (["--schemes", "explicit", "--augment", "all"], "unknown --augment 'all'; choose from none, standard"),
+    (["--schemes", "explicit", "--precision", "half"], "unknown --precision 'half'; choose from float32, bfloat16"),
+    (["--schemes", "explicit", "--free-replays", "0"], "--free-replays must be finite and at least 1, got 0"),
+    (["--schemes", "explicit", "--trades-beta", "nan"], "--trades-beta must be finite and at least 0, got nan"),
+    (["--schemes", "explicit", "--train-epsilon", "-1"], "--train-epsilon must be finite and at least 0, got -1"),
+    (["--schemes", "explicit", "--learning-rate", "0"], "--learning-rate must be finite and at least 1e-08, got 0"),
+    (["--schemes", "explicit", "--weight-decay", "1,2"], "--weight-decay takes one number, got '1,2'"),
+    (["--schemes", "explicit", "--checkpoint-seconds", "-1"], "--checkpoint-seconds must be finite and at least 0, got -1"),
+    (["--schemes", "explicit", "--dataset", "mnist", "--data-dir", "/nowhere", "--no-download"], "no mnist files in /nowhere"),
+    (["--schemes", "explicit", "--device", "tpu"], "unknown device 'tpu'"),
+    (["--schemes", "explicit", "--device", "cpu:x"], "unknown device 'cpu:x'"),
+    (["--schemes", "explicit", "--resume"], "--resume needs --out"),
+    (["--schemes", "explicit", "--out", ""], "--out is empty"),
+    (["--schemes", "explicit", "--epochs", "0"], "--epochs must be finite and at least 1, got 0"),
+    (["--schemes", "explicit", "--scheme", "rk4"], "unrecognized arguments"),
+    (["--smoke"], "--schemes"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=lambda value: " ".join(value)[:60] * (type(value) is list))
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, capsys):
+    out = [] if {"--resume", "--out"} & {*arguments} else ["--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stopped:
+        compare_schemes.main([*arguments, *out])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_asked_for_and_absent(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compare_schemes.main(["--schemes", "explicit", "--device", "cuda", "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2 and "finds no CUDA here; choose auto or cpu" in capsys.readouterr().err
+
+
+def test_an_unwritable_folder_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(SystemExit) as stopped:
+        compare_schemes.main(["--schemes", "explicit", "--smoke", "--out", str(tmp_path / "file" / "run")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "file/run" in error and "Traceback" not in error
+
+
+def config(*options):
+    parser = ArgumentParser()
+    add_arguments(parser)
+    return make_config(parser.parse_args(["--schemes", "explicit", *options]), "test")
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("", {"threat": "linf", "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"], "audit_epsilon": 0.1}),
+    ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
+    ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
+    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--epsilons 8/255", {"epsilons": [8 / 255]}),
+    ("--smoke", {"seeds": [0], "epochs": 1, "attacks": ["pgd2"], "test_limit": 24}),
+    ("--smoke --seeds 3,4 --epochs 2 --attacks fgsm --test-limit 9", {
+        "seeds": [3, 4], "epochs": 2, "attacks": ["fgsm"], "test_limit": 9, "train_limit": 128}),
+    ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
+def test_settings_of_attacks(given, expected):
+    found = config(*given.split())
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("", {"train_epsilon": 0.1, "optimizer": "adamw", "learning_rate": 6e-3, "weight_decay": 0.01, "augment": "none"}),
+    ("--train-epsilon 0", {"train_epsilon": 0}), ("--train-epsilon 0.3 --training fast", {"train_step_size": 0.375}),
+    ("--training pgd", {"train_steps": 7, "train_step_size": 0.25 / 7}), ("--training pgd --train-steps 3", {"train_steps": 3}),
+    ("--training summed --dataset cifar10 --train-epsilon 0.04", {"train_steps": 3, "train_step_size": 0.01}),
+    ("--optimizer sgd --dataset cifar100", {"learning_rate": 0.1, "weight_decay": 5e-4, "augment": "standard"}),
+    ("--optimizer sgd --weight-decay 0 --learning-rate 0.3", {"learning_rate": 0.3, "weight_decay": 0}),
+    ("--dataset cifar10 --augment none", {"augment": "none"}), ("--stop-overfitting", {"stop_overfitting": True})])
+def test_settings_of_training(given, expected):
+    found = config(*given.split())
+    assert DEFAULTS.keys() <= found.keys() and None not in {found[key] for key in DEFAULTS}
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+def test_defaults_on_the_command_line_are_those_of_training():
+    assert {key: config()[key] for key, value in DEFAULTS.items() if value is not None} == {
+        key: value for key, value in DEFAULTS.items() if value is not None}
+
+
+def test_case_names_are_file_names():
+    schemes = ("ie_skip", "ie_skip(gamma=0.05,iterations=2)")
+    names = {Case(scheme, substeps, 0).name for scheme in schemes for substeps in (1, 2)}
+    assert len(names) == 4 and not any(set(name) & set("()/, ") for name in names)
+
+
+def test_an_error_of_the_system_is_told_without_its_number(tmp_path, capsys):
+    @options.run_cli
+    def main(argv=None):
+        open(tmp_path / "absent")
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.endswith(f"{tmp_path / 'absent'}: No such file or directory\n")

@@ -1,0 +1,115 @@
+"""How the audit goes about its work: what it leaves alone, what it refuses, what its parts compute."""
+import pytest
+import torch
+from audited import THREAT, Backward, Wrapped, sample, trained, verdicts
+
+import odenets
+import stability
+from stability.masking import gradient_checks
+from stability.masking.audit import CHECKS
+from stability.masking.subject import allowed, cold_judge, configured, refined
+
+
+def test_an_explicit_network_and_what_does_not_apply_to_it():
+    result, found = verdicts(trained(), many_steps=60)
+    assert result.passed
+    assert {name for name, passed in found.items() if passed is None} == {"exact_gradient", "solver", "tolerance"}
+    assert len(str(result).splitlines()) == len(CHECKS) and all(check.reason for check in result.checks)
+
+
+def test_finite_differences_in_float32_where_no_copy_can_be_had(monkeypatch):
+    monkeypatch.setattr(gradient_checks, "_in_double", lambda net, x: (net, x))
+    only = {"checks": ["finite_differences"]}
+    assert verdicts(trained(), **only)[0].passed
+    assert not verdicts(Wrapped(trained(), lambda x: Backward.apply(x, 0.5)), **only)[0].passed
+
+
+def test_the_judge_solves_anew_to_its_own_tolerance():
+    net, (x, _) = trained("implicit_euler(tol=0.3)"), sample()
+    with torch.no_grad():
+        logits, trusted = cold_judge(net)(x)
+        with odenets.tightened(net, 1e-7):
+            accurate = net(x)
+        loose = net(x)
+    assert trusted.all() and (logits - accurate).abs().max() < 1e-3 < (loose - accurate).abs().max()
+    assert cold_judge(trained())(x)[1] is None
+
+
+def test_refined_reaches_solves_and_adaptive_steps_and_ends():
+    with refined(net := trained("adaptive(method=bosh3,rtol=0.1,atol=1e-7)"), 1e-5):
+        assert str(next(iter(odenets.stages(net).values())).scheme) == "adaptive(rtol=1e-05,atol=1e-07)"
+    with refined(other := trained("implicit(tol=0.1,max_iterations=3)"), 1e-5):
+        scheme = next(iter(odenets.stages(other).values())).scheme
+        assert scheme.tol == 1e-5 and scheme.max_iterations == 200
+    assert [str(next(iter(odenets.stages(n).values())).scheme) for n in (net, other)] == [
+        "adaptive(method=bosh3,rtol=0.1,atol=1e-07)", "implicit_euler(tol=0.1,max_iterations=3)"]
+
+
+def test_everything_is_left_as_it_was():
+    net = trained("ie_skip(gamma=0.05)").train()
+    odenets.set_gradient(net, "unrolled")
+    net.stem.eval()
+    net.head[4].weight.requires_grad_(False)
+
+    def state():
+        stages = [(str(stage.scheme), stage.gradient, stage.substeps) for stage in odenets.stages(net).values()]
+        parameters = [(p.requires_grad, p.grad) for p in net.parameters()]
+        return stages, [module.training for module in net.modules()], parameters
+
+    before, parameters = state(), [p.clone() for p in net.parameters()]
+    with torch.inference_mode():
+        stability.audit(net, *sample(), THREAT, steps=2, many_steps=3)
+    assert state() == before and all(map(torch.equal, parameters, net.parameters()))
+    for fatal, checks in ((0, None), (4, ["exact_gradient"])):
+        calls = iter([False] * fatal + [True])
+        handle = net.head.register_forward_hook(lambda *_, calls=calls: 1 / 0 if next(calls) else None)
+        with pytest.raises(ZeroDivisionError):
+            stability.audit(net, *sample(), THREAT, checks=checks)
+        handle.remove()
+    assert state() == before
+
+
+def test_the_same_seed_gives_the_same_figures():
+    first, second = (stability.audit(trained(), *sample(), THREAT, steps=3, many_steps=5) for _ in range(2))
+    assert first == second
+
+
+def test_thresholds_respect_small_samples():
+    assert allowed(0.02, 10) == 1 and allowed(0.02, 32) == 2 and allowed(0.02, 1000) == 28
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x, y: stability.audit(lambda x: x, x, y, THREAT), "Module"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x + 1, y, THREAT), "lie in"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y + 100, THREAT), "labels"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, checks=["transfers"]), "unknown check"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=20), "ascend from steps on, got .20,. after 20"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=(100, 50)), "ascend"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=()), "ascend"),
+    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, sources=("magic",)), "unknown scheme 'magic'")])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*sample())
+
+
+def test_configured_settings_end_with_an_error():
+    net = trained("rk4")
+    with pytest.raises(ZeroDivisionError), configured(net, scheme="heun"):
+        raise ZeroDivisionError
+    assert all(stage.scheme.name == "rk4" for stage in odenets.stages(net).values())
+
+
+def test_a_gradient_of_nan_is_no_exact_one(monkeypatch):
+    exact, net = gradient_checks._gradient, trained("ie_skip(gamma=0.05)")
+    settings = next(iter(odenets.stages(net).values()))
+    odenets.set_gradient(net, "unrolled")  # that of ie_skip is the exact one
+
+    def broken(*arguments):
+        gradient = exact(*arguments)
+        if settings.gradient == "unrolled":
+            gradient[::2] = torch.nan
+        return gradient
+    for gradient, passed in ((exact, True), (broken, False)):
+        monkeypatch.setattr(gradient_checks, "_gradient", gradient)
+        (check,) = verdicts(net, sample(16), checks=["exact_gradient"])[0].checks
+        assert check.passed is passed, str(check)

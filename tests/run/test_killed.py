@@ -1,0 +1,138 @@
+"""Runs killed with SIGKILL or out of disk in the middle of training: --resume makes of them what would have come anyway."""
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from experiments import compare_schemes
+from experiments.harness.run import checkpoints
+from experiments.harness.run import measure as evaluation
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+ARGUMENTS = ["--schemes", "explicit,ie_skip(gamma=0.05)", "--seeds", "0", "--epsilons", "0.1", "--attacks", "pgd2",
+             "--epochs", "2", "--training", "pgd", "--train-steps", "2", "--augment", "standard", "--train-limit", "320",
+             "--test-limit", "40", "--workers", "1", "--resume", "--checkpoint-seconds", "0"]
+
+
+def conduct(out, log=None):
+    """A run in a process of its own; stability and audit, which come after training and are not at stake, are left out."""
+    if log:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    evaluation.measure_stability = lambda *arguments, **settings: ([], {})
+    evaluation.measure_audit = lambda *arguments, **settings: None
+    compare_schemes.main([*ARGUMENTS, "--out", str(out)])
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes that start at once: a server imports torch, each process is a copy of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.compare_schemes", "experiments.harness.report"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(context, tmp_path_factory):
+    """The run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = context.Process(target=conduct, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return out
+
+
+def results(out):
+    """Everything that training and attacks have made, without times."""
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    nets = [checkpoints.read(path) for path in sorted((out / "checkpoints").glob("*.pt"))]
+    weights = [b"".join(tensor.numpy().tobytes() for tensor in net["state_dict"].values()) for net in nets]
+    return ((out / "accuracy.csv").read_bytes(), [record["history"] for record in records], weights,
+            [{**record, "seconds": None} for record in records])
+
+
+def start_and_kill(context, out, delay, log, states=1):
+    """Kill a run `delay` seconds after it has saved that many more states; its exit code."""
+    process = context.Process(target=conduct, args=(out, log))
+    process.start()
+    before, seen = newest(out), set()
+    while process.is_alive() and len(seen) < states:
+        time.sleep(0.002)
+        seen |= {newest(out)} - {before}
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode
+
+
+def newest(out):
+    return max((path.name for path in out.glob("checkpoints/*.partial")), default="")
+
+
+def test_killed_again_and_again_the_results_are_the_same_byte_for_byte(context, whole, tmp_path):
+    out, seed = tmp_path / "run", random.randrange(10**6)
+    delays, kills = random.Random(seed), 0
+    while kills < 6 and start_and_kill(context, out, delays.uniform(0, 0.2), tmp_path / "log") == -signal.SIGKILL:
+        kills += 1
+    process = context.Process(target=conduct, args=(out,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and kills >= 2, f"{kills} kills, seed {seed}"
+    assert results(out) == results(whole), f"seed {seed}"
+    assert [path.suffix for path in (out / "checkpoints").iterdir()] == [".pt", ".pt"], "what was kept meanwhile is gone"
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(whole, tmp_path, monkeypatch, capsys):
+    out, save, count = tmp_path / "run", checkpoints.os.fsync, []
+
+    def fsync(descriptor):
+        count.append(descriptor)
+        if len(count) > 20:  # two for each checkpoint: of the file, of its folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(descriptor)
+    for name in ("measure_stability", "measure_audit"):
+        monkeypatch.setattr(evaluation, name, getattr(evaluation, name))  # which `conduct` replaces
+    with monkeypatch.context() as full:
+        full.setattr(checkpoints.os, "fsync", fsync)
+        with pytest.raises(SystemExit) as stopped:
+            conduct(out)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(error.strip().splitlines()) == 1 and "Traceback" not in error
+    assert "cannot save" in error and "00000011.partial (No space left on device)" in error and "--resume goes on" in error
+    assert sorted(path.name[-16:] for path in (out / "checkpoints").iterdir()) == ["00000009.partial", "00000010.partial"]
+    conduct(out)
+    assert results(out) == results(whole)
+
+
+@pytest.mark.parametrize("damage", ["newest", "both"])
+def test_a_damaged_checkpoint_is_named_and_set_aside(damage, context, whole, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(whole, out)
+    for path in [out / "records.jsonl", out / "accuracy.csv", *(out / "checkpoints").iterdir()]:
+        path.unlink()
+    assert start_and_kill(context, out, 0, log, states=3) == -signal.SIGKILL
+    partial = sorted((out / "checkpoints").glob("*.partial"))
+    assert len(partial) in (2, 3), "the last two, and the one that a kill left no time to drop"
+    broken = partial[-1:] if damage == "newest" else partial
+    for path in broken:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    process = context.Process(target=conduct, args=(out, log))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and results(out) == results(whole)
+    printed = log.read_text()
+    for path in broken:
+        assert f"{path.name} is damaged: its checksum does not match; set aside as {path.stem}.damaged" in printed
+        assert path.with_suffix(".damaged").exists()
