@@ -22,12 +22,11 @@ from experiments.harness.command import (
     parse_numbers,
     parse_one,
     run_cli,
-    split_top_level,
 )
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.report.statistics import middle
+from experiments.harness.report.words import radius
 from experiments.harness.run import measure as evaluation
-from experiments.harness.run.attack_names import CHOICE, THREATS, parse_attacks, radius
 from experiments.harness.run.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import progress_bars, sentence
@@ -35,6 +34,7 @@ from experiments.harness.run.subject import load_subjects
 from experiments.harness.training import data
 from odenets.errors import InputError
 from stability.attacks.images import check_logits
+from stability.attacks.threats import THREATS
 
 CONFIG_VERSION = 1
 AUDITS = ("none", "quick", "full")
@@ -48,7 +48,7 @@ def main(argv=None):
     check_out(args)
     parse_choice(args.threat, "--threat", tuple(THREATS))
     parse_choice(args.audit, "--audit", AUDITS)
-    attacks, device = parse_attacks(split_top_level(args.attacks)), parse_device(args.device)
+    attacks, device = parse_attacks(args.attacks), parse_device(args.device)
     limit, images = (parse_one(value, option, int, 1) for value, option in (
         (args.test_limit, "--test-limit"), (args.audit_images, "--audit-images")))
     subjects = load_subjects(args.network, device)
@@ -79,7 +79,7 @@ def _parser():
     parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("network", help="a checkpoint of a run, the folder of a run (all its checkpoints), package.module:NAME "
                                         "or path/to/file.py:NAME, NAME returning a torch.nn.Module")
-    parser.add_argument("--attacks", default="pgd20,square200", help=f"of {CHOICE}")
+    parser.add_argument("--attacks", default="pgd20,square200", help=f"of {ATTACK_CHOICE}")
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
     parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")

@@ -33,12 +33,12 @@ KNOWN = {
     "odenets/nets": ["odenets"],
     "stability/methods": ["odenets.schemes", "stability.errors", "stability.methods"],
     "stability/linear": ["stability.errors", "stability.random", "stability.linear"],
-    "stability/attacks": ["stability.errors", "stability.random", "stability.attacks"],
+    "stability/attacks": ["stability.errors", "stability.specs", "stability.random", "stability.attacks"],
     "stability/network": ["odenets", "stability.errors", "stability.methods", "stability.linear", "stability.network"],
     "stability/masking": ["odenets", "stability.errors", "stability.random", "stability.attacks", "stability.masking"],
     "experiments/harness/training": ["odenets", "stability", "experiments.harness.command", "experiments.harness.training"],
     "experiments/harness/run": ["odenets", "stability", "experiments.harness"],
-    "experiments/harness/report": ["odenets", "stability", "experiments.harness.report", "experiments.harness.run.attack_names"],
+    "experiments/harness/report": ["odenets", "stability", "experiments.harness.report", "experiments.harness.run.folder"],
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import odenets
+import stability
 from odenets.errors import InputError
 
 
@@ -78,6 +79,17 @@ def parse_fields(text):
         if fields.count(field) > 1:
             raise InputError(f"field {field!r} stands twice in --fields")
     return fields
+
+
+ATTACK_CHOICE = f"{', '.join(stability.attack_shorthands())}, N being a number of steps, queries or draws, such as pgd20"
+
+
+def parse_attacks(text):
+    """Canonical names of the attacks of a comma-separated list, without repetitions; refuses an empty list."""
+    names = [str(stability.get_attack(piece)) for piece in split_top_level(text)]
+    if not names:
+        raise InputError(f"--attacks is empty; choose from {ATTACK_CHOICE}")
+    return list(dict.fromkeys(names))
 
 
 def parse_numbers(text, option, kind, minimum):

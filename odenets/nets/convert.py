@@ -15,6 +15,8 @@ class Increment(nn.Module):
         block: (B, ...) -> (B, ...) of the same shape; it must not write into its argument.
     """
 
+    autonomous = True
+
     def __init__(self, block):
         super().__init__()
         self.block = block

@@ -43,6 +43,8 @@ class Block(nn.Module):
         channels: Channels of the state.
     """
 
+    autonomous = True
+
     def __init__(self, layers, channels):
         super().__init__()
         self.layers = layers(channels, channels)
@@ -74,6 +76,8 @@ class Damped(nn.Module):
     mu_2 is that of the block minus `rate`, exactly, for the identity commutes with all; as a bound, that of the block minus
     `rate`. Source: Soderlind (2006), BIT 46, mu(A + c I) = mu(A) + c.
     """
+
+    autonomous = True
 
     def __init__(self, layers, channels, rate=0.5):
         super().__init__()
@@ -110,6 +114,8 @@ class Antisymmetric(nn.Module):
     Source: Chang, Chen, Haber, Chi (2019), AntisymmetricRNN; Haber & Ruthotto (2017), Stable architectures for deep neural
     networks. The bounds: the lines above.
     """
+
+    autonomous = True
 
     def __init__(self, layers, channels, shift=0.1, slope=0.1):
         super().__init__()
@@ -151,6 +157,8 @@ class GradientFlow(nn.Module):
     (1996), section IV.12, for algebraic stability; Sherry et al. (2024), Designing stable neural networks using convex analysis
     and ODEs, for explicit steps.
     """
+
+    autonomous = True
 
     def __init__(self, layers, channels):
         super().__init__()

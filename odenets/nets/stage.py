@@ -128,6 +128,8 @@ def _checked(field, n):
             raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
                              f"shape")
         return slope
+
+    f.autonomous = getattr(field, "autonomous", False)
     return f
 
 

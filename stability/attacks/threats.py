@@ -98,3 +98,6 @@ def shrunk(threat, x):
 def confine(point, centre, safe):
     """`point` projected into the (shrunk) ball around `centre`, then into [0, 1], which brings it only nearer."""
     return (centre + safe.project(point - centre)).clamp(0, 1)
+
+
+THREATS = {"linf": Linf, "l2": L2}  # by the names of the command line

@@ -5,10 +5,10 @@ import torch
 
 import odenets
 import stability
-from experiments.harness.run import attack_names
 from experiments.harness.run import measure as evaluation
-from experiments.harness.run.attack_names import seeded
 from experiments.harness.training import data
+from stability.attacks.catalogue import Bound
+from stability.attacks.threats import THREATS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_every_kind_of_attack_is_judged_in_the_ball_it_is_held_to(trained):
     net, test = trained
     odenets.set_scheme(net, "explicit")
     names, correct = ["fgsm", "pgd5", "apgd8-t", "square20", "noise5"], {}
-    for norm, threat in attack_names.THREATS.items():
+    for norm, threat in THREATS.items():
         measured = evaluation.measure_accuracy(net, test.first(40), names, [0.3], seed=0, threat=threat)
         assert [m["attack"] for m in measured] == ["clean", *names]
         correct[norm] = {m["attack"]: m["correct"] for m in measured}
@@ -59,7 +59,7 @@ def test_an_image_gets_its_noise_whatever_becomes_of_the_others():
     starts = []
     for labels in ([0, 0, 0, 0], [1, 0, 1, 0]):
         seen.clear()
-        attack_ = seeded(attack, stability.Linf(0.1), seed=3)
+        attack_ = stability.before_the_judge(Bound(attack, stability.Linf(0.1), seed=3))
         wrapped = torch.nn.Module()
         wrapped.forward = net
         stability.worst_case(wrapped, x, torch.tensor(labels), stability.Linf(0.1), [("start", attack_)])

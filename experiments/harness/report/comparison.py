@@ -12,7 +12,7 @@ from experiments.harness.report.page import figure as figure_of
 from experiments.harness.report.page import table as _table
 from experiments.harness.report.sentences import arms, attack_name, count, headline, interval, percent, points, summary_table
 from experiments.harness.report.stability_sections import fields_section, measures_section
-from experiments.harness.run.attack_names import norm_symbol, radius
+from experiments.harness.report.words import norm_symbol, radius
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "

@@ -9,7 +9,7 @@ from rich.table import Table
 from experiments.harness.report import figures, statistics
 from experiments.harness.report.page import audit_rows, definitions, escape, table, write_page
 from experiments.harness.report.sentences import interval, percent, points
-from experiments.harness.run.attack_names import radius
+from experiments.harness.report.words import radius
 from experiments.harness.run.folder import audit_verdict
 
 

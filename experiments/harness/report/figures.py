@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness.report import statistics
-from experiments.harness.run.attack_names import norm_symbol, radius
+from experiments.harness.report.words import norm_symbol, radius
 from experiments.harness.run.folder import audit_verdict
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.

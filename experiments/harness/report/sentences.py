@@ -2,7 +2,7 @@
 import numpy as np
 
 from experiments.harness.report import figures, measures, regions, statistics
-from experiments.harness.run.attack_names import norm_symbol, radius
+from experiments.harness.report.words import norm_symbol, radius
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 

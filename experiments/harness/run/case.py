@@ -10,11 +10,11 @@ import torch
 import odenets
 from experiments.harness.run import checkpoints
 from experiments.harness.run import measure as evaluation
-from experiments.harness.run.attack_names import THREATS
 from experiments.harness.run.folder import INCIDENTAL, case_of
 from experiments.harness.run.partials import Partials
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
+from stability.attacks.threats import THREATS
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 import odenets
-from experiments.harness.command import parse_choice, parse_device, parse_numbers, parse_one, parse_schemes, split_top_level
+from experiments.harness.command import (
+    ATTACK_CHOICE,
+    parse_attacks,
+    parse_choice,
+    parse_device,
+    parse_numbers,
+    parse_one,
+    parse_schemes,
+)
 from experiments.harness.report import comparison as report
 from experiments.harness.report import statistics
-from experiments.harness.run.attack_names import CHOICE, THREATS, parse_attacks
 from experiments.harness.run.case import load_data
 from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import run_cases
 from experiments.harness.training.data import DATASETS
 from experiments.harness.training.options import add_training_arguments, training_settings
 from odenets.errors import InputError
+from stability.attacks.threats import THREATS
 
 CONFIG_VERSION = 2
 AUDITED = ("all", "first", "none")
@@ -52,7 +60,7 @@ def add_arguments(parser, seeds="0,1,2"):
     add_training_arguments(parser)
     parser.add_argument("--seeds", help=f"initial weights and order of batches; every scheme gets the same; default: {seeds}")
     parser.set_defaults(usual_seeds=seeds)
-    parser.add_argument("--attacks", help=f"of {CHOICE}; default: pgd20")
+    parser.add_argument("--attacks", help=f"of {ATTACK_CHOICE}; default: pgd20")
     parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
                                                          "training attacks are always held to linf")
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
@@ -84,7 +92,7 @@ def make_config(args, script):
         "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
         **training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
         "seeds": parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0),
-        "attacks": parse_attacks(split_top_level("pgd20" if args.attacks is None else args.attacks)),
+        "attacks": parse_attacks("pgd20" if args.attacks is None else args.attacks),
         "threat": args.threat, "epsilons": epsilons,
         "audit": args.audit, "audit_epsilon": middle, "audit_images": 64, "probe_images": 16,
         "device": str(parse_device(args.device)),

@@ -7,7 +7,6 @@ import torch
 
 import odenets
 import stability
-from experiments.harness.run.attack_names import follows_gradient, parse_attack, seeded
 from stability.masking.subject import configured
 
 DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
@@ -23,7 +22,7 @@ def attack_plan(net, attacks, epsilons):
     """What `measure_attack` has to be asked for: (attack, epsilon, gradient), first clean images."""
     ways = next((gradients(stage.scheme) for stage in odenets.stages(net).values()), ("exact",))
     attacked = [(name, epsilon, gradient) for name in attacks for epsilon in epsilons
-                for gradient in (ways if follows_gradient(name) else ways[:1])]
+                for gradient in (ways if stability.get_attack(name).follows_gradient else ways[:1])]
     return [("clean", 0.0, "exact"), *attacked]
 
 
@@ -44,7 +43,7 @@ def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Li
         not converge), bits (hex of the packed mask of correct images, in the order of the split).
     """
     threat = threat(epsilon)
-    attack = [] if name == "clean" else [(name, seeded(parse_attack(name), threat, seed))]
+    attack = [] if name == "clean" else [(name, stability.before_the_judge(stability.get_attack(name).bound(threat, seed)))]
     with configured(net, gradient=gradient):
         result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
     robust = result.robust.cpu().numpy()

@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.harness.report.words import radius
 from experiments.harness.run import partials
-from experiments.harness.run.attack_names import radius
 from experiments.harness.run.case import run_case
 from experiments.harness.run.folder import audit_verdict
 

@@ -1,0 +1,220 @@
+"""Every attack by name: `get_attack` reads a spec or a shorthand, `list_attacks` lists the names.
+
+Adding an attack is one frozen dataclass here and its place in `ATTACKS`; command lines, plans and tables follow.
+"""
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import ClassVar
+
+import torch
+
+from stability.attacks.auto_pgd import apgd
+from stability.attacks.autoattack import autoattack
+from stability.attacks.gradient import fgsm, pgd
+from stability.attacks.images import check_count
+from stability.attacks.losses import objective_named
+from stability.attacks.random_search import noise, square
+from stability.errors import InputError, MissingExtra
+from stability.specs import canonical, read_arguments, read_name
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack and its settings, compared by them. `str` is its shorthand where that says all, else its spec.
+
+    name: As `list_attacks()` gives it. follows_gradient: whether what it finds depends on the gradient in use. count: the
+    setting that a number behind the name stands for, as in pgd20. words: what a word behind that stands for, as in
+    pgd20-margin. package: an optional package that it needs, with the extra that brings it.
+    """
+
+    name: ClassVar[str]
+    follows_gradient: ClassVar[bool] = True
+    count: ClassVar[str | None] = None
+    words: ClassVar[dict] = {}
+    package: ClassVar[tuple | None] = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(field.default) is int and (field.default or value):  # 0 stands for "none" where it is the default
+                check_count(f"{field.name} in the attack {self.name}", value)
+            elif field.name == "loss":
+                objective_named(value)
+
+    @abstractmethod
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """Adversarial images like x, (B, ...); arguments as for `pgd`."""
+
+    def bound(self, threat, seed):
+        """The attack on images alone, as `worst_case` takes it: its noise depends on the seed and an image's index."""
+        return Bound(self, threat, seed)
+
+    @property
+    def parameters(self):
+        """{name: (value, default)} in declared order."""
+        return {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+
+    def __str__(self):
+        changed = {key: value for key, (value, default) in self.parameters.items() if value != default and key != self.count}
+        number = getattr(self, self.count) if self.count else ""
+        for word, settings in self.words.items():
+            if changed == {key: value for key, value in settings.items() if value != self.parameters[key][1]}:
+                return f"{self.name}{number}-{word}"
+        return canonical(self.name, self.parameters) if changed else f"{self.name}{number}"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An attack with its threat and the seed of its noise: (net, x, y, indices) -> images, the same at every call."""
+
+    attack: Attack
+    threat: object
+    seed: int
+
+    takes_indices: ClassVar[bool] = True
+
+    def __call__(self, net, x, y, indices=None):
+        """Adversarial images like x."""
+        return self.attack(net, x, y, self.threat, torch.Generator().manual_seed(self.seed), indices)
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step of the whole budget; see `fgsm`."""
+
+    loss: str = "cross_entropy"
+
+    name = "fgsm"
+
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """See `Attack`."""
+        return fgsm(net, x, y, threat, self.loss)
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient ascent; see `pgd`. relative_step: size of a step, in epsilon / steps. targets: 0 for none."""
+
+    steps: int = 20
+    loss: str = "cross_entropy"
+    restarts: int = 1
+    momentum: float = 0.0
+    targets: int = 0
+    relative_step: float = 2.5
+    random_start: bool = True
+
+    name, count = "pgd", "steps"
+    words = {"margin": {"loss": "margin"}, "dlr": {"loss": "dlr"}, "momentum": {"momentum": 1.0}}
+
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """See `Attack`."""
+        return pgd(net, x, y, threat, self.steps, self.relative_step * threat.epsilon / self.steps, self.loss, self.restarts,
+                   self.random_start, generator, indices, momentum=self.momentum, targets=self.targets or None)
+
+
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Auto-PGD; see `apgd`. targets: 0 for none."""
+
+    steps: int = 100
+    loss: str = "cross_entropy"
+    restarts: int = 1
+    targets: int = 0
+
+    name, count = "apgd", "steps"
+    words = {"ce": {"loss": "cross_entropy"}, "dlr": {"loss": "dlr"}, "t": {"loss": "dlr", "targets": 9}}
+
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """See `Attack`."""
+        return apgd(net, x, y, threat, self.steps, self.loss, self.restarts, self.targets or None, generator=generator,
+                    indices=indices)
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """Random search by squares; see `square`."""
+
+    queries: int = 1000
+
+    name, count, follows_gradient = "square", "queries", False
+
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """See `Attack`."""
+        return square(net, x, y, threat, queries=self.queries, generator=generator, indices=indices)
+
+
+@dataclass(frozen=True)
+class Noise(Attack):
+    """The worst of several draws of noise; see `noise`."""
+
+    draws: int = 100
+
+    name, count, follows_gradient = "noise", "draws", False
+
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """See `Attack`."""
+        return noise(net, x, y, threat, draws=self.draws, generator=generator, indices=indices)
+
+
+@dataclass(frozen=True)
+class AutoAttack(Attack):
+    """The reference implementation; see `autoattack`. Its noise knows no images."""
+
+    version: str = "standard"
+
+    name, package = "autoattack", ("pyautoattack", "autoattack")
+
+    def __call__(self, net, x, y, threat, generator=None, indices=None):
+        """See `Attack`."""
+        return autoattack(net, x, y, threat, version=self.version, generator=generator)
+
+
+ATTACKS = {attack.name: attack for attack in (FGSM, PGD, APGD, Square, Noise, AutoAttack)}
+_SHORTHAND = re.compile(r"(?P<name>[a-z]+)(?P<count>[1-9]\d*)?(-(?P<word>[a-z]+))?")
+
+
+def list_attacks():
+    """The names of all attacks."""
+    return [*ATTACKS]
+
+
+def shorthands():
+    """How attacks can be named for short, N being a whole number: for help and messages."""
+    return [f"{attack.name}{'N' * bool(attack.count)}{word}" for attack in ATTACKS.values()
+            for word in ("", *(f"-{word}" for word in attack.words))]
+
+
+def get_attack(spec):
+    """The attack that a spec or a shorthand names: "pgd(steps=20,loss=margin)", or for short "pgd20-margin".
+
+    An `Attack` is returned as it is.
+
+    Raises:
+        ValueError: Malformed or unknown name, unknown parameter, a value of the wrong type or out of range; `MissingExtra`
+            where the package that it needs is not installed.
+    """
+    if isinstance(spec, Attack):
+        return spec
+    short = _SHORTHAND.fullmatch(spec.strip()) if isinstance(spec, str) else None
+    if short and (attack := ATTACKS.get(short["name"])) and (attack.count or not short["count"]):
+        settings = attack.words.get(short["word"]) if short["word"] else {}
+        if settings is None:
+            raise InputError(f"unknown attack {spec!r}; choose from {_choice()}")
+        attack = attack(**settings, **({attack.count: int(short["count"])} if short["count"] else {}))
+    elif isinstance(spec, str) and "(" in spec:
+        name, arguments = read_name(spec, "attack", list_attacks(), {})
+        declared = {field.name: field.default for field in fields(ATTACKS[name])}
+        attack = ATTACKS[name](**read_arguments(spec, "attack", arguments, declared))
+    else:
+        raise InputError(f"unknown attack {spec!r}; choose from {_choice()}")
+    if attack.package and find_spec(attack.package[0]) is None:
+        raise MissingExtra(f"the attack {attack.name} needs the package {attack.package[0]}: "
+                           f"pip install \"odenets[{attack.package[1]}]\"")
+    return attack
+
+
+def _choice():
+    return f"{', '.join(shorthands())}, N being a number of steps, queries or draws, such as pgd20, or a spec such as " \
+           "pgd(steps=20,loss=margin)"
