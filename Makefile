@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One file a process, one thread each: small tensors gain nothing from more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+CODE := odenets stability experiments tests
 
-.PHONY: setup compare regions test test-all bench clean
+.PHONY: setup compare regions check format docs test test-all bench clean
 
 setup: $(BIN)/.ready
 
 # A stamp, not the folder: an interrupted installation is taken up again.
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs]"
 	touch $@
 
 compare: setup
@@ -21,10 +22,25 @@ compare: setup
 regions: setup
 	$(BIN)/python experiments/plot_regions.py --schemes all
 
-test: setup
+# What a machine can say of the code without running it.
+check: setup
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check --quiet $(CODE)
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+format: setup
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+docs: setup
+	$(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
+test: check
 	$(PYTEST)
 
-test-all: setup
+test-all: check
 	$(PYTEST) -m ""
 
 bench: setup
@@ -35,4 +51,4 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/audit.py
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs site build *.egg-info

@@ -16,7 +16,9 @@ from rich.console import Console
 
 import odenets
 from experiments.harness.command import (
+    ATTACK_CHOICE,
     Parser,
+    parse_attacks,
     parse_choice,
     parse_device,
     parse_numbers,

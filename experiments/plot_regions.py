@@ -2,7 +2,7 @@
 
     python experiments/plot_regions.py --schemes all
     python experiments/plot_regions.py --schemes rk4,implicit --spectrum runs/compare/records.jsonl
-    python experiments/plot_regions.py --readme README.md
+    python experiments/plot_regions.py --table docs/schemes.md
 
 About a second a scheme. Everything is computed from R(z), A and b; nothing is copied from a book, and the tests
 compare the intervals with published ones.
@@ -19,7 +19,7 @@ from rich.table import Table
 from experiments.harness.command import Parser, parse_schemes, run_cli
 from experiments.harness.report import scheme_table
 from experiments.harness.report.figures import save
-from experiments.harness.report.regions import analytic, has_region, region_sheet
+from experiments.harness.report.regions import region_sheet
 from experiments.harness.report.spectrum_file import read_spectrum
 from experiments.harness.run.folder import write_atomically
 from odenets.errors import InputError
@@ -33,13 +33,13 @@ def main(argv=None):
     parser.add_argument("--out", default="runs/regions", help="folder of the drawings")
     parser.add_argument("--spectrum", metavar="FILE", help="eigenvalues h*lambda to draw on top: a CSV with columns re,im, or "
                                                            "the records.jsonl of a run (a scheme's own nets, else all of them)")
-    parser.add_argument("--readme", metavar="FILE", help="rewrite the table of all schemes between its markers in FILE")
+    parser.add_argument("--table", metavar="FILE", help="rewrite the table of all schemes between its markers in FILE")
     args = parser.parse_args(argv)
-    if args.schemes is None and args.readme is None:
-        raise InputError("nothing to do: give --schemes (a list of specs, or all) to draw, or --readme FILE to write its table")
+    if args.schemes is None and args.table is None:
+        raise InputError("nothing to do: give --schemes (a list of specs, or all) to draw, or --table FILE to write its table")
     console = _console()
-    if args.readme is not None:
-        _write_readme(args.readme, console)
+    if args.table is not None:
+        _write_table(args.table, console)
     if args.schemes is not None:
         _draw(parse_schemes(args.schemes), args, console)
     return 0
@@ -49,7 +49,7 @@ def _draw(schemes, args, console):
     out = Path(args.out)
     cloud_for = read_spectrum(args.spectrum) if args.spectrum is not None else lambda scheme: {}
     _make_writable(out)
-    drawable = [scheme for scheme in schemes if has_region(scheme)]
+    drawable = [scheme for scheme in schemes if scheme.has_R]
     for scheme in schemes:
         if scheme not in drawable:
             console.print(f"{scheme}: skipped, its steps depend on the data and so it has no R(z)", highlight=False)
@@ -79,17 +79,17 @@ def _growth(scheme, cloud):
         return None
     z = np.concatenate(list(cloud.values())) @ (1, 1j)
     modulus = np.abs(scheme.amplification(z))
-    caveat = "" if analytic(scheme) else " (R is not analytic: exact for normal Jacobians only)"
+    caveat = "" if scheme.analytic else " (R is not analytic: exact for normal Jacobians only)"
     return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} values, |R| > 1 at {(modulus > 1 + 1e-10).sum()}{caveat}"
 
 
-def _write_readme(path, console):
+def _write_table(path, console):
     try:
         text = Path(path).read_text()
         write_atomically(path, scheme_table.replaced(text, path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"cannot rewrite --readme {path!r} ({reason})") from None
+        raise InputError(f"cannot rewrite --table {path!r} ({reason})") from None
     console.print(f"{path}: table of all schemes written", markup=False, highlight=False, soft_wrap=True)
 
 

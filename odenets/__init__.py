@@ -1,4 +1,6 @@
 """Residual networks as differential equations, integrated by pluggable schemes."""
+from importlib.metadata import PackageNotFoundError, version
+
 from odenets.errors import InputError
 from odenets.nets import fields
 from odenets.nets.convert import convert
@@ -16,6 +18,11 @@ from odenets.nets.stage import ODEStage, converged, set_gradient, set_scheme, st
 from odenets.nets.warm import WarmStart
 from odenets.schemes import GRADIENTS, Scheme, Tableau, get_scheme, list_schemes
 from odenets.solve.root import root
+
+try:
+    __version__ = version("odenets")
+except PackageNotFoundError:  # run from its folder, not installed
+    __version__ = "unknown"
 
 __all__ = ["GRADIENTS", "InputError", "MODELS", "ODEResNet", "ODEStage", "Scheme", "Tableau", "WarmStart", "converged", "convert", "fields",
            "get_field", "get_scheme", "list_fields", "list_schemes", "ode_resnet18", "ode_resnet34", "ode_resnet50",

@@ -61,7 +61,7 @@ class ODEStage(nn.Module):
         if self.scheme.iterates:
             self._refuse_impure_fields()
         record, h, states = Record(guesses), self.step_size, [y]
-        self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, "tol" in self.scheme.parameters)
+        self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
         step = self.scheme.stepper()
         for n, field in enumerate(self.fields):
             f = _checked(field, n)
@@ -236,7 +236,7 @@ def tightened(net, tol=1e-6, max_iterations=200):
     before = {stage: stage.scheme for stage in stages(net).values()}
     try:
         for stage, scheme in before.items():
-            if "tol" in scheme.parameters:
+            if scheme.solves:
                 stage.configure(scheme=scheme.tightened(tol, max_iterations))
         yield net
     finally:

@@ -43,6 +43,9 @@ class Adaptive(Scheme):
     order = None
     implicit = False
     iterates = True
+    has_R = False
+    adaptive = True
+    cost = 50
     stages = evaluations = None
     source = "Dormand & Prince (1980); Hairer, Norsett, Wanner I (1993), section II.4"
 

@@ -34,6 +34,8 @@ class IESkip(Scheme):
     order = 1
     implicit = False  # it solves nothing to a tolerance
     iterates = True
+    analytic = False
+    gradients = ("exact", "detached")
     source = "Li, He, Lin (2020), section 3"
 
     def __post_init__(self):

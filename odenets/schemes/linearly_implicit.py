@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from odenets.errors import InputError, Unsolved
-from odenets.schemes.scheme import Scheme, with_backward_of
+from odenets.schemes.scheme import GRADIENTS, Scheme, with_backward_of
 from odenets.solve.krylov import check_settings, gmres, jacobian_products, phi1
 from odenets.solve.nonlinear import failure_sentence
 from odenets.solve.root import implicit_function
@@ -33,6 +33,7 @@ class KrylovScheme(Scheme, ABC):
     on_failure: str = "record"
 
     iterates = True
+    gradients = GRADIENTS
     evaluations = None
 
     def __post_init__(self):

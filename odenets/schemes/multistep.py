@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from odenets.errors import InputError
-from odenets.schemes.scheme import Scheme
+from odenets.schemes.scheme import GRADIENTS, Scheme
 from odenets.schemes.solving import SolvingScheme, solve_stages
 
 
@@ -130,6 +130,7 @@ class BDF2(TwoStep, SolvingScheme):
     order = 2
     implicit = True
     iterates = True
+    gradients = GRADIENTS
     evaluations = None
     source = "Curtiss & Hirschfelder (1952); Hairer, Norsett, Wanner I (1993), section III.1"
 

@@ -1,7 +1,7 @@
 """Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
 from dataclasses import dataclass, field
 
-from odenets.schemes.scheme import combine
+from odenets.schemes.scheme import GRADIENTS, combine
 from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, solve_stages
 from odenets.schemes.tableau import Tableau
 
@@ -46,6 +46,11 @@ class RungeKutta(SolvingScheme):
     def iterates(self):
         """A solve evaluates f at moving points."""
         return self.tableau.implicit
+
+    @property
+    def gradients(self):
+        """A solve can be differentiated in three ways."""
+        return GRADIENTS if self.implicit else ("exact",)
 
     @property
     def stages(self):

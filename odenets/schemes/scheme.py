@@ -8,6 +8,7 @@ from odenets.solve.transforms import dual_level, transforming
 from odenets.specs import canonical
 
 GRADIENTS = ("exact", "unrolled", "detached")
+SOLVE_COST = 15  # evaluations, for each stage that is solved
 
 
 class Scheme(ABC):
@@ -23,8 +24,13 @@ class Scheme(ABC):
     """
 
     tableau = None
+    # What a scheme is: whoever treats schemes differently asks here, never for a name, a type or an exception.
     iterates = False  # evaluates f again and again at moving points, so that f must be a pure function
     previous = 0  # how many steps before the current one a multistep scheme uses
+    has_R = True  # a step on y' = lambda y multiplies by some R(h lambda)
+    analytic = True  # R is analytic, so that a step's Jacobian on a linear field has the eigenvalues R(h lambda)
+    adaptive = False  # chooses its step sizes from the data
+    gradients = ("exact",)  # of `GRADIENTS`, those that differ for it
 
     @abstractmethod
     def step(self, f, t, y, h, gradient="exact", record=None):
@@ -45,6 +51,21 @@ class Scheme(ABC):
     @abstractmethod
     def amplification(self, z):
         """R(z): the growth of one step on y' = lambda y, z = h lambda. Complex array in, complex array of that shape out."""
+
+    @property
+    def one_step(self):
+        """Whether the next state depends on the present one alone."""
+        return self.previous == 0
+
+    @property
+    def solves(self):
+        """Whether a step is computed to a tolerance by a solve that may fail, and says so in its statistics."""
+        return "tol" in self.parameters
+
+    @property
+    def cost(self):
+        """What a step costs, roughly, in evaluations of f: for an order of work, not for a promise."""
+        return SOLVE_COST * self.stages if self.evaluations is None else self.evaluations
 
     @property
     def parameters(self):

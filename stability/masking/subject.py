@@ -157,6 +157,6 @@ def refined(net, tol=JUDGE_TOLERANCE):
     with tightened(net, tol):  # which gives every stage its own scheme back, the adaptive ones too
         for stage in stages(net).values():
             scheme = stage.scheme
-            if "rtol" in scheme.parameters:
+            if scheme.adaptive:
                 stage.configure(scheme=replace(scheme, method="dopri5", rtol=min(tol, scheme.rtol), atol=min(tol, scheme.atol)))
         yield net

@@ -82,7 +82,7 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
     ritz, eigenvalues = ritz_values(f, y, dimension), None
     if y[0].numel() <= dense_limit:
         eigenvalues = torch.linalg.eigvals(dense_jacobians(f, y[:dense_samples]).double().cpu())
-    has_R, one_step = scheme.name != "adaptive", not scheme.previous
+    has_R, one_step = scheme.has_R, scheme.one_step
     return BlockDynamics(
         place.stage, place.block, place.step_size, place.substeps, ritz, _amplification(scheme, ritz) if has_R else None,
         eigenvalues, _amplification(scheme, eigenvalues) if has_R and eigenvalues is not None else None,

@@ -79,7 +79,7 @@ def growth(net, x, delta):
 def _predicted(stage, states, v):
     """Norms (B,) of v at the beginning of a stage and behind each block, each step multiplying it by R(h J)."""
     sizes = [v.flatten(1).norm(dim=1)]
-    if stage.scheme.previous or stage.scheme.name == "adaptive":
+    if not (stage.scheme.one_step and stage.scheme.has_R):
         return [torch.full_like(sizes[0], torch.nan)] * (1 + len(stage.fields))
     size, h = sizes[0], stage.step_size
     for n, field in enumerate(stage.fields):

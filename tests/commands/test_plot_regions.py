@@ -80,24 +80,24 @@ def test_a_bad_spectrum_is_one_sentence_and_exit_code_2(tmp_path, capsys, name, 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_table_of_the_readme_is_current():
-    path = Path(__file__).parents[2] / "README.md"
-    stale = "stale: python experiments/plot_regions.py --readme README.md writes it anew"
+def test_the_table_of_the_docs_is_current():
+    path = Path(__file__).parents[2] / "docs/schemes.md"
+    stale = "stale: python experiments/plot_regions.py --table docs/schemes.md writes it anew"
     assert scheme_table.replaced(path.read_text(), path) == path.read_text(), stale
 
 
 def test_the_table_is_written_between_its_markers(tmp_path, capsys):
     path = tmp_path / "README.md"
     path.write_text(f"before\n{scheme_table.START}\nold\n{scheme_table.END}\nafter\n")
-    assert plot_regions.main(["--readme", str(path)]) == 0
+    assert plot_regions.main(["--table", str(path)]) == 0
     before, table, after = path.read_text().replace(scheme_table.END, scheme_table.START).split(scheme_table.START)
     assert (before, after) == ("before\n", "\nafter\n") and "old" not in table
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert [line.split("`")[1].split("(")[0] for line in rows] == odenets.list_schemes()
     assert {line.count("|") for line in rows} == {1 + len(scheme_table.COLUMNS)}
     path.write_text("no markers\n")
-    assert "must hold the line" in _stopped(["--readme", path], capsys) and path.read_text() == "no markers\n"
-    assert "cannot rewrite --readme" in _stopped(["--readme", tmp_path / "none"], capsys)
+    assert "must hold the line" in _stopped(["--table", path], capsys) and path.read_text() == "no markers\n"
+    assert "cannot rewrite --table" in _stopped(["--table", tmp_path / "none"], capsys)
     assert "nothing to do" in _stopped([], capsys)
 
 
@@ -120,10 +120,20 @@ def test_an_unwritable_folder_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert stopped.value.code == 2 and "cannot write to --out" in error and error.count("\n") == 1
 
 
-def test_analytic_tells_the_conjugate_in_r():
-    drawable = [name for name in odenets.list_schemes() if regions.has_region(name)]
-    assert "adaptive" not in drawable and len(drawable) > 9
-    assert {name for name in drawable if not regions.analytic(name)} == {"ie_skip"}
+def _cauchy_riemann(R, z=-0.37 + 0.61j, d=1e-6):
+    """How far R is from satisfying the Cauchy-Riemann equations at z."""
+    right, up = (R(np.array([z + step])) - R(np.array([z - step])) for step in (d, 1j * d))
+    return np.abs(up - 1j * right)[0]
+
+
+@pytest.mark.parametrize("name", odenets.list_schemes())
+def test_what_a_scheme_says_of_its_R_is_so(name):
+    scheme = odenets.get_scheme(name)
+    if not scheme.has_R:
+        with pytest.raises(odenets.InputError, match="no stability function"):
+            scheme.amplification(np.zeros(1))
+    else:
+        assert scheme.analytic == (_cauchy_riemann(scheme.amplification) < 1e-8)
 
 
 def test_the_bold_line_is_where_r_has_modulus_one():
@@ -137,5 +147,5 @@ def test_the_bold_line_is_where_r_has_modulus_one():
 
 
 def test_every_region_draws_in_its_own_window():
-    for name in filter(regions.has_region, odenets.list_schemes()):
+    for name in [name for name in odenets.list_schemes() if odenets.get_scheme(name).has_R]:
         regions.draw_region(Figure().subplots(), name)

@@ -27,22 +27,6 @@ def region_of(scheme):
     return stability.region(scheme)
 
 
-def has_region(scheme):
-    """Whether a scheme has an amplification factor R(z) to draw."""
-    try:
-        odenets.get_scheme(scheme).amplification(np.zeros(1))
-    except ValueError:
-        return False
-    return True
-
-
-def analytic(scheme):
-    """Whether R is analytic (Cauchy-Riemann at a point). If not, R(h lambda) is a step's spectrum for normal J only."""
-    R, z, d = odenets.get_scheme(scheme).amplification, -0.37 + 0.61j, 1e-6
-    right, up = (R(np.array([z + step])) - R(np.array([z - step])) for step in (d, 1j * d))
-    return bool(np.abs(up - 1j * right)[0] < 1e-8)
-
-
 @matplotlib.rc_context(STYLE)
 def draw_region(ax, scheme, cloud=None, window=None):
     """Draw |R(z)| of a scheme into given axes: blue where a step damps, sand where it amplifies, |R| = 1 bold.
@@ -95,7 +79,7 @@ def cloud_of(records, scheme=None):
 @matplotlib.rc_context(STYLE)
 def clouds_figure(config, records):
     """The region of each scheme with the measured h lambda on top, in one window; None where no scheme has a region."""
-    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if has_region(spec(records, scheme))}
+    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if odenets.get_scheme(spec(records, scheme)).has_R}
     clouds = {scheme: cloud for scheme, cloud in clouds.items() if cloud} or clouds
     if not clouds:
         return None
@@ -117,7 +101,7 @@ def _note_extremes(ax, scheme, cloud):
     if z.size:
         growth = np.abs(odenets.get_scheme(scheme).amplification(z)).max()
         text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
-        caveat = "" if analytic(scheme) else "\n(normal Jacobians only)"
+        caveat = "" if odenets.get_scheme(scheme).analytic else "\n(normal Jacobians only)"
         ax.text(0.02, 0.03, text + caveat, fontsize=8, transform=ax.transAxes,
                 bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
 

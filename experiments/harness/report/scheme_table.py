@@ -1,8 +1,8 @@
-"""What the theory says of each scheme, as one table: in the terminal, and between two markers of the README."""
+"""What the theory says of each scheme, as one table: in the terminal, and between two markers of docs/schemes.md."""
 import math
 
 import odenets
-from experiments.harness.report.regions import has_region, region_of
+from experiments.harness.report.regions import region_of
 from odenets.errors import InputError
 from odenets.schemes.catalogue import ALIASES
 from odenets.schemes.solving import SOLVE_DEFAULTS
@@ -11,12 +11,12 @@ COLUMNS = ("scheme", "order", "stages", "f", "implicit", "real", "imag.", "A(\u0
 LEGEND = ("f: its evaluations in a step (varies: a solve or an error control decides). |R| <= 1 on (-real, 0), on i (-imag., "
           "imag.) and in the sector of half-angle \u03b1. L: L-stable. SSP: coefficient of strong stability. alg.: "
           "algebraically stable")
-START, END = "<!-- schemes: written by experiments/plot_regions.py --readme README.md -->", "<!-- end of schemes -->"
+START, END = "<!-- schemes: written by experiments/plot_regions.py --table docs/schemes.md -->", "<!-- end of schemes -->"
 
 
 def row(scheme):
     """The cells of a scheme, text, in the order of `COLUMNS`; dashes where nothing is defined."""
-    region = region_of(scheme) if has_region(scheme) else None
+    region = region_of(scheme) if scheme.has_R else None
     read = ("real_interval", "imaginary_interval", "a_alpha", "l_stable", "ssp", "algebraically_stable")
     real, imaginary, alpha, l_stable, ssp, algebraic = (getattr(region, name, None) for name in read)
     return (str(scheme), number(scheme.order), number(scheme.stages),
@@ -64,7 +64,7 @@ def _assignments(parameters):
 
 
 def replaced(text, path):
-    """A README's text with the table of today between its markers; ValueError where they do not stand once, in order."""
+    """A page's text with the table of today between its markers; ValueError where they do not stand once, in order."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not end or START in rest or END in before + after:

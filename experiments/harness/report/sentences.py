@@ -1,6 +1,7 @@
 """What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
 import numpy as np
 
+import odenets
 from experiments.harness.report import figures, measures, regions, statistics
 from experiments.harness.report.words import norm_symbol, radius
 
@@ -133,7 +134,7 @@ def caveats(config, records):
     overfitted = [f"{r['scheme']}, seed {r['seed']}" for r in records if any(e.get("overfitting") for e in r["history"])]
     clouds = [values for scheme in config["schemes"] for values in regions.cloud_of(records, scheme).values()]
     rightmost = max((values[:, 0].max(initial=-np.inf) for values in clouds), default=-np.inf)
-    no_region = [s for s in config["schemes"] if not regions.has_region(figures.spec(records, s))]
+    no_region = [s for s in config["schemes"] if not odenets.get_scheme(figures.spec(records, s)).has_R]
     not_normal = without_spectrum(config, records)
     found = [
         (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
@@ -178,7 +179,7 @@ def caveats(config, records):
 def without_spectrum(config, records):
     """Schemes for which R(h lambda) is not a step's spectrum unless the Jacobian is normal."""
     specs = {scheme: figures.spec(records, scheme) for scheme in config["schemes"]}
-    return [scheme for scheme, s in specs.items() if regions.has_region(s) and not regions.analytic(s)]
+    return [scheme for scheme, s in specs.items() if not odenets.get_scheme(s).analytic]
 
 
 def count(values, noun):

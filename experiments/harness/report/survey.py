@@ -76,14 +76,14 @@ def survey(net, images, labels, epsilon, block=None):
         def closely(f):
             return stability.pseudospectrum(f, place.state), stability.numerical_range(f, place.state)
 
-        steps = None if scheme.previous else closely(place.step)
+        steps = closely(place.step) if scheme.one_step else None
         return Survey(scheme, epsilon, blocks, growths, place, closely(place.increment), steps, _kreiss(place, scheme),
                       stability.departure_from_normality(place.increment, place.state), stability.explain(net, x))
 
 
 def _kreiss(place, scheme):
     """Kreiss constant of the step, relative to its spectral radius where that exceeds 1."""
-    if scheme.previous:
+    if not scheme.one_step:
         return None
     radius = stability.spectrum(place.step, place.state, 1, tol=1e-6).values[:, 0].abs()
     return stability.kreiss_constant(place.step, place.state, domain="disc", threshold=(1 + 1e-6) * radius.clamp_min(1.0))

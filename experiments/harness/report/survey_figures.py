@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+import odenets
 from experiments.harness.report import regions
 from experiments.harness.report.figures import FAINT, INK, PALETTE, STYLE
 
@@ -13,7 +14,7 @@ LEVELS = np.arange(-4.0, 1.01, 0.5)  # of log10 of the smallest singular value
 @matplotlib.rc_context(STYLE)
 def clouds(found):
     """The region of the scheme under the Ritz values of each stage; None without an R(z)."""
-    if not regions.has_region(found.scheme):
+    if not odenets.get_scheme(found.scheme).has_R:
         return None
     stages = sorted({b.stage for b in found.blocks})
     points = {stage: np.concatenate([b.ritz.numpy().ravel() for b in found.blocks if b.stage == stage]) for stage in stages}

@@ -6,6 +6,7 @@ import time
 from argparse import BooleanOptionalAction
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from rich import box
@@ -50,7 +51,7 @@ SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attac
 def add_arguments(parser, seeds="0,1,2"):
     """The options that the experiments share; None stands for a default that depends on the data set."""
     names = ", ".join(odenets.list_schemes())
-    parser.add_argument("--schemes", required=True, help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
+    parser.add_argument("--schemes", default="explicit,implicit", help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
@@ -117,7 +118,13 @@ def provenance(device):
     return {"environment": {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
                             **{name: _version(name) for name in packages},
                             "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None},
-            "command": shlex.join(["python", *sys.argv])}
+            "command": shlex.join(_command())}
+
+
+def _command():
+    """The line that started this process: a script, or the command `odenets`."""
+    script = Path(sys.argv[0])
+    return ["odenets", *sys.argv[1:]] if script.stem == "odenets" else ["python", *sys.argv]
 
 
 def conduct(config, cases, args):

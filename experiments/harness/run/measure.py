@@ -15,7 +15,7 @@ EXPONENT_IMAGES, EXPONENT_TOL = 2, 1e-2
 
 def gradients(scheme):
     """The gradients that a scheme can be attacked with and that differ: the exact one first."""
-    return ("exact", "detached") if scheme.iterates and scheme.order is not None else ("exact",)
+    return tuple(gradient for gradient in scheme.gradients if gradient != "unrolled")
 
 
 def attack_plan(net, attacks, epsilons):

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+import odenets
 from experiments.harness.report.words import radius
 from experiments.harness.run import partials
 from experiments.harness.run.case import run_case
@@ -54,7 +55,7 @@ def run_cases(run, cases, console, workers=None):
         return {}
     workers = workers or (1 if run.config["device"].startswith("cuda") else available_cores())
     # The expensive cases first, so that no core idles at the end.
-    todo.sort(key=lambda case: ("implicit" not in case.scheme, -case.substeps, case.seed))
+    todo.sort(key=lambda case: (-odenets.get_scheme(case.scheme).cost * case.substeps, case.seed))
     with progress_bars(console) as progress:
         overall = progress.add_task("cases", total=len(todo))
         failures = {}
