@@ -7,8 +7,8 @@ receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, fig
 """
 import odenets
 from experiments.harness.command import Parser, parse_fields, parse_numbers, run_cli
+from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
-from experiments.harness.run.experiment import add_arguments, conduct, make_config
 from odenets.errors import InputError
 
 
@@ -21,13 +21,12 @@ def main(argv=None):
     parser.add_argument("--fields", default="residual", help="comma-separated specs of what is integrated; every scheme is "
                                                              f"trained with each: {', '.join(odenets.list_fields())}")
     args = parser.parse_args(argv)
-    config = make_config(args, "compare_schemes")
-    config["substeps"] = parse_numbers(args.substeps, "--substeps", int, 1)
-    if len(config["substeps"]) > 1:
+    substeps = parse_numbers(args.substeps, "--substeps", int, 1)
+    if len(substeps) > 1:
         raise InputError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
-    config["fields"] = parse_fields(args.fields)
-    cases = [Case(scheme, substeps, seed, field=field) for field in config["fields"] for scheme in config["schemes"]
-             for substeps in config["substeps"] for seed in config["seeds"]]
+    config = make_config(args, "compare_schemes", substeps, parse_fields(args.fields))
+    cases = [Case(scheme, *config.substeps, seed, field=field)
+             for field in config.fields for scheme in config.schemes for seed in config.seeds]
     return conduct(config, cases, args)
 
 

@@ -9,6 +9,7 @@ goes on with --resume after the last attack that had ended.
 import hashlib
 import time
 from argparse import BooleanOptionalAction
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -25,20 +26,21 @@ from experiments.harness.command import (
     parse_one,
     run_cli,
 )
+from experiments.harness.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.report.statistics import middle
-from experiments.harness.report.words import radius
 from experiments.harness.run import measure as evaluation
-from experiments.harness.run.experiment import DEFAULTS, check_out, provenance
+from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import progress_bars, sentence
+from experiments.harness.run.schema import Record
 from experiments.harness.run.subject import load_subjects
 from experiments.harness.training import data
+from experiments.harness.words import radius
 from odenets.errors import InputError
 from stability.attacks.images import check_logits
 from stability.attacks.threats import THREATS
 
-CONFIG_VERSION = 1
 AUDITS = ("none", "quick", "full")
 SEED = 0  # of the noise of the attacks
 
@@ -59,20 +61,20 @@ def main(argv=None):
     test = data.load(dataset, args.data_dir, args.download, None, limit).test.to(device)
     for subject in subjects:
         _check_fits(subject, test)
-    config = {"version": CONFIG_VERSION, "experiment": "evaluate", "network": args.network,
-              "weights": {subject.name: _digest(subject.net) for subject in subjects}, "dataset": dataset,
-              "data_dir": str(args.data_dir), "download": args.download, "test_limit": limit, "data": {"test": len(test)},
-              "attacks": attacks, "epsilons": epsilons, "threat": args.threat, "audit": args.audit,
-              "audit_epsilon": middle(sorted(epsilons)), "audit_images": min(images, len(test)),
-              "device": str(device), **provenance(str(device))}
+    config = EvaluationConfig(
+        network=args.network, weights={subject.name: _digest(subject.net) for subject in subjects}, dataset=dataset,
+        data_dir=str(args.data_dir), download=args.download, test_limit=limit, data={"test": len(test)},
+        attacks=tuple(attacks), epsilons=tuple(epsilons), threat=args.threat, audit=args.audit,
+        audit_epsilon=middle(sorted(epsilons)), audit_images=min(images, len(test)), device=str(device),
+        **provenance(str(device)))
     console = Console()
-    run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config, args.resume)
-    _measure(run, subjects, test, console)
+    run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume)
+    _measure(run, config, subjects, test, console)
     run.records = evaluation_report.merged(run.records, [subject.name for subject in subjects])
     run.write_tables()
     with saving(run.path("report.html")):
-        evaluation_report.write(run.config, run.records, run.path("report.html"))
-    evaluation_report.show(run.config, run.records, console)
+        evaluation_report.write(config, run.records, run.path("report.html"))
+    evaluation_report.show(config, run.records, console)
     console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -139,12 +141,12 @@ def _digest(net):
     return digest.hexdigest()
 
 
-def _measure(run, subjects, test, console):
+def _measure(run, config, subjects, test, console):
     """Measure what the records lack, one line a measurement, so that a killed run loses one at most."""
-    config, threat = run.config, THREATS[run.config["threat"]]
+    threat = THREATS[config.threat]
     try:
         done = {evaluation_report.key(record): record for record in run.records}
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose "
                          f"another --out") from error
     run.records = list(done.values())  # a line that stands twice counts once
@@ -155,26 +157,27 @@ def _measure(run, subjects, test, console):
         for subject, name, epsilon, gradient in todo:
             at = f" at {radius(epsilon)}" if epsilon else ""
             progress.update(task, description=f"{subject.name}: {name}{at}, {gradient}")
-            record, start = _description(subject, config), time.perf_counter()
+            start = time.perf_counter()
             try:
-                record |= _measured(subject.net, test, name, epsilon, gradient, threat, config)
+                found = _measured(subject.net, test, name, epsilon, gradient, threat, config)
             except Exception as error:  # of a user's network in the backward pass, of memory that is too small
                 raise InputError(f"{subject.name} fails in {name}{at}: {sentence(error)}; "
                                  f"what was measured before is in {run.folder}") from error
-            run.append([record | {"seconds": round(time.perf_counter() - start, 2)}])
+            seconds = {"measurement": round(time.perf_counter() - start, 2)}
+            run.append([replace(_description(subject, config), **found, seconds=seconds)])
             progress.advance(task)
 
 
 def _measured(net, test, name, epsilon, gradient, threat, config):
     if name == "audit":
-        full = config["audit"] == "full"
-        return {"audit": evaluation.measure_audit(net, test, epsilon, config["audit_images"], threat, full)}
-    return {"measurements": [evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat)]}
+        full = config.audit == "full"
+        return {"audit": evaluation.measure_audit(net, test, epsilon, config.audit_images, threat, full)}
+    return {"measurements": (evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat),)}
 
 
 def _plan(net, config):
-    plan = evaluation.attack_plan(net, config["attacks"], config["epsilons"])
-    return plan + [("audit", config["audit_epsilon"], "exact")] * (config["audit"] != "none")
+    plan = evaluation.attack_plan(net, config.attacks, config.epsilons)
+    return plan + [("audit", config.audit_epsilon, "exact")] * (config.audit != "none")
 
 
 def _description(subject, config):
@@ -183,8 +186,7 @@ def _description(subject, config):
     meta = subject.meta or {"model": subject.name, "training": "unknown", "seed": 0,
                             "scheme": str(stage.scheme) if stage else "none", "substeps": stage.substeps if stage else 1}
     known = {key: meta[key] for key in ("model", "training", "seed", "scheme", "substeps")}
-    return {"network": subject.name, **known, "trained_substeps": known["substeps"], "dataset": config["dataset"],
-            "measurements": [], "stability": [], "audit": None}
+    return Record(**known, network=subject.name, trained_substeps=known["substeps"], dataset=config.dataset)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import torch
 
 import odenets
 from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
+from experiments.harness.experiment import DEFAULTS
 from experiments.harness.report import survey as mapping
-from experiments.harness.run.experiment import DEFAULTS
 from experiments.harness.run.subject import load_subject
 from experiments.harness.training import data
 from odenets.errors import InputError

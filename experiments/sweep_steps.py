@@ -5,8 +5,8 @@
 One seed by default: cost grows with the substeps, about 10 minutes on 2 cores for the line above.
 """
 from experiments.harness.command import Parser, parse_numbers, run_cli
+from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
-from experiments.harness.run.experiment import add_arguments, conduct, make_config
 
 
 @run_cli
@@ -16,11 +16,10 @@ def main(argv=None):
     add_arguments(parser, seeds="0")
     parser.add_argument("--substeps", default="1,2,4,8", help="numbers of steps for each block; the step size is 1 / substeps")
     args = parser.parse_args(argv)
-    config = make_config(args, "sweep_steps")
-    config["substeps"] = sorted(parse_numbers(args.substeps, "--substeps", int, 1))
-    first, *others = config["substeps"]
+    config = make_config(args, "sweep_steps", sorted(parse_numbers(args.substeps, "--substeps", int, 1)))
+    first, *others = config.substeps
     cases = [Case(scheme, substeps, seed, tuple(others) if substeps == first else ())
-             for scheme in config["schemes"] for substeps in config["substeps"] for seed in config["seeds"]]
+             for scheme in config.schemes for substeps in config.substeps for seed in config.seeds]
     return conduct(config, cases, args)
 
 

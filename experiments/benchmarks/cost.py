@@ -19,7 +19,7 @@ from rich.table import Table
 
 import odenets
 from experiments.harness.command import Parser, parse_device, run_cli, split_top_level
-from experiments.harness.run.experiment import DEFAULTS
+from experiments.harness.experiment import DEFAULTS
 from experiments.harness.run.folder import write_atomically
 from experiments.harness.run.runner import WORKER_ENVIRONMENT
 from experiments.harness.training import data

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 import odenets
 import stability
@@ -140,3 +143,22 @@ def parse_device(name):
         return torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}; choose auto, cpu or cuda, or one of several as in cuda:0") from None
+
+
+def show_table(console, title, rows, keys):
+    """Print rows of cells, the header first, and return a console that is wide enough for a pipe.
+
+    Numbers are never cut off: what is long in the first `keys` columns, which name a row, breaks into lines; columns in which
+    nothing stands are left out, and a first cell that repeats the one above it.
+    """
+    header, *body = [[str(cell) for cell in row] for row in rows]
+    kept = [index for index in range(len(header)) if index < keys or any(row[index] not in ("", "0.0") for row in body)]
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for index in kept:
+        table.add_column(header[index], no_wrap=index >= keys, overflow="fold", justify="left" if index < keys else "right")
+    for before, row, after in zip([header, *body], body, [*body[1:], header]):
+        cells = ("" if index == 0 and row[0] == before[0] else row[index] for index in kept)
+        table.add_row(*cells, end_section=row[0] != after[0])
+    wide = console if console.is_terminal else Console(width=140)
+    wide.print(table)
+    return wide

@@ -6,7 +6,7 @@ from attack_problems import conv_net, images
 import odenets
 import stability
 from experiments.harness.command import parse_attacks
-from experiments.harness.report.words import radius
+from experiments.harness.words import radius
 from stability import L2, Linf
 from stability.attacks import catalogue
 

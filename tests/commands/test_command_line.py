@@ -7,7 +7,7 @@ import torch
 from experiments import compare_schemes
 from experiments.harness import command as options
 from experiments.harness.run.case import Case
-from experiments.harness.run.experiment import add_arguments, make_config
+from experiments.harness.experiment import add_arguments, make_config
 from experiments.harness.training.loop import DEFAULTS
 
 BAD = [

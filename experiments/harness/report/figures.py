@@ -1,6 +1,7 @@
 """The figures of a comparison: each function draws one question and returns a Figure; `save` writes and embeds it."""
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -8,10 +9,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from experiments.harness.report import statistics
-from experiments.harness.report.words import norm_symbol, radius
-from experiments.harness.run.folder import audit_verdict
+from experiments.harness.words import norm_symbol, radius
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,26 +34,15 @@ MEASURES = {  # metric: what its axis says; in order of preference for the figur
     "spectral_radius": r"spectral radius of $hJ$, from Ritz values"}
 
 
-def spec(records, scheme):
-    """The scheme behind the name of an arm."""
-    return next((record.get("spec", scheme) for record in records if record["scheme"] == scheme), scheme)
+def _appearance(arms):
+    """{arm's name: (colour, marker)}, by position, so that an arm looks the same in all figures of a report."""
+    return {arm.name: (PALETTE[i % 7], MARKERS[(i + i // 7) % 7]) for i, arm in enumerate(arms)}
 
 
-def label(scheme, records):
-    """A scheme as tables and legends show it: with a dagger where one of its nets failed its audit."""
-    failed = any(scheme in (r["scheme"], r.get("spec")) and audit_verdict(r) == "failed" for r in records)
-    return f"{scheme} \u2020" if failed else scheme
-
-
-def _appearance(config):
-    """{scheme: (colour, marker)}, by position, so that a scheme looks the same in all figures of a report."""
-    return {scheme: (PALETTE[i % 7], MARKERS[(i + i // 7) % 7]) for i, scheme in enumerate(config["schemes"])}
-
-
-def _legend(figure, config, records, extra=(), line="-", marks=True):
-    handles = [Line2D([], [], ls=line, color=colour, marker=marker if marks is True else marks,
-                      label=label(scheme, records)) for scheme, (colour, marker) in _appearance(config).items()]
-    columns = 4 if max(map(len, config["schemes"])) < 20 else 3
+def _legend(figure, arms, extra=(), line="-", marks=True):
+    handles = [Line2D([], [], ls=line, color=colour, marker=marker if marks is True else marks, label=arm.label)
+               for arm, (colour, marker) in zip(arms, _appearance(arms).values())]
+    columns = 4 if max(len(arm.name) for arm in arms) < 20 else 3
     figure.legend(handles=[*handles, *extra], loc="outside upper left", ncols=columns)
 
 
@@ -61,17 +51,15 @@ def _percentages(estimates):
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_figure(config, records):
-    """Accuracy against the radius of the attack, and its paired difference to the first scheme, with intervals."""
-    schemes, epsilons = config["schemes"], [0.0, *statistics.radii(records)]
+def accuracy_figure(found):
+    """Accuracy against the radius of the attack, and its paired difference to the first arm, with intervals."""
+    arms, epsilons = found.arms, [0.0, *found.radii]
     figure = Figure(figsize=(10, 4.1))
-    axes = figure.subplots(1, 2 if len(schemes) > 1 else 1, squeeze=False)[0]
-    masks = {key: {eps: statistics.masks_of(records, *key[:1], eps, key[1]) for eps in epsilons}
-             for key in [(scheme, gradient) for scheme in schemes for gradient in ("exact", "detached")]}
+    axes = figure.subplots(1, 2 if len(arms) > 1 else 1, squeeze=False)[0]
     any_detached = False
-    for scheme, (colour, marker) in _appearance(config).items():
+    for arm, (colour, marker) in zip(arms, _appearance(arms).values()):
         for gradient, style in (("exact", "-"), ("detached", (0, (4, 2)))):
-            known = {eps: statistics.accuracy(m) for eps, m in masks[scheme, gradient].items() if m}
+            known = {eps: statistics.accuracy(masks) for eps in epsilons if (masks := arm.masks(eps, gradient))}
             if not known:
                 continue
             value, low, high = _percentages(known.values())
@@ -81,86 +69,88 @@ def accuracy_figure(config, records):
                          zorder=3)
             if exact:
                 axes[0].fill_between(list(known), low, high, color=colour, alpha=0.13, lw=0)
-    axes[0].set(title="Accuracy", xlabel=rf"$\varepsilon$, radius of the attack ({norm_symbol(config)}, "
+    axes[0].set(title="Accuracy", xlabel=rf"$\varepsilon$, radius of the attack ({norm_symbol(found.config.threat)}, "
                                           "pixel values in [0, 1]); 0: no attack",
                 ylabel="images classified rightly, %", ylim=(-2, 102))
     axes[0].set_xticks(epsilons, [radius(eps) for eps in epsilons])
-    if len(schemes) > 1:
-        _draw_differences(axes[1], config, records, epsilons, {scheme: masks[scheme, "exact"] for scheme in schemes})
+    if len(arms) > 1:
+        _draw_differences(axes[1], found, epsilons)
     extra = [Line2D([], [], color=FAINT, ls=(0, (4, 2)), marker="o", mfc="white", label="attacked with the detached "
                                                                                         "gradient")]
-    _legend(figure, config, records, extra if any_detached else ())
+    _legend(figure, arms, extra if any_detached else ())
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def sweep_figure(config, records):
+def sweep_figure(found):
     """Accuracy against the steps for each block, a panel a radius: trained with them, or only run with them."""
-    epsilons = [0.0, *statistics.radii(records)]
-    schemes = list(dict.fromkeys(record["spec"] for record in records))
-    looks = _appearance({"schemes": schemes})
+    epsilons = [0.0, *found.radii]
+    # To this figure a scheme is what an arm is to the others.
+    schemes = [replace(arm, name=arm.scheme, records=tuple(r for other in found.arms if other.scheme == arm.scheme
+                                                           for r in other.records))
+               for arm in {arm.scheme: arm for arm in reversed(found.arms)}.values()][::-1]
     figure = Figure(figsize=(10, 3.4))
     axes = figure.subplots(1, max(2, len(epsilons)), sharey=True)
-    fewest = min(record["trained_substeps"] for record in records)
+    fewest = min(arm.trained_substeps for arm in found.arms)
     for ax, eps in zip(axes, epsilons):
-        for scheme, (colour, marker) in looks.items():
+        for scheme, (colour, marker) in zip(schemes, _appearance(schemes).values()):
             for again in (False, True):
-                own = {r["substeps"]: r["scheme"] for r in records if r["spec"] == scheme and r["trained_substeps"] == (
-                    fewest if again else r["substeps"])}
-                value, low, high = _percentages(
-                    statistics.accuracy(statistics.masks_of(records, own[steps], eps)) for steps in sorted(own))
+                own = {arm.substeps: arm for arm in found.arms if arm.scheme == scheme.scheme
+                       and arm.trained_substeps == (fewest if again else arm.substeps)}
+                value, low, high = _percentages(statistics.accuracy(own[steps].masks(eps)) for steps in sorted(own))
                 bars = np.abs([value - low, high - value])
                 ax.errorbar(sorted(own), value, bars, ls="--" if again else "-", color=colour, elinewidth=0.8,
                             marker=marker, mfc="white" if again else colour, zorder=2 if again else 3)
         ax.set(title=rf"$\varepsilon$ = {radius(eps)}" if eps else "no attack", xscale="log", xlabel="steps for each block")
-        ax.set_xticks(ticks := sorted({r["substeps"] for r in records}), ticks)
+        ax.set_xticks(ticks := sorted({arm.substeps for arm in found.arms}), ticks)
         ax.minorticks_off()
     for ax in axes[len(epsilons):]:
         ax.set_axis_off()
     axes[0].set_ylabel("images classified rightly, %")
     again = Line2D([], [], color=FAINT, ls="--", marker="o", mfc="white", label=f"weights trained with {fewest}")
-    _legend(figure, {"schemes": schemes}, records, [again])
+    _legend(figure, schemes, [again])
     return figure
 
 
-def _draw_differences(ax, config, records, epsilons, masks):
-    first, *others = config["schemes"]
+def _draw_differences(ax, found, epsilons):
+    first, *others = found.arms
+    looks = _appearance(found.arms)
     spread = 0.7 * len(others) / (len(others) + 1)
-    for scheme, offset in zip(others, np.linspace(-spread / 2, spread / 2, len(others)) if len(others) > 1 else [0.0]):
-        colour, marker = _appearance(config)[scheme]
+    for arm, offset in zip(others, np.linspace(-spread / 2, spread / 2, len(others)) if len(others) > 1 else [0.0]):
+        colour, marker = looks[arm.name]
         for position, eps in enumerate(epsilons):
-            estimate = statistics.difference(masks[scheme][eps], masks[first][eps])
+            estimate = found.gap(arm, eps)
             if estimate:
                 x = position + offset
                 ax.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=colour, lw=1.5, solid_capstyle="butt")
                 ax.plot(x, 100 * estimate.value, marker=marker, color=colour, ms=6.5, mew=1.5,
                         mfc="white" if estimate.verdict == "cannot tell" else colour)
-    ax.axhline(0, color=_appearance(config)[first][0], lw=1.7, zorder=1)
+    ax.axhline(0, color=looks[first.name][0], lw=1.7, zorder=1)
     ax.grid(axis="x", visible=False)
-    ax.set(title=f"Difference to {label(first, records)}, paired, 95 % intervals", ylabel="percentage points",
+    ax.set(title=f"Difference to {first.label}, paired, 95 % intervals", ylabel="percentage points",
            xlabel=r"$\varepsilon$, radius of the attack", xlim=(-0.6, len(epsilons) - 0.4))
     ax.set_xticks(range(len(epsilons)), [radius(eps) for eps in epsilons])
 
 
 @matplotlib.rc_context(STYLE)
-def measure_figure(config, records, metric=None):
+def measure_figure(found, metric=None):
     """One stability measure of each trained net against robust accuracy, a panel a radius; None without measures."""
-    known = {entry["metric"] for record in records for entry in record["stability"]}
+    known = {row.metric for record in found.records for row in record.stability}
     metric = metric or next((name for name in [*MEASURES, *sorted(known)] if name in known), None)
-    epsilons = statistics.radii(records)
+    epsilons = found.radii
     if metric not in known or not epsilons:
         return None
     figure = Figure(figsize=(10, 3.6))
     axes = figure.subplots(1, max(2, len(epsilons)))
     for ax, eps in zip(axes, epsilons):
-        for scheme, (colour, _) in _appearance(config).items():
-            masks = statistics.masks_of(records, scheme, eps)
-            for record in records:
-                values = [row["value"] for row in record["stability"] if row["metric"] == metric]
-                if record["scheme"] == scheme and record["seed"] in masks and values and np.isfinite(values).all():
-                    x, y = np.mean(values), 100 * masks[record["seed"]].mean()
+        for arm, (colour, _) in zip(found.arms, _appearance(found.arms).values()):
+            masks = arm.masks(eps)
+            for record in arm.records:
+                values = record.values(metric)
+                if record.seed in masks and values and np.isfinite(values).all():
+                    x, y = np.mean(values), 100 * masks[record.seed].mean()
                     ax.plot(x, y, "o", color=colour, ms=11, mec="white", mew=0.8, alpha=0.9)
-                    ax.text(x, y, record["seed"], fontsize=6.5, color="white", weight="bold", ha="center",
+                    ax.text(x, y, record.seed, fontsize=6.5, color="white", weight="bold", ha="center",
                             va="center_baseline")
         ax.set_title(rf"$\varepsilon$ = {radius(eps)}")
         ax.margins(0.15)
@@ -168,27 +158,30 @@ def measure_figure(config, records, metric=None):
         ax.set_axis_off()
     axes[0].set_ylabel("robust accuracy, %")
     figure.supxlabel(f"{MEASURES.get(metric, metric)}, mean over blocks and images", fontsize=9)
-    _legend(figure, config, records, line="", marks="o")
+    _legend(figure, found.arms, line="", marks="o")
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def training_figure(config, records):
+def training_figure(found):
     """Training loss and held-out accuracy, attacked too where training is, against the epoch: one thin line a net."""
     figure = Figure(figsize=(10, 2.9))
     axes = figure.subplots(1, 2)
-    for record in records:
-        colour, _ = _appearance(config)[record["scheme"]]
-        epochs = [entry["epoch"] for entry in record["history"]]
-        chosen = [index for index, entry in enumerate(record["history"]) if entry.get("chosen")]
-        for ax, key, scale, line in ((axes[0], "loss", 1, "-"), (axes[1], "held_out", 100, "-"),
-                                     (axes[1], "held_out_pgd", 100, "--")):
-            if all(key in entry for entry in record["history"]):
-                ax.plot(epochs, [scale * entry[key] for entry in record["history"]], color=colour, lw=1, alpha=0.8, ls=line,
-                        marker=".", markevery=chosen)
+    for arm, (colour, _) in zip(found.arms, _appearance(found.arms).values()):
+        for record in arm.records:
+            epochs = [epoch.epoch for epoch in record.history]
+            chosen = [index for index, epoch in enumerate(record.history) if epoch.chosen]
+            for ax, key, scale, line in ((axes[0], "loss", 1, "-"), (axes[1], "held_out", 100, "-"),
+                                         (axes[1], "held_out_pgd", 100, "--")):
+                values = [getattr(epoch, key) for epoch in record.history]
+                if None not in values:
+                    ax.plot(epochs, [scale * value for value in values], color=colour, lw=1, alpha=0.8, ls=line, marker=".",
+                            markevery=chosen)
     axes[0].set(title="Training loss", xlabel="epoch", ylabel="mean loss of an epoch", yscale="log")
     axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel="images classified rightly, %")
-    _legend(figure, config, records, marks="")
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, found.arms, marks="")
     return figure
 
 

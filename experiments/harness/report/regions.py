@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 import odenets
 import stability
-from experiments.harness.report.figures import INK, STYLE, label, spec
+from experiments.harness.report.figures import INK, STYLE
 
 STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 
@@ -65,22 +65,11 @@ def draw_region(ax, scheme, cloud=None, window=None):
     return shades
 
 
-def cloud_of(records, scheme=None):
-    """{stage: (n, 2)} of the Ritz values in all nets of a scheme (None: of all); records keep one of each pair."""
-    clouds = [record["cloud"] for record in records if scheme in (None, record["scheme"]) and record.get("cloud")]
-    merged = {}
-    for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):
-        points = np.concatenate([np.reshape(cloud[stage], (-1, 2)) for cloud in clouds if stage in cloud])
-        mirrored = points[points[:, 1] > 0] * (1, -1) if (points[:, 1] >= 0).all() else points[:0]
-        merged[stage] = np.concatenate([points, mirrored])
-    return merged
-
-
 @matplotlib.rc_context(STYLE)
-def clouds_figure(config, records):
-    """The region of each scheme with the measured h lambda on top, in one window; None where no scheme has a region."""
-    clouds = {scheme: cloud_of(records, scheme) for scheme in config["schemes"] if odenets.get_scheme(spec(records, scheme)).has_R}
-    clouds = {scheme: cloud for scheme, cloud in clouds.items() if cloud} or clouds
+def clouds_figure(found):
+    """The region of each arm's scheme with the measured h lambda on top, in one window; None where none has a region."""
+    drawable = {arm.name: arm for arm in found.arms if arm.behind.has_R}
+    clouds = {name: cloud for name, arm in drawable.items() if (cloud := arm.cloud())} or {name: {} for name in drawable}
     if not clouds:
         return None
     points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds.values() for values in cloud.values())])
@@ -88,10 +77,10 @@ def clouds_figure(config, records):
     height = max(1.9, np.abs(points[:, 1]).max() + 0.3, (right - left) / 3)
     columns = {1: 1, 2: 2, 4: 2}.get(len(clouds), 3)
     figure, axes = _panels(len(clouds), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
-    for ax, (scheme, cloud) in zip(axes, clouds.items()):
-        shades = draw_region(ax, spec(records, scheme), cloud, (left, right, -height, height))
-        ax.set_title(label(scheme, records))
-        _note_extremes(ax, spec(records, scheme), cloud)
+    for ax, (name, cloud) in zip(axes, clouds.items()):
+        shades = draw_region(ax, drawable[name].scheme, cloud, (left, right, -height, height))
+        ax.set_title(drawable[name].label)
+        _note_extremes(ax, drawable[name].scheme, cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 

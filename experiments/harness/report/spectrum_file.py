@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.harness.report.regions import cloud_of
+from experiments.harness.report.arms import merged_clouds
 from odenets.errors import InputError
 
 
@@ -27,25 +27,28 @@ def read_spectrum(path):
     if not text.lstrip().startswith("{"):
         points = _read_csv(text, path)
         return lambda scheme: {"0": points}
-    records = _read_records(text, path)
-    return lambda scheme: cloud_of(records, str(scheme)) or cloud_of(records)
+    clouds = _read_clouds(text, path)
+    every = merged_clouds([cloud for _, cloud in clouds])
+    return lambda scheme: merged_clouds([cloud for name, cloud in clouds if name == str(scheme)]) or every
 
 
-def _read_records(text, path):
-    records = []
+def _read_clouds(text, path):
+    """[(scheme, cloud)] of the lines of a records.jsonl."""
+    clouds = []
     for line, content in enumerate(text.splitlines(), 1):
         try:
             record = json.loads(content)
-            usable = all(np.isfinite(points).all() for points in cloud_of([record]).values())
+            name, cloud = record["scheme"], record.get("cloud") or {}
+            usable = all(np.isfinite(points).all() for points in merged_clouds([cloud]).values())
         except (ValueError, TypeError, KeyError, AttributeError):
             usable = False
         if not usable:
             raise InputError(f"--spectrum {str(path)!r}, line {line}: not a record of a run (JSON with scheme and cloud)")
-        records.append(record)
-    if not cloud_of(records):
-        raise InputError(f"--spectrum {str(path)!r} holds {len(records)} records and no eigenvalues; name the records.jsonl "
+        clouds.append((name, cloud))
+    if not merged_clouds([cloud for _, cloud in clouds]):
+        raise InputError(f"--spectrum {str(path)!r} holds {len(clouds)} records and no eigenvalues; name the records.jsonl "
                          "of a compare_schemes run")
-    return records
+    return clouds
 
 
 def _read_csv(text, path):

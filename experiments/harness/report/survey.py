@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from markupsafe import Markup
 
 import odenets
 import stability
@@ -140,7 +141,7 @@ def write_page(found, name, source, folder):
     parts = []
     for key, figure, text in drawn:
         if figure:
-            parts.append(page.figure(figures.save(figure, folder / "figures", key), len(parts) + 1, text))
+            parts.append(page.Figure(figures.save(figure, folder / "figures", key), text, len(parts) + 1))
     names = list(dict.fromkeys(key for b in found.blocks for key in stability.predictors(b)))
     rows = [("stage, block", *(key.replace("_", " ") for key in names))]
     for b in found.blocks:
@@ -149,10 +150,13 @@ def write_page(found, name, source, folder):
         rows.append((f"{b.stage}, {b.block}", *values))
     notes = {key.replace("_", " "): f"{entry.meaning} ({entry.source})"
              for key, entry in stability.PREDICTORS.items() if key in names}
-    links = ", ".join(f'<a href="{file}">{file}</a>' for file in ("blocks.csv", "spectra.csv", "growth.csv"))
-    sections = ["<h2>Figures</h2>", *parts, "<h2>Block by block</h2>", page.table(rows, numbers=range(1, len(rows[0]))),
-                "<p class=note>Means over the images, of hJ at the state that enters each block.</p>"
-                + page.definitions(notes),
-                f"<p>Every number is in these files beside this page: {links}.</p>"]
+    links = Markup(", ").join(Markup('<a href="{0}">{0}</a>').format(file)
+                              for file in ("blocks.csv", "spectra.csv", "growth.csv"))
+    sections = [page.Section("Figures", tuple(parts)),
+                page.Section("Block by block", (
+                    page.Table(rows, range(1, len(rows[0]))),
+                    page.Text("Means over the images, of hJ at the state that enters each block.", note=True),
+                    page.Terms(notes),
+                    page.Text(Markup("Every number is in these files beside this page: {}.").format(links))))]
     page.write_page(folder / "report.html", f"The dynamics of {name}", f"{found.scheme}, {source}, float64",
                     list(sentences(found)), sections)

@@ -6,22 +6,15 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two processes out of one folder
-    fcntl = None
+import filelock
 
-from experiments.harness.report.statistics import WORST, worst_over
+from experiments.harness.run.config import INCIDENTAL, RunConfig
+from experiments.harness.run.schema import WORST, Record, worst_over
 from odenets.errors import InputError
 
 OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
              "checkpoints")
-# What may change between the start of a run and its resumption: nothing here moves a result.
-INCIDENTAL = ("command", "environment", "data_dir", "download", "workers", "checkpoint_seconds")
-RECORD_KEYS = {"scheme", "trained_substeps", "seed", "substeps", "training", "dataset", "model", "measurements", "stability",
-               "audit"}
-MEASUREMENT_KEYS = {"attack", "epsilon", "gradient", "correct", "total", "untrusted", "bits"}
-_held = {}  # (device, inode) of the folders that this process works in: their open handles, until it ends
+_held: dict[Path, filelock.BaseFileLock] = {}  # of the folders that this process works in, until it ends
 
 
 class Run:
@@ -29,11 +22,11 @@ class Run:
 
     Args:
         folder: Created where missing.
-        config: Everything that determines the results, JSON-ready, and the incidental rest.
+        config: Everything that determines the results, and the incidental rest, as JSON has it.
         resume: Go on where the folder holds this very run, or this run with fewer of its seeds.
 
     Attributes:
-        records: What is on the disk, a list of dicts.
+        records: What is on the disk, a list of `Record`s.
         environment_changes: Sentences such as "torch was 2.10.0 and is now 2.11.0", of a resumed run.
 
     Raises:
@@ -45,7 +38,6 @@ class Run:
     def __init__(self, folder, config, resume=False):
         self.folder = Path(folder)
         _make_folder(self.folder)
-        _hold(self.folder)
         present = [name for name in OWN_FILES if _holds_something(self.folder / name)]
         self.config = config = json.loads(json.dumps(config))
         self.environment_changes = []
@@ -53,15 +45,16 @@ class Run:
             if not (self.folder / "config.json").is_file():
                 raise InputError(f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
                                  f"choose another --out")
-            before = _read_config(self.folder / "config.json")
+            before = _comparable(_read_config(self.folder / "config.json"))
             if before.get("experiment") != config.get("experiment"):
                 whose = f"a run of {before['experiment']}" if "experiment" in before else "the config.json of something else"
                 raise InputError(f"{folder} holds {whose}, and this is {config.get('experiment')}; choose another --out")
             if not resume:
                 raise InputError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume "
                                  f"to go on with it")
-            _refuse_changes(folder, before, config)
+            _refuse_changes(folder, before, _comparable(config))
             self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
+        _hold(self.folder)
         if not present or before.get("seeds") != config.get("seeds"):
             # The configuration comes first: whatever else a killed run leaves behind, it can be resumed.
             write_atomically(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -83,12 +76,12 @@ class Run:
 
     def missing(self, cases):
         """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
-        missing = []
-        for case in cases:
-            found = sorted(record["substeps"] for record in self.records if case.matches(record))
-            if found != sorted((case.substeps, *case.rerun_with)):
-                missing.append(case)
-        kept = [record for record in self.records if not any(case.matches(record) for case in missing)]
+        found = {}
+        for record in self.records:
+            found.setdefault(record.key, []).append(record.substeps)
+        missing = [case for case in cases if sorted(found.get(case.key, ())) != sorted((case.substeps, *case.rerun_with))]
+        keys = {case.key for case in missing}
+        kept = [record for record in self.records if record.key not in keys]
         if len(kept) < len(self.records):
             write_atomically(self.path("records.jsonl"), _lines(kept))
             self.records = kept
@@ -96,25 +89,25 @@ class Run:
 
     def sort(self, cases):
         """Bring the records, which came in as cases ended, into the order of the cases."""
-        position = {(case.scheme, case.field, case.substeps, case.seed): index for index, case in enumerate(cases)}
-        self.records.sort(key=lambda record: (position[case_of(record)], record["substeps"]))
+        position = {case.key: index for index, case in enumerate(cases)}
+        self.records.sort(key=lambda record: (position[record.key], record.substeps))
 
     def write_tables(self):
         """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
         measured = ("attack", "epsilon", "gradient", "correct", "total")
         self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field"), (
-            [*(r[key] for key in shared), *(m[key] for key in measured), round(m["correct"] / m["total"], 6), m["untrusted"],
-             r["trained_substeps"], audit_verdict(r), _field(r)]
-            for r in self.records for m in _with_the_worst(r["measurements"])))
-        columns = ("scheme", "seed", "stage", "block", "metric", "value")
-        self._write_csv("stability.csv", (*columns, "substeps", "audit", "field"), (
-            [r["scheme"], r["seed"], *(row[key] for key in columns[2:]), r["substeps"], audit_verdict(r), _field(r)]
-            for r in self.records for row in r["stability"]))
+            [*(getattr(r, key) for key in shared), *(getattr(m, key) for key in measured), round(m.accuracy, 6), m.untrusted,
+             r.trained_substeps, r.verdict, r.field]
+            for r in self.records for m in _with_the_worst(r.measurements)))
+        columns = ("stage", "block", "metric", "value")
+        self._write_csv("stability.csv", ("scheme", "seed", *columns, "substeps", "audit", "field"), (
+            [r.scheme, r.seed, *(getattr(row, key) for key in columns), r.substeps, r.verdict, r.field]
+            for r in self.records for row in r.stability))
         self._write_csv("audit.csv", ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"), (
-            [r["scheme"], r["seed"], c["name"], {True: "yes", False: "no", None: "not applicable"}[c["passed"]], c["reason"],
-             json.dumps(c["figures"]), json.dumps(c["thresholds"])]
-            for r in self.records if r["audit"] for c in r["audit"]["checks"]))
+            [r.scheme, r.seed, c.name, {True: "yes", False: "no", None: "not applicable"}[c.passed], c.reason,
+             json.dumps(c.figures), json.dumps(c.thresholds)]
+            for r in self.records if r.audit for c in r.audit.checks))
 
     def _write_csv(self, name, header, rows):
         text = io.StringIO()
@@ -131,35 +124,19 @@ class Run:
         records = []
         for number, line in enumerate(lines, start=1):
             try:
-                records.append(json.loads(line.decode()))
-            except ValueError:
-                records.append(None)
-            if not _whole(records[-1]):
-                raise InputError(f"{path} is damaged (line {number}); remove that line to run its case again")
+                records.append(Record.from_json(json.loads(line.decode())))
+            except ValueError as error:
+                raise InputError(f"{path} is damaged (line {number}); remove that line to run its case again") from error
         if rest:
             # A line without its end was being written when the process died: that case is run again.
             os.truncate(path, path.stat().st_size - len(rest))
         return records
 
 
-def audit_verdict(record):
-    """What the audit said of a record's net: "passed", "failed" or "not audited"."""
-    return {True: "passed", False: "failed"}[record["audit"]["passed"]] if record.get("audit") else "not audited"
-
-
 def _with_the_worst(measurements):
     """Measurements, and the worst of several attacks where it is not among them."""
-    attacks = {measurement["attack"] for measurement in measurements} - {"clean"}
+    attacks = {measurement.attack for measurement in measurements} - {"clean"}
     return measurements if len(attacks) < 2 or WORST in attacks else measurements + worst_over(measurements)
-
-
-def case_of(record):
-    """What distinguishes the case that a record is of: scheme, field, substeps it was trained with, seed."""
-    return record["scheme"], _field(record), record["trained_substeps"], record["seed"]
-
-
-def _field(record):
-    return record.get("field", "residual")
 
 
 @contextmanager
@@ -195,29 +172,22 @@ def _make_folder(folder):
 
 def _hold(folder):
     """Keep other processes out of a folder until this one ends, be it by kill -9; ValueError where another is in it."""
-    place = folder.stat()
-    if fcntl is None or (place.st_dev, place.st_ino) in _held:
+    place = folder.resolve()
+    if place in _held:
         return
+    lock = filelock.FileLock(place / ".lock")
     with saving(folder):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"another process is at work in {folder}; let it end, or choose another --out") from None
-    except OSError:  # a file system without locks
-        pass
-    _held[place.st_dev, place.st_ino] = handle
-
-
-def _whole(record):
-    """Whether a line of records.jsonl has what tables and reports need."""
-    return (isinstance(record, dict) and RECORD_KEYS <= record.keys() and isinstance(record["measurements"], list)
-            and all(isinstance(entry, dict) and MEASUREMENT_KEYS <= entry.keys() for entry in record["measurements"]))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise InputError(f"another process is at work in {folder}; let it end, or choose another --out") from None
+        except NotImplementedError:  # a file system without locks
+            return
+    _held[place] = lock
 
 
 def _lines(records):
-    return "".join(json.dumps(record) + "\n" for record in records)
+    return "".join(json.dumps(record.to_json()) + "\n" for record in records)
 
 
 def _holds_something(path):
@@ -233,6 +203,11 @@ def _read_config(path):
     if not isinstance(config, dict):
         raise InputError(f"{path} is damaged (it holds no JSON object); choose another --out")
     return config
+
+
+def _comparable(config):
+    """A configuration of any version as today's, where it is that of a run of cases."""
+    return RunConfig.from_json(config).to_json() if "schemes" in config and "epochs" in config else config
 
 
 def _changes(before, now, ignored=()):

@@ -2,11 +2,11 @@
 import copy
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 import odenets
 import stability
+from experiments.harness.run.schema import AuditResult, CheckResult, Measurement, Metric, SolverStatistics
 from stability.masking.subject import configured
 
 DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
@@ -27,28 +27,25 @@ def attack_plan(net, attacks, epsilons):
 
 
 def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None, threat=stability.Linf):
-    """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a list of `measure_attack`'s dicts."""
+    """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a tuple of `Measurement`s."""
     plan, measurements = attack_plan(net, attacks, epsilons), []
     for done, (name, epsilon, gradient) in enumerate(plan, start=1):
         measurements.append(measure_attack(net, test, name, epsilon, gradient, seed, threat))
         progress(done, len(plan))
-    return measurements
+    return tuple(measurements)
 
 
 def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Linf):
     """Accuracy on all of `test` under one attack ("clean": none), along one gradient, every image counted by the judge.
 
     Returns:
-        A dict: attack, epsilon, gradient, correct, total, untrusted (images counted as broken because the cold re-solve did
-        not converge), bits (hex of the packed mask of correct images, in the order of the split).
+        A `Measurement`; its mask is in the order of the split.
     """
     threat = threat(epsilon)
     attack = [] if name == "clean" else [(name, stability.before_the_judge(stability.get_attack(name).bound(threat, seed)))]
     with configured(net, gradient=gradient):
         result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
-    robust = result.robust.cpu().numpy()
-    return {"attack": name, "epsilon": epsilon, "gradient": gradient, "correct": int(robust.sum()), "total": len(robust),
-            "untrusted": int(result.untrusted.sum()), "bits": np.packbits(robust).tobytes().hex()}
+    return Measurement.of(name, epsilon, gradient, result.robust.cpu().numpy(), int(result.untrusted.sum()))
 
 
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
@@ -58,9 +55,9 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     `DENSE_LIMIT` entries also have all eigenvalues, of the first few images; Lyapunov exponents are of fewer still.
 
     Returns:
-        (rows, cloud): rows are dicts stage, block, metric, value; values are means over the images, of largest_stable_h the
-        least. block is None for a figure of a stage, stage too for one of the network. cloud maps a stage's index to its
-        h*lambda as [re, im] pairs (im >= 0), Ritz values of all its blocks: a sketch whose outer part is the most reliable.
+        (metrics, cloud): `Metric`s, whose values are means over the images, of largest_stable_h the least. cloud maps a
+        stage's index to its h*lambda as [re, im] pairs (im >= 0), Ritz values of all its blocks: a sketch whose outer part is
+        the most reliable.
     """
     net, images = copy.deepcopy(net).double(), images.double()
     blocks = stability.dynamics(net, images, dimension, DENSE_LIMIT, DENSE_IMAGES, progress=progress)
@@ -75,7 +72,7 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
         rows += [] if bound is None else [_row(index, None, "lipschitz_bound", bound)]
         points = torch.cat([block.ritz.flatten() for block in own]).tolist()
         cloud[str(index)] = [[round(v.real, 5), round(v.imag, 5)] for v in points if v.imag >= 0]
-    return [*rows, *_exponent(None, "lyapunov_end_to_end", whole)], cloud
+    return (*rows, *_exponent(None, "lyapunov_end_to_end", whole)), cloud
 
 
 def _exponent(stage, metric, found):
@@ -85,11 +82,11 @@ def _exponent(stage, metric, found):
 
 def _row(stage, block, metric, values):
     value = values.double().min() if metric == "largest_stable_h" else values.double().nanmean()
-    return {"stage": stage, "block": block, "metric": metric, "value": float(value)}
+    return Metric(stage, block, metric, float(value))
 
 
 def measure_solver(net, split, batch_size=500):
-    """Statistics of the implicit solves on a split at the scheme's own tolerance; {} where it solves nothing.
+    """`SolverStatistics` on a split at the scheme's own tolerance; None where it solves nothing.
 
     Forward on all images; backward, the gradient of the cross-entropy, on the first batch.
     """
@@ -98,7 +95,7 @@ def measure_solver(net, split, batch_size=500):
         with torch.set_grad_enabled(backward is None):
             logits = net(x)
             if odenets.converged(net) is None:
-                return {}
+                return None
             solved.append(odenets.converged(net))
             solutions += [solution for stage in odenets.stages(net).values() for solution in stage.stats.solutions]
         if backward is None:
@@ -106,9 +103,8 @@ def measure_solver(net, split, batch_size=500):
             backward = odenets.converged(net, backward=True)
     iterations = torch.cat([solution.iterations for solution in solutions]).double()
     evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)
-    return {"unconverged_share": 1 - torch.cat(solved).double().mean().item(),
-            "backward_unconverged_share": 1 - backward.double().mean().item(), "iterations_mean": iterations.mean().item(),
-            "iterations_max": int(iterations.max()), "evaluations_mean": evaluations / len(iterations)}
+    return SolverStatistics(1 - torch.cat(solved).double().mean().item(), 1 - backward.double().mean().item(),
+                            iterations.mean().item(), int(iterations.max()), evaluations / len(iterations))
 
 
 @torch.no_grad()
@@ -125,15 +121,15 @@ def explain_unsolved(net, split, count=500, shown=8):
 
 
 def measure_audit(net, test, epsilon, count, threat=stability.Linf, full=False):
-    """The audit on the first `count` test images, as a JSON-ready dict.
+    """The audit on the first `count` test images, an `AuditResult`.
 
     `full`: PGD with 100 and with 1000 steps, 2000 queries, images crafted on every scheme there is: minutes on a small net.
     """
     settings = {"many_steps": (100, 1000), "queries": 2000, "sources": odenets.list_schemes()} if full else {}
     audit = stability.audit(net, test.images[:count], test.labels[:count], threat(epsilon), **settings)
-    checks = [{"name": check.name, "passed": check.passed, "reason": check.reason, "figures": _plain(check.figures),
-               "thresholds": _plain(check.thresholds)} for check in audit.checks]
-    return {"passed": audit.passed, "images": count, "epsilon": epsilon, "checks": checks}
+    checks = tuple(CheckResult(check.name, check.passed, check.reason, _plain(check.figures), _plain(check.thresholds))
+                   for check in audit.checks)
+    return AuditResult(audit.passed, count, epsilon, checks)
 
 
 def _plain(figures):

@@ -11,10 +11,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import odenets
-from experiments.harness.report.words import radius
 from experiments.harness.run import partials
 from experiments.harness.run.case import run_case
-from experiments.harness.run.folder import audit_verdict
+from experiments.harness.words import radius
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
 # activation to the system and fault it in again, 12 to 26 % of the time of a training step.
@@ -30,11 +29,12 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def run_cases(run, cases, console, workers=None):
+def run_cases(run, config, cases, console, workers=None):
     """Run the cases that lack records and append their records to `run`.
 
     Args:
         run: The `Run`.
+        config: Its `RunConfig`.
         cases: All cases, in the order of the report.
         console: rich Console for bars and lines.
         workers: Processes; by default one for each core, one in all where a GPU does the work.
@@ -53,7 +53,7 @@ def run_cases(run, cases, console, workers=None):
         console.print(f"{len(cases) - len(todo)} of {len(cases)} cases are already there.")
     if not todo:
         return {}
-    workers = workers or (1 if run.config["device"].startswith("cuda") else available_cores())
+    workers = workers or (1 if config.device.startswith("cuda") else available_cores())
     # The expensive cases first, so that no core idles at the end.
     todo.sort(key=lambda case: (-odenets.get_scheme(case.scheme).cost * case.substeps, case.seed))
     with progress_bars(console) as progress:
@@ -71,7 +71,7 @@ def run_cases(run, cases, console, workers=None):
             progress.advance(overall)
 
         execute = _in_processes if workers > 1 and len(todo) > 1 else _in_turn
-        execute(run, todo, min(workers, len(todo)), progress, finished)
+        execute(run, config, todo, min(workers, len(todo)), progress, finished)
     return failures
 
 
@@ -81,9 +81,9 @@ def progress_bars(console):
     return Progress(*columns, console=console, transient=True)
 
 
-def _in_turn(run, todo, workers, progress, finished):
+def _in_turn(run, config, todo, workers, progress, finished):
     task, threads = progress.add_task("", total=None), torch.get_num_threads()
-    if run.config["device"] == "cpu":
+    if config.device == "cpu":
         torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
     try:
         for case in todo:
@@ -93,7 +93,7 @@ def _in_turn(run, todo, workers, progress, finished):
             def say(sentence, case=case):
                 _say(progress, case.name, sentence)
             try:
-                records, failure = run_case(run.config, run.folder, case, report, say), None
+                records, failure = run_case(config, run.folder, case, report, say), None
             except CASE_ERRORS as error:
                 records, failure = [], sentence(error)
             finished(case, records, failure)
@@ -101,14 +101,14 @@ def _in_turn(run, todo, workers, progress, finished):
         torch.set_num_threads(threads)
 
 
-def _in_processes(run, todo, workers, progress, finished):
+def _in_processes(run, config, todo, workers, progress, finished):
     context = multiprocessing.get_context("spawn")
     updates, bars = context.Queue(), {}
     previous = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     try:
         with ProcessPoolExecutor(workers, context, _start_worker, (updates, os.getpid())) as pool:
-            futures = {pool.submit(_work, run.config, run.folder, case): case for case in todo}
+            futures = {pool.submit(_work, config, run.folder, case): case for case in todo}
             try:
                 while futures:
                     done, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -183,9 +183,9 @@ def sentence(error):
 
 def _line(case, record):
     shown = []
-    for m in record["measurements"]:
-        if m["gradient"] == "exact":
-            name = f"{m['attack']} at {radius(m['epsilon'])}" if m["epsilon"] else m["attack"]
-            shown.append(f"{name} {m['correct'] / m['total']:.3f}")
-    mark = " \u2020 failed its audit" if audit_verdict(record) == "failed" else ""
-    return f"{case.name}{mark}: {', '.join(shown)} ({sum(record['seconds'].values()):.0f} s)"
+    for m in record.measurements:
+        if m.gradient == "exact":
+            name = f"{m.attack} at {radius(m.epsilon)}" if m.epsilon else m.attack
+            shown.append(f"{name} {m.accuracy:.3f}")
+    mark = " \u2020 failed its audit" if record.verdict == "failed" else ""
+    return f"{case.name}{mark}: {', '.join(shown)} ({sum(record.seconds.values()):.0f} s)"

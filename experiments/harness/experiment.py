@@ -4,14 +4,12 @@ import shlex
 import sys
 import time
 from argparse import BooleanOptionalAction
-from collections import Counter
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import odenets
 from experiments.harness.command import (
@@ -22,18 +20,21 @@ from experiments.harness.command import (
     parse_numbers,
     parse_one,
     parse_schemes,
+    show_table,
 )
+from experiments.harness.config import add_options
 from experiments.harness.report import comparison as report
 from experiments.harness.report import statistics
+from experiments.harness.report.arms import comparison
 from experiments.harness.run.case import load_data
+from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import run_cases
 from experiments.harness.training.data import DATASETS
-from experiments.harness.training.options import add_training_arguments, training_settings
+from experiments.harness.training.settings import TrainingSettings, training_settings
 from odenets.errors import InputError
 from stability.attacks.threats import THREATS
 
-CONFIG_VERSION = 2
 AUDITED = ("all", "first", "none")
 # Radii of the balls in pixel units, and epochs, where the user names none.
 DEFAULTS = {
@@ -44,21 +45,22 @@ DEFAULTS = {
     "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
 }
 # A run that exercises every path in seconds; its numbers mean nothing. What the user names stays as it is.
-SMOKE = {"epochs": 1, "seeds": [0], "train_limit": 128, "test_limit": 24, "attacks": ["pgd2"], "probe_images": 2,
+SMOKE = {"epochs": 1, "seeds": (0,), "train_limit": 128, "test_limit": 24, "attacks": ("pgd2",), "probe_images": 2,
          "audit_images": 8}
 
 
 def add_arguments(parser, seeds="0,1,2"):
     """The options that the experiments share; None stands for a default that depends on the data set."""
     names = ", ".join(odenets.list_schemes())
-    parser.add_argument("--schemes", default="explicit,implicit", help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
+    parser.add_argument("--schemes", default="explicit,implicit",
+                        help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only")
     parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
-    add_training_arguments(parser)
+    add_options(parser, TrainingSettings)
     parser.add_argument("--seeds", help=f"initial weights and order of batches; every scheme gets the same; default: {seeds}")
     parser.set_defaults(usual_seeds=seeds)
     parser.add_argument("--attacks", help=f"of {ATTACK_CHOICE}; default: pgd20")
@@ -75,8 +77,8 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 
-def make_config(args, script):
-    """The configuration of a run, JSON-ready, from parsed options; ValueError names what is wrong and what is valid."""
+def make_config(args, script, substeps, fields=("residual",)):
+    """The `RunConfig` of a run from parsed options; ValueError names what is wrong and what is valid."""
     parse_choice(args.dataset, "--dataset", DATASETS)
     parse_choice(args.model, "--model", tuple(odenets.MODELS))
     parse_choice(args.threat, "--threat", tuple(THREATS))
@@ -86,22 +88,21 @@ def make_config(args, script):
     epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = statistics.middle(sorted(epsilons))
     train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
-    config = {
-        "version": CONFIG_VERSION, "experiment": script, "schemes": [str(scheme) for scheme in parse_schemes(args.schemes)],
-        "dataset": args.dataset, "data_dir": str(args.data_dir), "download": args.download,
-        "train_limit": parse_one(args.train_limit, "--train-limit", int, 1),
-        "test_limit": parse_one(args.test_limit, "--test-limit", int, 1), "model": args.model,
-        **training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
-        "seeds": parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0),
-        "attacks": parse_attacks("pgd20" if args.attacks is None else args.attacks),
-        "threat": args.threat, "epsilons": epsilons,
-        "audit": args.audit, "audit_epsilon": middle, "audit_images": 64, "probe_images": 16,
-        "device": str(parse_device(args.device)),
-        "workers": parse_one(args.workers, "--workers", int, 1), "smoke": args.smoke,
-    }
+    config = RunConfig(
+        experiment=script, schemes=tuple(str(scheme) for scheme in parse_schemes(args.schemes)), substeps=tuple(substeps),
+        fields=tuple(fields), dataset=args.dataset, data_dir=str(args.data_dir), download=args.download,
+        train_limit=parse_one(args.train_limit, "--train-limit", int, 1),
+        test_limit=parse_one(args.test_limit, "--test-limit", int, 1), model=args.model,
+        settings=training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
+        seeds=tuple(parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0)),
+        attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
+        threat=args.threat, epsilons=tuple(epsilons), audit=args.audit, audit_epsilon=middle,
+        device=str(parse_device(args.device)), workers=parse_one(args.workers, "--workers", int, 1), smoke=args.smoke)
     if args.smoke:
-        config |= {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
-    return config | provenance(config["device"])
+        given = {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
+        settings = replace(config.settings, epochs=given.pop("epochs", config.settings.epochs))
+        config = replace(config, settings=settings, **given)
+    return replace(config, **provenance(config.device))
 
 
 def check_out(args):
@@ -134,61 +135,48 @@ def conduct(config, cases, args):
     """
     console = Console()
     images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
-    config["data"] = {"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)}
-    out = args.out or f"runs/{config['experiment']}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = Run(out, config, args.resume)
+    config = replace(config, data={"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)})
+    out = args.out or f"runs/{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = Run(out, config.to_json(), args.resume)
     if run.environment_changes:
         console.print(f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",
                       markup=False, highlight=False, soft_wrap=True)
-    failures = run_cases(run, cases, console, config["workers"])
+    failures = run_cases(run, config, cases, console, config.workers)
     run.sort(cases)
     if not run.records:
         raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
     run.write_tables()
+    found = comparison(config, run.records)
     with console.status("drawing the report"), saving(run.path("report.html")):
-        report.write_report(run.config, run.records, run.path("report.html"))
-    _print_summary(console, run, failures)
+        report.write_report(found, run.path("report.html"))
+    _print_summary(console, found, failures, run.path("report.html"))
     return 1 if failures else 0
 
 
-def _print_summary(console, run, failures):
-    """The table of the report without its empty columns, wide enough for a pipe, then its first sentences.
-
-    Numbers are never cut off: long names of attacks and schemes break into lines.
-    """
-    header, *rows = report.summary_table(run.config, run.records)
-    kept = [index for index in range(len(header)) if any(str(row[index]) not in ("", "0.0") for row in rows)]
-    table = Table(title=_title(run.records), box=box.SIMPLE_HEAD, pad_edge=False)
-    for index in kept:
-        table.add_column(str(header[index]), no_wrap=index > 1, overflow="fold", justify="left" if index < 2 else "right")
-    for before, row, after in zip([header, *rows], rows, [*rows[1:], header]):
-        table.add_row(*("" if index == 0 and row[0] == before[0] else str(row[index]) for index in kept),
-                      end_section=row[0] != after[0])
-    wide = console if console.is_terminal else Console(width=140)
-    wide.print(table)
-    for sentence in report.headline(run.config, run.records):
-        wide.print(sentence, markup=False, highlight=False)
-    for sentence in _solves(run.records):
+def _print_summary(console, found, failures, report_path):
+    """The table of the report without its empty columns, its first sentences, and where the report lies."""
+    wide = show_table(console, _title(found), report.summary_table(found), keys=2)
+    for sentence in [*report.headline(found), *_solves(found)]:
         wide.print(sentence, markup=False, highlight=False)
     for name, reason in failures.items():
         wide.print(f"{name} failed: {reason}", markup=False, highlight=False)
-    wide.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    wide.print(f"Report: {report_path.resolve()}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _title(records):
+def _title(found):
     """Names what the intervals are over, as `statistics.accuracy` chooses it: images for an arm that has one seed."""
-    arms = Counter((r["scheme"], r.get("field"), r["trained_substeps"], r["substeps"]) for r in records)
-    if max(arms.values()) == 1:
+    seeds = [len(arm.records) for arm in found.arms if arm.records]
+    if max(seeds) == 1:
         return "Accuracy and 95 % interval over images"
-    rest = ", over images where one seed is left" if min(arms.values()) == 1 else ""
+    rest = ", over images where one seed is left" if min(seeds) == 1 else ""
     return f"Accuracy, mean and 95 % interval over seeds{rest}"
 
 
-def _solves(records):
+def _solves(found):
     """A sentence for each scheme that solves equations: the largest share over its nets left unconverged."""
-    for scheme in dict.fromkeys(record["scheme"] for record in records if record["solver"]):
-        solvers = [record["solver"] for record in records if record["scheme"] == scheme]
-        training, test = (100 * max(solver.get(key, 0) for solver in solvers)
+    for scheme in dict.fromkeys(record.scheme for record in found.records if record.solver):
+        solvers = [record.solver for record in found.records if record.scheme == scheme and record.solver]
+        training, test = (100 * max(getattr(solver, key) or 0 for solver in solvers)
                           for key in ("training_unconverged_share", "unconverged_share"))
         yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
 

@@ -1,9 +1,9 @@
 """How norms and radii are written in tables, sentences and figures."""
 
 
-def norm_symbol(config):
-    """The norm of a run's attacks; runs of before there was a choice used L-infinity."""
-    return {"linf": "L\u221e", "l2": "L\u2082"}[config.get("threat", "linf")]
+def norm_symbol(threat):
+    """The norm of a threat, by its name on the command line."""
+    return {"linf": "L\u221e", "l2": "L\u2082"}[threat]
 
 
 def radius(epsilon):

@@ -1,0 +1,155 @@
+"""The arms of a comparison: what is compared with what, and the records of each."""
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+import odenets
+from experiments.harness.report import statistics
+from experiments.harness.report.statistics import Estimate
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.schema import Record
+from experiments.harness.words import radius
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Nets of a run that differ in their seed alone.
+
+    name: what tables call it. scheme: canonical spec that the nets run with. field: what is integrated. trained_substeps,
+    substeps: steps for each block, in training and now. records: one a seed; empty where all its cases failed.
+    """
+
+    name: str
+    scheme: str
+    field: str
+    trained_substeps: int
+    substeps: int
+    records: tuple[Record, ...]
+
+    @property
+    def label(self) -> str:
+        """The name, with a dagger where one of the nets failed its audit."""
+        failed = any(record.verdict == "failed" for record in self.records)
+        return f"{self.name} \u2020" if failed else self.name
+
+    @property
+    def behind(self) -> odenets.Scheme:
+        """The scheme itself."""
+        return odenets.get_scheme(self.scheme)
+
+    def masks(self, epsilon: float, gradient: str = "exact", attack: str | None = None) -> dict[int, np.ndarray]:
+        """{seed: (n,) bool} at one radius; an image counts if it withstood every attack of that size.
+
+        Args:
+            epsilon: Radius; 0 for no attack.
+            gradient: "exact", or "detached": every attack that was run along the detached gradient counts along that one,
+                and an attack that follows no gradient as it is. A scheme that knows one gradient only has nothing along the
+                other.
+            attack: The name of one attack, in place of all of them.
+        """
+        found = {}
+        for record in self.records:
+            own = [m for m in record.measurements if m.epsilon == epsilon and attack in (None, m.attack)]
+            chosen = {m.attack: m for m in own if m.gradient == gradient}
+            if chosen:
+                counted = {m.attack: m for m in own if m.gradient == "exact"} | chosen
+                found[record.seed] = np.logical_and.reduce([m.mask for m in counted.values()])
+        return found
+
+    def cloud(self) -> dict[str, np.ndarray]:
+        """{stage: (n, 2)} of the Ritz values in all nets; records keep one of each pair."""
+        return merged_clouds([record.cloud for record in self.records])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run as its arms, in the order of the report; all are compared with the first."""
+
+    config: RunConfig
+    arms: tuple[Arm, ...]
+
+    @property
+    def reference(self) -> Arm:
+        """The arm that the others are compared with: the first that has a net."""
+        return next(arm for arm in self.arms if arm.records)
+
+    @property
+    def others(self) -> tuple[Arm, ...]:
+        """The other arms that have a net."""
+        return tuple(arm for arm in self.arms if arm.records and arm is not self.reference)
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Of all arms, in their order."""
+        return tuple(record for arm in self.arms for record in arm.records)
+
+    @cached_property
+    def radii(self) -> list[float]:
+        """Radii of the attacks, ascending, without 0."""
+        return sorted({m.epsilon for record in self.records for m in record.measurements} - {0.0})
+
+    @property
+    def middle(self) -> float:
+        """The radius that headlines speak of: chosen by position, not by what was found there; 0 without an attack."""
+        return statistics.middle(self.radii) or 0.0
+
+    @property
+    def swept(self) -> bool:
+        """Whether arms differ in their steps."""
+        return len({(arm.trained_substeps, arm.substeps) for arm in self.arms}) > 1
+
+    def attacks(self) -> list[str]:
+        """Names of the attacks, in the order in which they were run."""
+        return list(dict.fromkeys(m.attack for record in self.records for m in record.measurements if m.epsilon))
+
+    def attack_at(self, epsilon: float) -> str:
+        """The attack behind the accuracies at a radius, for tables and sentences."""
+        if not epsilon:
+            return "no attack"
+        names = sorted({m.attack for record in self.records for m in record.measurements if m.epsilon == epsilon})
+        strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
+        return f"{strongest} at \u03b5 = {radius(epsilon)}"
+
+    def gap(self, arm: Arm, epsilon: float) -> Estimate | None:
+        """The paired difference of an arm to the first; None for the first itself or where no seed is common."""
+        first = self.arms[0]
+        return None if arm is first else statistics.difference(arm.masks(epsilon), first.masks(epsilon))
+
+    def detached_gap(self, arm: Arm, epsilon: float) -> Estimate | None:
+        """Accuracy along the detached gradient minus that along the exact one; None where there is one gradient."""
+        return statistics.difference(arm.masks(epsilon, "detached"), arm.masks(epsilon))
+
+
+def comparison(config: RunConfig, records: list[Record]) -> Comparison:
+    """The arms of a run: a scheme each, on each field and with each number of substeps where it has several of these."""
+    steps = sorted({(record.trained_substeps, record.substeps) for record in records})
+    swept, fields = len(steps) > 1, config.fields
+    groups: dict[tuple, list[Record]] = {}
+    if not swept:
+        # A scheme whose cases all failed is an arm too: it is missing, and named.
+        groups = {(field, scheme, *steps[0]): [] for field in fields for scheme in config.schemes}
+    for record in records:
+        groups.setdefault((record.field, record.scheme, record.trained_substeps, record.substeps), []).append(record)
+
+    def order(key):
+        field, scheme, *walked = key
+        return fields.index(field), config.schemes.index(scheme), *walked
+
+    def name(field, scheme, trained, run):
+        suffix = f" (trained with {trained})" if trained != run else ""
+        walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else ""
+        return f"{scheme}{f' on {field}' if len(fields) > 1 else ''}{walked}"
+
+    return Comparison(config, tuple(Arm(name(*key), key[1], key[0], *key[2:], tuple(groups[key]))
+                                    for key in sorted(groups, key=order)))
+
+
+def merged_clouds(clouds) -> dict[str, np.ndarray]:
+    """{stage: (n, 2)} of the clouds of several records; each keeps one of a conjugate pair, here are both."""
+    merged = {}
+    for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):
+        points = np.concatenate([np.reshape(cloud[stage], (-1, 2)) for cloud in clouds if stage in cloud])
+        mirrored = points[points[:, 1] > 0] * (1, -1) if (points[:, 1] >= 0).all() else points[:0]
+        merged[stage] = np.concatenate([points, mirrored])
+    return merged

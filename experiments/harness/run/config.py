@@ -1,0 +1,104 @@
+"""The configuration of a run: everything that determines its results, and the incidental rest. JSON is its edge."""
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from experiments.harness.training.settings import TrainingSettings
+
+CONFIG_VERSION = 3
+# What may change between the start of a run and its resumption: nothing here moves a result.
+INCIDENTAL = ("version", "command", "environment", "data_dir", "download", "workers", "checkpoint_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Of a run of cases.
+
+    experiment: the script. schemes, fields: canonical specs. substeps: steps for each block. threat: the norm of the attacks,
+    as the command line names it. epsilons: radii in pixel units. audit: which nets. data: {split: images}. environment:
+    versions and machine. The rest is as its option says.
+    """
+
+    experiment: str
+    schemes: tuple[str, ...]
+    dataset: str
+    model: str
+    settings: TrainingSettings
+    seeds: tuple[int, ...]
+    attacks: tuple[str, ...]
+    epsilons: tuple[float, ...]
+    substeps: tuple[int, ...] = (1,)
+    fields: tuple[str, ...] = ("residual",)
+    threat: str = "linf"
+    audit: str = "all"
+    audit_epsilon: float = 0.1
+    audit_images: int = 64
+    probe_images: int = 16
+    data_dir: str = "data"
+    download: bool = True
+    train_limit: int | None = None
+    test_limit: int | None = None
+    device: str = "cpu"
+    workers: int | None = None
+    smoke: bool = False
+    data: Mapping[str, int] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    version: int = CONFIG_VERSION
+
+    def to_json(self) -> dict:
+        """A flat dict: the settings of training stand among the others."""
+        own = asdict(self)
+        settings = own.pop("settings")
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in (own | settings).items()}
+
+    @classmethod
+    def from_json(cls, entry: dict) -> "RunConfig":
+        """A configuration of any version."""
+        entry = migrated(entry)
+        training = {f.name for f in fields(TrainingSettings)}
+        own = {f.name for f in fields(cls)} - {"settings"}
+        settings = TrainingSettings(**{key: value for key, value in entry.items() if key in training})
+        return cls(settings=settings, **{key: tuple(value) if isinstance(value, list) else value
+                                         for key, value in entry.items() if key in own})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Of an evaluation of networks.
+
+    network: as it was named. weights: {name: SHA-256} of the networks. The rest as in `RunConfig`.
+    """
+
+    network: str
+    weights: Mapping[str, str]
+    dataset: str
+    attacks: tuple[str, ...]
+    epsilons: tuple[float, ...]
+    threat: str
+    audit: str
+    audit_epsilon: float
+    audit_images: int
+    data: Mapping[str, int]
+    data_dir: str = "data"
+    download: bool = True
+    test_limit: int | None = None
+    device: str = "cpu"
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    experiment: str = "evaluate"
+    version: int = 1
+
+    def to_json(self) -> dict:
+        """A dict that JSON can write."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def migrated(entry: dict) -> dict:
+    """A configuration of an earlier version as today's: what was not written then is said here, and nowhere else."""
+    if entry.get("version", 1) >= CONFIG_VERSION or "schemes" not in entry:
+        return entry
+    substeps = entry.get("substeps", 1)
+    # Before there was a choice the last epoch was the result, and attacks were held to the L-infinity ball.
+    before = {"fields": ["residual"], "threat": "linf", "select": "last"}
+    return before | entry | {"version": CONFIG_VERSION, "substeps": [substeps] if isinstance(substeps, int) else substeps}

@@ -1,0 +1,206 @@
+"""What a run records, as objects. JSON is their edge: `from_json` reads what any version has written, `to_json` writes today's."""
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from odenets.errors import InputError
+
+VERSION = 3
+WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one attack ("clean": none) left standing of the test images.
+
+    epsilon: radius in pixel units. gradient: the one that the attack followed, or "all". correct, total: images. untrusted:
+    images counted as broken because their logits cannot be relied on. bits: hexadecimal of the packed mask of correct images.
+    """
+
+    attack: str
+    epsilon: float
+    gradient: str
+    correct: int
+    total: int
+    untrusted: int
+    bits: str
+
+    @classmethod
+    def of(cls, attack: str, epsilon: float, gradient: str, mask: np.ndarray, untrusted: int) -> "Measurement":
+        """From the mask itself, (total,) bool."""
+        return cls(attack, epsilon, gradient, int(mask.sum()), len(mask), untrusted, np.packbits(mask).tobytes().hex())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that were classified rightly."""
+        return self.correct / self.total
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(total,) bool: which images were classified rightly; ValueError where it contradicts the count."""
+        mask = np.unpackbits(np.frombuffer(bytes.fromhex(self.bits), dtype=np.uint8))[: self.total].astype(bool)
+        if len(mask) != self.total or mask.sum() != self.correct:
+            raise InputError(f"damaged record: {self.attack} at epsilon {self.epsilon} says {self.correct} of {self.total} "
+                             f"images correct, its bits say {mask.sum()} of {len(mask)}")
+        return mask
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a block; of a stage where block is None; of the network where stage is None too."""
+
+    stage: int | None
+    block: int | None
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One verdict of an audit; passed None: does not apply."""
+
+    name: str
+    passed: bool | None
+    reason: str
+    figures: Mapping[str, Any]
+    thresholds: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """An audit of a net on so many images at one radius."""
+
+    passed: bool
+    images: int
+    epsilon: float
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class SolverStatistics:
+    """What the implicit solves of a net report, on test images and in training; None where it is not known."""
+
+    unconverged_share: float | None = None
+    backward_unconverged_share: float | None = None
+    iterations_mean: float | None = None
+    iterations_max: int | None = None
+    evaluations_mean: float | None = None
+    training_unconverged_share: float | None = None
+    training_backward_unconverged_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of a training. held_out: accuracy on held-out images, clean and under attack where training is adversarial."""
+
+    epoch: int
+    loss: float
+    held_out: float
+    chosen: bool = False
+    held_out_pgd: float | None = None
+    held_out_fgsm: float | None = None
+    overfitting: bool | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A network and what was measured on it: of a case of a run, or of a network that `evaluate.py` was given.
+
+    scheme: canonical spec that it runs with. substeps, trained_substeps: steps for each block, now and in training.
+    trained_as: the spec in training. rerun_with: of the case, other substeps with records of their own. network: its name in
+    an evaluation. cloud: {stage: [[re, im], ...]} Ritz values of hJ. unsolved: why equations stay unsolved, in a sentence.
+    seconds: of each phase.
+    """
+
+    scheme: str
+    substeps: int
+    seed: int
+    dataset: str
+    model: str
+    training: str
+    trained_substeps: int
+    measurements: tuple[Measurement, ...] = ()
+    field: str = "residual"
+    trained_as: str = ""
+    rerun_with: tuple[int, ...] = ()
+    network: str = ""
+    parameters: int | None = None
+    epoch: int | None = None
+    history: tuple[Epoch, ...] = ()
+    stability: tuple[Metric, ...] = ()
+    cloud: Mapping[str, Any] = field(default_factory=dict)
+    solver: SolverStatistics | None = None
+    unsolved: str | None = None
+    audit: AuditResult | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What distinguishes the case that it is of: scheme, field, substeps it was trained with, seed."""
+        return self.scheme, self.field, self.trained_substeps, self.seed
+
+    @property
+    def verdict(self) -> str:
+        """What the audit said of the net: "passed", "failed" or "not audited"."""
+        return "not audited" if self.audit is None else "passed" if self.audit.passed else "failed"
+
+    def values(self, metric: str) -> list[float]:
+        """The values of a metric, wherever it was taken."""
+        return [row.value for row in self.stability if row.metric == metric]
+
+    def to_json(self) -> dict:
+        """A dict that JSON can write."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, entry: dict) -> "Record":
+        """A record of any version; ValueError where the entry is none."""
+        try:
+            entry = _migrated(entry)
+            audit = entry.get("audit")
+            return cls(**entry | {
+                "measurements": tuple(Measurement(**m) for m in entry["measurements"]),
+                "history": tuple(Epoch(**e) for e in entry.get("history", ())),
+                "stability": tuple(Metric(**m) for m in entry.get("stability", ())),
+                "rerun_with": tuple(entry.get("rerun_with", ())),
+                "solver": SolverStatistics(**entry["solver"]) if entry.get("solver") else None,
+                "audit": audit and AuditResult(**audit | {"checks": tuple(CheckResult(**c) for c in audit["checks"])}),
+            })
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"no record of a network ({error})") from error
+
+
+def _migrated(entry: dict) -> dict:
+    """An entry of an earlier version as today's: what was not written then is said here, and nowhere else."""
+    if not isinstance(entry, dict):
+        raise TypeError("not an object")
+    version = entry.get("version", 2)
+    if version > VERSION:
+        raise InputError(f"a record of version {version}, and this version of odenets reads up to {VERSION}")
+    if version == VERSION:
+        return entry
+    known = {f.name for f in fields(Record)}
+    new = {key: value for key, value in entry.items() if key in known} | {"version": VERSION}
+    new.setdefault("trained_as", new["scheme"])
+    new.setdefault("trained_substeps", new["substeps"])
+    seconds = new.get("seconds", {})
+    new["seconds"] = seconds if isinstance(seconds, dict) else {"measurement": seconds}
+    return new
+
+
+def worst_over(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
+    """For each radius with several measurements one more, `WORST`: images that withstood every attack along every gradient.
+
+    Its `untrusted` is the largest among them; the true number, that of the union, is no smaller.
+    """
+    found = []
+    for epsilon in sorted({m.epsilon for m in measurements} - {0.0}):
+        own = [m for m in measurements if m.epsilon == epsilon]
+        if len(own) > 1:
+            mask = np.logical_and.reduce([m.mask for m in own])
+            found.append(Measurement.of(WORST, epsilon, "all", mask, max(m.untrusted for m in own)))
+    return tuple(found)
