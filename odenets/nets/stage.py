@@ -10,6 +10,7 @@ from odenets.errors import InputError
 from odenets.schemes import GRADIENTS, get_scheme
 from odenets.solve.krylov import Solution
 from odenets.solve.log import Record
+from odenets.solve.precision import precise
 
 
 class ODEStage(nn.Module):
@@ -58,18 +59,18 @@ class ODEStage(nn.Module):
     def forward(self, y, trajectory=False, guesses=None):
         """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first.
         `guesses`: where a caller wants the solves to start, see `WarmStart`."""
-        if self.scheme.iterates:
-            self._refuse_impure_fields()
+        self._refuse_impure_fields()
+        y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]
         self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
         step = self.scheme.stepper()
-        for n, field in enumerate(self.fields):
+        for n, field in enumerate(fields):
             f = _checked(field, n)
             for k in range(self.substeps):
                 y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
                 if trajectory:
                     states.append(y)
-        return torch.stack(states) if trajectory else y
+        return (torch.stack(states) if trajectory else y).to(dtype)
 
     @property
     def stats(self):
@@ -99,7 +100,7 @@ class ODEStage(nn.Module):
         return f"scheme={self.scheme}{note}, interval={self.interval:g}, substeps={self.substeps}, gradient={self.gradient}"
 
     def _refuse_impure_fields(self):
-        for name, module in self.fields.named_modules():
+        for name, module in self.fields.named_modules() if self.scheme.iterates else ():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_mean is None:
                 raise InputError(f"field {name} is a {type(module).__name__} without running statistics: each sample would "
@@ -248,5 +249,4 @@ def converged(net, backward=False):
     """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solved none. With `backward`, the
     linear systems of the backward passes through it so far."""
     found = [stats for stats in (stage.stats for stage in stages(net).values()) if stats.solving]
-    name = "backward_converged" if backward else "converged"
-    return torch.stack([getattr(stats, name) for stats in found]).all(0) if found else None
+    return torch.stack([stats.backward_converged if backward else stats.converged for stats in found]).all(0) if found else None

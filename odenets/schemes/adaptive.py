@@ -7,6 +7,7 @@ import torch
 from odenets.errors import InputError
 from odenets.schemes.embedded import PAIRS
 from odenets.schemes.scheme import Scheme, combine
+from odenets.solve.precision import solving
 from odenets.solve.transforms import dual_level, transforming
 
 THROUGH_TORCHDIFFEQ = ("dopri8",)
@@ -58,12 +59,13 @@ class Adaptive(Scheme):
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """Integrate from t to t + h; see `Scheme.step`. The sizes of the accepted steps go to `record`."""
-        if not len(y):
-            return y + h * f(t, y)
-        if self.method in THROUGH_TORCHDIFFEQ:
-            end, accepted = self._by_torchdiffeq(f, t, y, h)
-        else:
-            end, accepted = self._integrate(PAIRS[self.method], f, t, y, h)
+        with solving(y, self):
+            if not len(y):
+                return y + h * f(t, y)
+            if self.method in THROUGH_TORCHDIFFEQ:
+                end, accepted = self._by_torchdiffeq(f, t, y, h)
+            else:
+                end, accepted = self._integrate(PAIRS[self.method], f, t, y, h)
         for entry in accepted if record is not None else ():
             record.append(entry)
         return end

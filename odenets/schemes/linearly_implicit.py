@@ -13,6 +13,7 @@ from odenets.errors import InputError, Unsolved
 from odenets.schemes.scheme import GRADIENTS, Scheme, with_backward_of
 from odenets.solve.krylov import check_settings, gmres, jacobian_products, phi1
 from odenets.solve.nonlinear import failure_sentence
+from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
 
 GAMMA = 1 - 1 / np.sqrt(2)  # of ros2: makes it L-stable
@@ -45,11 +46,12 @@ class KrylovScheme(Scheme, ABC):
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """One step; see `Scheme.step`."""
-        if gradient != "detached":
-            return y + self.increment(f, t, y, h, gradient, record)
-        with torch.no_grad():
-            value = y + self.increment(f, t, y, h, gradient, record)
-        return with_backward_of(y + h * f(t, y), value)
+        with solving(y, self):
+            if gradient != "detached":
+                return y + self.increment(f, t, y, h, gradient, record)
+            with torch.no_grad():
+                value = y + self.increment(f, t, y, h, gradient, record)
+            return with_backward_of(y + h * f(t, y), value)
 
     def keep(self, solution, record):
         """Record the outcome of a process, or raise where that is wanted."""

@@ -9,6 +9,7 @@ from odenets.schemes.scheme import Scheme, combine, with_backward_of
 from odenets.solve.krylov import row_norm
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
+from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
 
 # Unknowns solved together; CUDA wants larger kernels.
@@ -81,10 +82,11 @@ class SolvingScheme(Scheme, ABC):
             states: Tensors (B, ...), the first of which gives the number of unknowns.
         """
         rows = max(1, PIECE.get(states[0].device.type, PIECE["cuda"]) // max(1, states[0][:1].numel()))
-        if len(states[0]) <= rows or self.on_failure == "raise":
-            return advance(record, *states)
-        records = (None if record is None else record.piece(first) for first in range(0, len(states[0]), rows))
-        return torch.cat([advance(*part) for part in zip(records, *(state.split(rows) for state in states))])
+        with solving(states[0], self):
+            if len(states[0]) <= rows or self.on_failure == "raise":
+                return advance(record, *states)
+            records = (None if record is None else record.piece(first) for first in range(0, len(states[0]), rows))
+            return torch.cat([advance(*part) for part in zip(records, *(state.split(rows) for state in states))])
 
 
 SOLVE_DEFAULTS = {field.name: field.default for field in fields(SolvingScheme)}

@@ -12,6 +12,7 @@ import torch
 
 from odenets.errors import InputError, Unsolved
 from odenets.solve.krylov import Solution, check_settings, gmres, jacobian_products, row_dot, row_norm
+from odenets.solve.precision import check_precision
 
 
 class Iterate(NamedTuple):
@@ -66,6 +67,7 @@ class Solver(ABC):
             ValueError: The residual at `guess` is not finite or has another shape.
             RuntimeError: `on_failure` is "raise" and a sample did not converge.
         """
+        check_precision(guess, type(self).__name__)
         batch = len(guess)
         z = guess.flatten(1) if guess.dim() > 1 else guess[:, None]
 

@@ -3,6 +3,7 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 from odenets.solve.krylov import gmres, jacobian_products
+from odenets.solve.precision import without_autocast
 from odenets.solve.transforms import dual_level, transforming
 
 
@@ -90,13 +91,15 @@ class _Jacobian:
         return self._gmres(lambda w: torch.autograd.grad(*self.edges, w, retain_graph=True)[0], b)
 
     def _products(self):
-        return jacobian_products(lambda z: self.residual(z, *self.samples), self.z.detach())
+        with without_autocast(self.z):
+            return jacobian_products(lambda z: self.residual(z, *self.samples), self.z.detach())
 
     def _gmres(self, product, b):
         def apply(v):
             return product(v.view(b.shape)).reshape(v.shape)
 
-        solution = gmres(apply, b.flatten(1), self.tol, self.max_iterations)
+        with without_autocast(b):  # a backward pass may run within a context that the forward solve had left
+            solution = gmres(apply, b.flatten(1), self.tol, self.max_iterations)
         if self.record is not None:
             self.record.append(solution._replace(value=None))
         return solution.value.view(b.shape)

@@ -1,5 +1,5 @@
 """What the attacks along a gradient share: starts, targets, restarts, and images that leave once they have fallen."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,28 +16,45 @@ from stability.attacks.images import (
     told,
 )
 from stability.attacks.losses import input_gradient, likeliest_wrong, margin, objective_named
-from stability.attacks.threats import check_threat, confine, shrunk
+from stability.attacks.threats import check_threat, confine, representable, shrunk, working_precision
 from stability.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images under attack, one row each: x (B, ...), labels, the class to reach or None, the identity that noise hangs on."""
+    """Images under attack, one row each: x (B, ...), labels, the class to reach or None, the identity that noise hangs on.
+
+    x is in the precision that the attack computes in; the network is shown images of `dtype`, those within `threat`.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
     target: torch.Tensor | None
     indices: torch.Tensor
+    threat: object
+    dtype: torch.dtype
 
     def __getitem__(self, rows):
         target = None if self.target is None else self.target[rows]
-        return Images(self.x[rows], self.y[rows], target, self.indices[rows.cpu()])
+        return replace(self, x=self.x[rows], y=self.y[rows], target=target, indices=self.indices[rows.cpu()])
+
+    def shown(self, point):
+        """The image of a point that the network is given, (B, ...) of `dtype`."""
+        return point if point.dtype == self.dtype else representable(self.threat, point, self.x, self.dtype)
+
+
+def in_parts(x, y, threat, indices, batch_size):
+    """`Images` of a few rows each, copies of what the user gave in a precision that can represent the ball."""
+    work = x.detach().to(working_precision(threat, x), copy=True)
+    return [Images(x_part, y_part, None, part, threat, x.dtype)
+            for x_part, y_part, part in split(batch_size, work, y.clone(), indices)]
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
     """What one evaluation tells, a row for each image: misclassified, the loss, how far it is broken, and the loss's gradient.
 
+    The image is what the network was shown, the values of the point's dtype: what has succeeded is this one, not the point.
     The score is the loss, or the margin where there is a target: losses towards different targets do not compare.
     """
 
@@ -45,27 +62,30 @@ class Look:
     loss: torch.Tensor
     score: torch.Tensor
     gradient: torch.Tensor | None
+    image: torch.Tensor
 
 
 def look(net, objective, point, images, differentiate=True):
     """Evaluate a `told` net at `point`, (B, ...) near images.x: a forward pass and, where asked for, a backward one."""
     with torch.set_grad_enabled(differentiate):
-        point = point.detach().requires_grad_(differentiate)
-        logits = net(point, images.indices)
-        check_logits(logits, images.y)
-        logits = logits.to(point.dtype)  # those of a network under autocast are less precise
+        image = images.shown(point.detach()).detach().requires_grad_(differentiate)
+        own = net(image, images.indices)
+        check_logits(own, images.y)
+        logits = own.to(point.dtype)  # those of a network under autocast are less precise
         loss = objective(logits, images.y, images.target)
     if not differentiate:
         gradient = None
     else:
-        gradient = input_gradient(loss, point)
+        gradient = input_gradient(loss, image, own, logits)
         if gradient is None:
             raise InputError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
                              "square and noise need no gradient")
         if not bool(torch.isfinite(gradient).all()):
             raise InputError("the gradient of the loss holds NaN or Inf")
+        gradient = gradient.to(point.dtype)
     logits, loss = logits.detach(), loss.detach()
-    return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient)
+    return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient,
+                image.detach().to(point.dtype))
 
 
 def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_start=True, generator=None, indices=None,
@@ -89,8 +109,8 @@ def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_star
     call = told(net)
     climb = partial(climb, partial(look, call, objective_named(loss)))
     with attacking(net):
-        return torch.cat([_runs(call, Images(x_part, y_part, None, part), threat, climb, starts, targets)
-                          for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), indices)])
+        found = [_runs(call, part, threat, climb, starts, targets) for part in in_parts(x, y, threat, indices, batch_size)]
+        return torch.cat(found).to(x.dtype)
 
 
 def _runs(net, images, threat, climb, starts, targets):
@@ -100,8 +120,7 @@ def _runs(net, images, threat, climb, starts, targets):
     for run, base in enumerate(starts):
         if not len(alive):
             break
-        target = None if classes is None else classes[:, run % targets]
-        rest = Images(images.x, images.y, target, images.indices)[alive]
+        rest = replace(images, target=None if classes is None else classes[:, run % targets])[alive]
         point = rest.x if base is None else confine(rest.x + start(threat, rest, base), rest.x, safe)
         point, score, fallen = climb(point, rest, safe)
         better = fallen | (score > highest[alive])
@@ -112,7 +131,7 @@ def _runs(net, images, threat, climb, starts, targets):
 
 @torch.no_grad()
 def _classes(net, images, targets):
-    logits = net(images.x, images.indices)
+    logits = net(images.shown(images.x), images.indices)
     check_logits(logits, images.y)
     return likeliest_wrong(logits, images.y, targets)
 

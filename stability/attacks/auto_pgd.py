@@ -57,7 +57,7 @@ def _climb(look, point, images, safe, threat, steps):
         rises, loss, higher = rises + (now.loss > loss), now.loss, now.loss > highest
         highest, top = torch.where(higher, now.loss, highest), torch.where(rows(higher, point), point, top)
         better = higher | now.wrong
-        best[alive[better]], score[alive[better]], fallen[alive] = point[better], now.score[better], now.wrong
+        best[alive[better]], score[alive[better]], fallen[alive] = now.image[better], now.score[better], now.wrong
         if step == steps:
             break
         gradient = now.gradient

@@ -42,7 +42,8 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
     check_images(x, y)
     check_count("batch_size", batch_size)
     if x.dim() != 4 or x.dtype != torch.float32:
-        raise InputError(f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}")
+        raise InputError(f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}; of "
+                         "fewer bits it would find images outside the ball: there apgd and square are its attacks")
     if not isinstance(threat, Linf | L2):
         raise InputError(f"AutoAttack is given Linf or L2, got {threat!r}")
     if version not in VERSIONS or (version == "custom") != (attacks is not None):

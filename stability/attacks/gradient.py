@@ -2,14 +2,18 @@
 
 Networks are plain callables x -> logits. A module is put into eval mode meanwhile and every submodule's mode is
 restored; parameters receive no gradients. Outer no_grad or inference_mode make no difference.
+
+An attack computes in float32 at least, the network in whatever it likes: images in bfloat16 or float16 are attacked in float32,
+and each time the network is shown an image of their own dtype that lies in the ball around the one given. That very image is
+what is judged and returned.
 """
 from functools import partial
 from numbers import Real
 
 import torch
 
-from stability.attacks.ascent import Images, ascend, look
-from stability.attacks.images import attacking, check_count, check_images, identities, split, told
+from stability.attacks.ascent import ascend, in_parts, look
+from stability.attacks.images import attacking, check_count, check_images, identities, told
 from stability.attacks.losses import objective_named
 from stability.attacks.threats import check_threat, confine, rows, shrunk
 from stability.errors import InputError
@@ -22,11 +26,12 @@ def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
     check_images(x, y)
     check_threat(threat)
     check_count("batch_size", batch_size)
-    objective, safe, parts = objective_named(loss), shrunk(threat, x), []
+    objective, parts = objective_named(loss), []
     with attacking(net):
-        for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), identities(None, x)):
-            gradient = look(told(net), objective, x_part, Images(x_part, y_part, None, part)).gradient
-            parts.append(confine(x_part + threat.epsilon * threat.steepest(gradient), x_part, safe))
+        for images in in_parts(x, y, threat, identities(None, x), batch_size):
+            gradient = look(told(net), objective, images.x, images).gradient
+            point = images.x + threat.epsilon * threat.steepest(gradient)
+            parts.append(images.shown(confine(point, images.x, shrunk(threat, images.x))))
         return torch.cat(parts)
 
 
@@ -95,7 +100,7 @@ def _walk(look, point, images, safe, step, steps):
     for count in range(steps + 1):
         now = look(point, images, count < steps)
         better = now.wrong | (now.score > highest[alive])
-        best[alive[better]], highest[alive[better]], fallen[alive] = point[better], now.score[better], now.wrong
+        best[alive[better]], highest[alive[better]], fallen[alive] = now.image[better], now.score[better], now.wrong
         gradient = now.gradient
         if bool(now.wrong.any()):
             # Fallen images need no more work: this is where most of the time is saved.
@@ -115,4 +120,5 @@ def _last(look, point, images, safe, step, steps):
     for _ in range(steps):
         point, direction = step(point, look(point, images).gradient, direction)
         point = confine(point, images.x, safe)
-    return point, torch.zeros_like(point.flatten(1)[:, 0]), torch.zeros_like(images.y, dtype=torch.bool)
+    shown = images.shown(point).to(point.dtype)
+    return shown, torch.zeros_like(point.flatten(1)[:, 0]), torch.zeros_like(images.y, dtype=torch.bool)

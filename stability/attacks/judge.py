@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from stability.attacks.images import accepts_indices, check_count, check_images, check_logits, evaluating
-from stability.attacks.threats import check_threat, confine, shrunk
+from stability.attacks.threats import check_threat, held
 from stability.errors import InputError
 
 MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
@@ -117,7 +117,7 @@ def _held(point, centre, threat):
     """`point` where it keeps to the ball and the box, bit for bit; else its projection."""
     size = threat.size(point.double() - centre.double())
     kept = (size <= threat.epsilon * (1 + 1e-6)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
-    return torch.where(kept.view(-1, *[1] * (point.dim() - 1)), point, confine(point, centre, shrunk(threat, centre)))
+    return torch.where(kept.view(-1, *[1] * (point.dim() - 1)), point, held(point, centre, threat))
 
 
 def _judged(judge, net, x, y, batch_size):

@@ -54,10 +54,24 @@ def objective_named(name):
     return LOSSES[name]
 
 
-def input_gradient(loss, x):
-    """Of the sum of a loss with respect to images; None where autograd sees no way from one to the other."""
+def input_gradient(loss, x, logits=None, precise=None):
+    """Of the sum of a loss with respect to images; None where autograd sees no way from one to the other.
+
+    Args:
+        loss: (B,), or anything that is summed.
+        x: The images, a leaf.
+        logits, precise: The network's own logits (B, classes) and those that `loss` was computed of, more precise ones. Where
+            the network's or the images are float16, which loses gradients below 6e-8 on their way back, each image's gradient
+            comes scaled by a positive factor: attacks along a gradient take its direction alone.
+    """
     # A way may end at the parameters: logits cut off from the images still require a gradient then.
-    return torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
+    if not loss.requires_grad:
+        return None
+    if logits is None or torch.float16 not in (logits.dtype, x.dtype):
+        return torch.autograd.grad(loss.sum(), x, allow_unused=True)[0]
+    (slope,) = torch.autograd.grad(loss.sum(), precise, retain_graph=True)
+    slope = slope / slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+    return torch.autograd.grad(logits, x, slope.to(logits.dtype), allow_unused=True)[0]
 
 
 def likeliest_wrong(logits, y, count):

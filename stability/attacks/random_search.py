@@ -3,8 +3,8 @@ from functools import partial
 
 import torch
 
-from stability.attacks.ascent import Images, look
-from stability.attacks.images import check_count, check_images, evaluating, generators, identities, seeds, split, told
+from stability.attacks.ascent import in_parts, look
+from stability.attacks.images import check_count, check_images, evaluating, generators, identities, seeds, told
 from stability.attacks.losses import margin
 from stability.attacks.threats import L2, Linf, check_threat, confine, shrunk
 from stability.errors import InputError
@@ -85,11 +85,10 @@ def _search(net, x, y, threat, queries, start, draw, propose, generator, indices
     check_images(x, y)
     check_count("batch_size", batch_size)
     indices, (base,) = identities(indices, x), seeds(generator, 1)
-    found = []
     with evaluating(net), torch.inference_mode(False), torch.no_grad():
-        for x_part, y_part, part in split(batch_size, x.detach().clone(), y.clone(), indices):
-            found.append(_part(told(net), Images(x_part, y_part, None, part), threat, queries, start, draw, propose, base))
-    return torch.cat(found)
+        found = [_part(told(net), part, threat, queries, start, draw, propose, base)
+                 for part in in_parts(x, y, threat, indices, batch_size)]
+    return torch.cat(found).to(x.dtype)
 
 
 def _part(net, images, threat, queries, start, draw, propose, base):
@@ -105,7 +104,7 @@ def _part(net, images, threat, queries, start, draw, propose, base):
             point = confine(images.x + propose(query, drawn[:, at], best[alive] - images.x), images.x, safe)
         now = look(net, margin, point, images, False)
         better = now.wrong | (now.score > highest[alive])
-        best[alive[better]], highest[alive[better]] = point[better], now.score[better]
+        best[alive[better]], highest[alive[better]] = now.image[better], now.score[better]
         kept = ~now.wrong
         if not bool(kept.all()):
             alive, images, drawn = alive[kept], images[kept], drawn[kept]

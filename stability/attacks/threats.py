@@ -6,6 +6,8 @@ import torch
 
 from stability.errors import InputError
 
+BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
 
 def _check_epsilon(threat):
     epsilon = threat.epsilon
@@ -52,6 +54,10 @@ class Linf:
         """The step of size 1 along which a loss with this gradient grows fastest, (B, ...)."""
         return gradient.sign()
 
+    def outward(self, inner, outer, point, centre):
+        """Where the outer of two neighbours of `point` is in the ball and no further from it, (B, ...) bool; float64 all."""
+        return ((outer - centre).abs() <= self.epsilon) & ((outer - point).abs() <= (inner - point).abs())
+
 
 @dataclass(frozen=True)
 class L2:
@@ -87,6 +93,20 @@ class L2:
         scaled = gradient / rows(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
         return scaled / rows(self.size(scaled).clamp_min(tiny), gradient)
 
+    def outward(self, inner, outer, point, centre):
+        """The pixels whose outer neighbour is to be taken, (B, ...) bool, so that no norm exceeds that of point - centre.
+
+        Those first that gain most along the perturbation for the square that they cost: where a whole ball spreads less than
+        half a step of the grid over each pixel, rounding to the nearest would bring every one of them back. float64 all.
+        """
+        wanted, near, far = (value.flatten(1) for value in (point - centre, (inner - centre).abs(), (outer - centre).abs()))
+        cost = far.square() - near.square()
+        gain = torch.where(cost > 0, wanted.abs() * (far - near) / cost, -1.0)
+        order = gain.argsort(dim=1, descending=True, stable=True)
+        spent = torch.where(gain > 0, cost, torch.inf).gather(1, order).cumsum(1)
+        budget = wanted.norm(dim=1).clamp_max(self.epsilon).square() * (1 - 1e-12) - near.square().sum(1)
+        return torch.zeros_like(order, dtype=torch.bool).scatter(1, order, spent <= budget[:, None]).view_as(point)
+
 
 def shrunk(threat, x):
     """The threat, smaller by the rounding of x + delta and of the projection: what is projected stays in the ball."""
@@ -95,9 +115,56 @@ def shrunk(threat, x):
     return replace(threat, epsilon=max(0.0, threat.epsilon * (1 - 4 * unit) - rounding))
 
 
+def working_precision(threat, x):
+    """The dtype in which an attack on images x computes: at least float32, and float64 where the ball needs it.
+
+    That of x where it is one of these and `shrunk` takes less than a hundredth of the budget. In bfloat16 the rounding of
+    x + delta exceeds 2/255, so that an attack that computed in it would stay at the image.
+    """
+    own = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return own if shrunk(threat, x[:1].to(own)).epsilon >= 0.99 * threat.epsilon else torch.float64
+
+
+def representable(threat, point, centre, dtype):
+    """`point` of the ball and of [0, 1], rounded to images of `dtype` that lie in the ball too: what a network can be shown.
+
+    The ball around an image of few bits holds few images of as many bits, and a network sees no other ones. Rounded to the
+    nearest, x + delta leaves the ball by up to half a step of that grid, in bfloat16 a quarter of 2/255; so each pixel is
+    rounded towards `centre` where the ball demands it, and stays on the side of `point` where it does not.
+
+    Args:
+        threat: What the result is held to.
+        point, centre: (B, ...) in a working precision; the values of `centre` are of `dtype`.
+
+    Returns:
+        (B, ...) of `dtype`.
+    """
+    nearest = point.to(dtype).abs()  # not -0.0, whose bits are those of a negative number
+    # Of numbers that are not negative the bits, read as a whole number, ascend: one more is the next one.
+    whole = BITS[dtype]
+    bits = nearest.view(whole)
+    below, above = (side.clamp_min(0).view(dtype).double() for side in (bits - 1, bits + 1))
+    nearest, point, centre = nearest.double(), point.double(), centre.double()
+    other = torch.where(nearest > point, below, above)  # the neighbour on the other side
+    exact, up = nearest == point, point > centre
+    low, high = torch.minimum(nearest, other), torch.maximum(nearest, other)
+    inner, outer = torch.where(up, low, high), torch.where(up, high, low)
+    inner, outer = torch.where(exact, nearest, inner), torch.where(exact, nearest, outer)
+    # A solid ball holds what is nearer to its centre in every pixel: `inner` serves any threat.
+    image = torch.where(threat.outward(inner, outer, point, centre), outer, inner) if hasattr(threat, "outward") else inner
+    return image.to(dtype)
+
+
 def confine(point, centre, safe):
     """`point` projected into the (shrunk) ball around `centre`, then into [0, 1], which brings it only nearer."""
     return (centre + safe.project(point - centre)).clamp(0, 1)
+
+
+def held(point, centre, threat):
+    """`point` projected into the ball around the images `centre` and into [0, 1], as images of their dtype."""
+    precise = centre.to(working_precision(threat, centre))
+    inside = confine(point.to(precise.dtype), precise, shrunk(threat, precise))
+    return inside if inside.dtype == centre.dtype else representable(threat, inside, precise, centre.dtype)
 
 
 THREATS = {"linf": Linf, "l2": L2}  # by the names of the command line

@@ -10,6 +10,27 @@ from stability.attacks.random_search import square
 from stability.masking.subject import Check, allowed, before_the_judge, configured
 
 
+def moved(case, least=0.1, typical=0.5):
+    """Fails where attacks leave images where they are: a robust accuracy is then that of images nobody attacked.
+
+    Of each image that is left standing: how far the last attack went, as a share of what ball and box allow. Rounding may
+    eat a budget (2/255 in an attack that computes in bfloat16), and so may an epsilon below the resolution of the images.
+    Honest attacks end at the edge of the ball, those in L2 a little inside, where the box cut off their steps.
+    """
+    alive, count = case.white_box.robust, int(case.white_box.robust.sum())
+    if not count or not case.threat.epsilon:
+        return Check("moved", None, {}, {}, "epsilon is 0" if count else "no image is left standing")
+    x, found = case.x[alive].double(), case.white_box.x_adv[alive].double()
+    reach = case.threat.size(torch.maximum(x, 1 - x)).clamp_max(case.threat.epsilon)
+    used = case.threat.size(found - x) / reach
+    still, limit, median = int((used < least).sum()), allowed(0.02, count), float(used.median())
+    return Check("moved", still <= limit and median >= typical,
+                 {"used_median": median, "used_smallest": float(used.min()), "still": still / count},
+                 {"used": least, "used_median": typical, "still": limit / count},
+                 f"of {count} images left standing {still} were moved by less than {least:.0%} of what the ball and the box "
+                 f"allow, the median by {median:.0%}")
+
+
 def more_steps(case):
     """Fails where a longer attack breaks many images that shorter ones did not: they had not converged.
 
@@ -47,7 +68,7 @@ def large_epsilon(case):
         constant = len(predicted.unique()) == 1 and bool((case.net(_probes(case)).argmax(1) == predicted[0]).all())
     if constant or not bool((predicted == case.y).any()):
         return Check(name, None, {}, {}, "the network tells none of these images apart: there is nothing to break")
-    everything = replace(case.threat, epsilon=float(case.threat.size(torch.ones_like(case.x[:1]))))
+    everything = replace(case.threat, epsilon=float(case.threat.size(torch.ones_like(case.x[:1], dtype=torch.float64))))
     # From the images themselves: a random start in so large a ball is an attack that needs no gradient.
     attack = partial(case.attack, threat=everything, random_start=False)
     verdict = case.judged([("short", attack()), ("long", attack(steps=100, loss="margin"))], everything)

@@ -11,14 +11,15 @@ def deterministic(case, images=64, limit=1e-3):
 
     Differences count relative to the spread of an image's logits. Rounding changes with the shape of a batch by about
     1e-6 of it; an attack whose steps meet noise above `limit` averages over it at best. Equations are solved to the
-    judge's tolerance, and images on which that fails are left to `solver`.
+    judge's tolerance, and images on which that fails are left to `solver`. Logits of fewer bits than float32 round by more:
+    there the limit is eight units of theirs.
     """
     x = case.x[:images]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))
     order = torch.cat([order[order != 0], order[order == 0]]).to(x.device)  # what leans on the first image meets another one
     with torch.no_grad(), tightened(case.net, JUDGE_TOLERANCE):
         first = case.net(x)
-        solved = converged(case.net)
+        solved, limit = converged(case.net), max(limit, 8 * torch.finfo(first.dtype).eps)
         again, shuffled = case.net(x), torch.empty_like(first)
         # Parts of another size than the whole, each image among other neighbours.
         for rows in order.split(min(7, (len(x) + 1) // 2)):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from odenets import converged, stages, tightened
-from stability.attacks.losses import objective_named
+from stability.attacks.losses import input_gradient, objective_named
 from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, configured
 
 
@@ -37,6 +37,8 @@ def finite_differences(case, directions=7, images=64):
     name, objective = "finite_differences", objective_named("margin")
     net, x = _in_double(case.net, case.x[:images])
     y, double = case.y[:images], x.dtype == torch.float64
+    if not double and torch.finfo(x.dtype).bits < 32:
+        return Check(name, None, {}, {}, f"no float64 copy to be had, and differences drown in the rounding of {x.dtype}")
     if case.iterated and not double:
         return Check(name, None, {}, {}, "no float64 copy to be had; in float32 a step meets too many kinks")
     # As small as rounding allows: ie_skip jumps at every kink. What is solved to a tolerance rounds more coarsely.
@@ -114,7 +116,9 @@ def _gradient(net, x, y, loss, batch_size):
     parts = []
     for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
         point = x_part.detach().clone().requires_grad_()
-        parts.append(torch.autograd.grad(objective_named(loss)(net(point), y_part).sum(), point)[0])
+        logits = net(point)
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))  # as attacks do
+        parts.append(input_gradient(objective_named(loss)(precise, y_part), point, logits, precise))
     return torch.cat(parts)
 
 

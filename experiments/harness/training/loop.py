@@ -16,7 +16,7 @@ from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.augmentation import augment
 from experiments.harness.training.data import Split
 from experiments.harness.training.optim import make_optimizer, make_schedule
-from experiments.harness.training.precision import float32_solves, low_precision
+from experiments.harness.training.precision import low_precision
 from odenets.errors import Divergence
 
 # Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
@@ -76,30 +76,29 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     if state:
         _restore(state, live, generators, book)
     forward, started, saved = low_precision(net, settings["precision"]), time.monotonic() - book["seconds"], time.monotonic()
-    with float32_solves(net, settings["precision"]):
-        while book["epoch"] < passes and not (settings["stop_overfitting"] and _overfitted(book["history"])):
-            net.train()
-            before = generators["order"].get_state()
-            order = torch.randperm(len(data.train), generator=generators["order"]).to(data.train.labels.device)
-            parts = order[: batches * settings["batch_size"]].chunk(batches)
-            while book["batch"] < batches:
-                x, y = data.train.images[parts[book["batch"]]], data.train.labels[parts[book["batch"]]]
-                x = augment(x, data.name, generators["augment"], settings["augment"])
-                for _ in range(rounds):
-                    loss = _loss(net, forward, x, y, settings, generators["noise"], book)
-                    _descend(net, x, loss, live, book)
-                book["batch"] += 1
-                progress(book["epoch"] * batches + book["batch"], passes * batches)
-                book["seconds"] = time.monotonic() - started
-                if store and time.monotonic() - saved >= settings["checkpoint_seconds"]:
-                    # The order is drawn anew when this epoch is taken up.
-                    store.save(_snapshot(live, {**generators, "order": torch.Generator().set_state(before)}, book))
-                    saved = time.monotonic()
-            _close_epoch(net, data, settings, book, batches * rounds, say)
+    while book["epoch"] < passes and not (settings["stop_overfitting"] and _overfitted(book["history"])):
+        net.train()
+        before = generators["order"].get_state()
+        order = torch.randperm(len(data.train), generator=generators["order"]).to(data.train.labels.device)
+        parts = order[: batches * settings["batch_size"]].chunk(batches)
+        while book["batch"] < batches:
+            x, y = data.train.images[parts[book["batch"]]], data.train.labels[parts[book["batch"]]]
+            x = augment(x, data.name, generators["augment"], settings["augment"])
+            for _ in range(rounds):
+                loss = _loss(net, forward, x, y, settings, generators["noise"], book)
+                _descend(net, x, loss, live, book)
+            book["batch"] += 1
+            progress(book["epoch"] * batches + book["batch"], passes * batches)
             book["seconds"] = time.monotonic() - started
-            if store:
-                store.save(_snapshot(live, generators, book))
+            if store and time.monotonic() - saved >= settings["checkpoint_seconds"]:
+                # The order is drawn anew when this epoch is taken up.
+                store.save(_snapshot(live, {**generators, "order": torch.Generator().set_state(before)}, book))
                 saved = time.monotonic()
+        _close_epoch(net, data, settings, book, batches * rounds, say)
+        book["seconds"] = time.monotonic() - started
+        if store:
+            store.save(_snapshot(live, generators, book))
+            saved = time.monotonic()
     return _finish(net, settings, book)
 
 

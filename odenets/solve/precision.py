@@ -1,0 +1,84 @@
+"""The precision of solves: equations are solved, and errors controlled, in float32 or more, whatever is around them.
+
+In bfloat16 a residual is rounded to 0.4 % of the state: it may vanish far from the root, or never fall below a tolerance of
+1e-3 though the root is near. Either way its norm says nothing, so no solve computes in it.
+"""
+from contextlib import nullcontext
+
+import torch
+from torch.func import functional_call
+
+from odenets.errors import InputError
+
+LOW = (torch.float16, torch.bfloat16)
+
+
+def without_autocast(tensor):
+    """A context in which autocast leaves operations on the device of `tensor` alone."""
+    kind = tensor.device.type
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
+
+
+def solving(y, what):
+    """The context in which `what` may solve equations for states like y; InputError in a dtype that holds no residual."""
+    check_precision(y, what)
+    return without_autocast(y)
+
+
+def check_precision(y, what):
+    """Refuse to solve in a dtype in which a residual means nothing."""
+    if y.dtype in LOW:
+        raise InputError(f"{what} cannot solve in {y.dtype}, where the rounding of a residual hides whether it vanishes: give "
+                         "it float32 or float64; an ODEStage does so by itself")
+
+
+def precise(scheme, y, fields):
+    """What a pass through a stage computes with.
+
+    Where `scheme` solves equations or controls errors, states of half precision become float32, and so do the parameters and
+    buffers of the fields: the result is the float32 solve with the rounded weights, rounded once at the end of the stage.
+    Under autocast the states are float32 for every scheme, to which small increments are added one by one, and remain so.
+
+    Args:
+        scheme: A `Scheme`.
+        y: The state that enters, (B, ...).
+        fields: Modules f(t, y).
+
+    Returns:
+        (the state, callables f(t, y), the dtype of the result).
+    """
+    kind = y.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if y.dtype not in LOW and not autocast:
+        return y, fields, y.dtype
+    state = y.float() if y.dtype in LOW else y
+    if scheme.evaluations is None:
+        return state, [_precise(field, n, scheme) for n, field in enumerate(fields)], state.dtype if autocast else y.dtype
+    return (state, fields, state.dtype) if autocast else (y, fields, y.dtype)
+
+
+def _precise(field, n, scheme):
+    """The field with parameters and buffers in float32 at least; gradients reach those it has."""
+    own = (*field.named_parameters(), *field.named_buffers())
+    raised = {name: tensor.float() for name, tensor in own if tensor.dtype in LOW}
+
+    def f(t, y):
+        try:
+            with without_autocast(y):  # a backward pass may evaluate it in another context than the step did
+                slope = functional_call(field, raised, (t, y)) if raised else field(t, y)
+        except RuntimeError as error:
+            if "type" not in str(error):  # torch names dtypes that do not go together in many ways
+                raise
+            raise InputError(_sentence(n, scheme, f"fails on {y.dtype} states ({str(error).splitlines()[0]})")) from error
+        if slope.dtype in LOW:
+            raise InputError(_sentence(n, scheme, f"returns {slope.dtype} for {y.dtype} states"))
+        return slope
+
+    f.autonomous = getattr(field, "autonomous", False)
+    return f
+
+
+def _sentence(n, scheme, what):
+    return (f"field {n} {what}: {scheme} computes in float32 or float64, whatever the network around it does, and so must its "
+            "fields: make their tensors parameters or buffers of a module, which are converted, and convert no state in them")
