@@ -5,6 +5,7 @@
 About 15 minutes on 2 cores. Peers that are not installed are named and skipped; `pip install -e ".[attacks-bench]"` gets them.
 It is an extra of its own, best in an environment of its own: torchattacks pins requests to a version of 2020.
 """
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -29,7 +30,7 @@ def trained(method, device, smoke):
     digits = data.load("digits", None)
     torch.manual_seed(0)
     net = odenets.ode_resnet_small(scheme="explicit")
-    settings = {**TRAINING, "training": method, "train_epsilon": 0.15, "train_steps": 5, "epochs": 1 if smoke else 15}
+    settings = replace(TRAINING, training=method, train_epsilon=0.15, train_steps=5, epochs=1 if smoke else 15)
     training.train(net, digits, settings, 0)
     test = digits.test.first(20) if smoke else digits.test
     return net.to(device), test.images.to(device), test.labels.to(device)

@@ -7,6 +7,7 @@ not gain more than a few points, and an honest network must pass.
 """
 import copy
 from collections import Counter
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -59,7 +60,7 @@ def trained(make, epochs=8, epsilon=None):
     net = make()
     net(_digits().train.images[:2])  # lazy layers learn their sizes
     method = {"training": "standard"} if epsilon is None else {"training": "pgd", "train_epsilon": epsilon, "train_steps": 5}
-    training.train(net, _digits(), {**TRAINING, **method, "epochs": epochs}, 0)
+    training.train(net, _digits(), replace(TRAINING, **method, epochs=epochs), 0)
     return net
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,9 +25,10 @@ from experiments.harness.run.folder import write_atomically
 from experiments.harness.run.runner import WORKER_ENVIRONMENT
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
+from experiments.harness.training.settings import TrainingSettings
 from odenets.errors import InputError
 
-TRAINING = {"epochs": DEFAULTS["digits"]["epochs"], "batch_size": 64, "learning_rate": 6e-3, "training": "standard"}
+TRAINING = TrainingSettings(epochs=DEFAULTS["digits"]["epochs"])
 
 
 def fastest(functions, repeats, device):
@@ -80,13 +82,13 @@ def training_cost(device, smoke):
     """Whole trainings of the default net on digits, against explicit Euler's."""
     digits = data.load("digits", None)
     digits = data.Data("digits", 10, *(split.to(device) for split in (digits.train, digits.held_out, digits.test)))
-    settings, unconverged = {**TRAINING, **({"epochs": 1, "batch_size": 600} if smoke else {})}, {}
+    settings, unconverged = replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, {}
 
     def train(scheme, gradient):
         torch.manual_seed(0)
         net = odenets.ode_resnet_small(scheme=scheme).to(device)
         odenets.set_gradient(net, gradient)
-        unconverged[scheme] = training.train(net, digits, settings, 0)[1]["training_unconverged_share"]
+        unconverged[scheme] = training.train(net, digits, settings, 0).unsolved["training_unconverged_share"]
 
     cases = [("explicit", "exact", None), ("ie_skip", "detached", 1.5), ("ie_skip", "exact", 3.0),
              ("implicit(tol=1e-2)", "exact", 6.0), ("implicit", "exact", None)]

@@ -6,6 +6,8 @@ About 6 minutes on 2 cores. Peers that are not installed are named and skipped; 
 torchode, torchdyn and torchdeq, and torchdiffeq's implicit_euler is in its git version alone. Evaluations are rows of f
 and of its transposed products, counted alike in the field itself; failures are judged by what was returned.
 """
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -89,7 +91,7 @@ def _trained_blocks(scheme, device, smoke):
     digits = data.Data("digits", 10, *(split.to(device) for split in (digits.train, digits.held_out, digits.test)))
     torch.manual_seed(0)
     net, pairs = odenets.ode_resnet_small(scheme=scheme).to(device), []
-    training.train(net, digits, {**TRAINING, **({"epochs": 1, "batch_size": 600} if smoke else {})}, 0)
+    training.train(net, digits, replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, 0)
     hooks = [stage.register_forward_hook(lambda stage, inputs, _: pairs.extend(_inputs(stage, *inputs)))
              for stage in odenets.stages(net).values()]
     with torch.no_grad():

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from audited import trained
+from records import measurement, record
 
 from experiments import evaluate
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import checkpoints
 from experiments.harness.run import measure as evaluation
+from experiments.harness.run.schema import Measurement
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--epsilons", "0.1", "--test-limit", "20", "--audit-images", "6", "--device", "cpu"]
@@ -165,20 +167,17 @@ def test_a_line_that_stands_twice_counts_once_and_a_foreign_one_is_named(folder,
     lines = records.read_text().splitlines(keepends=True)
     records.write_text("".join([*lines, lines[-1]]))
     assert evaluate.main([*arguments, "--resume"]) == 0 and Path("out/accuracy.csv").read_text() == table
-    records.write_text(lines[0].replace('"network"', '"net"'))
+    records.write_text(lines[0].replace('"measurements"', '"measured"'))
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([*arguments, "--resume"])
-    assert stopped.value.code == 2 and "records.jsonl is damaged: not every line is a measurement" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "records.jsonl is damaged (line 1); remove that line" in capsys.readouterr().err
 
 
 def test_the_worst_case_is_counted_image_by_image():
-    bits = {"a": "c0", "b": "60"}  # 1100 and 0110: only the second image withstands both
-    shared = {"epsilon": 0.1, "gradient": "exact", "correct": 2, "total": 4}
-    measured = [{"attack": name, **shared, "untrusted": index, "bits": code} for index, (name, code) in enumerate(bits.items())]
-    records = [{"network": "net", "audit": None, "measurements": [m]} for m in measured]
-    (record,) = evaluation_report.merged(records, ["net"])
-    assert record["measurements"][-1] == {"attack": "worst", "epsilon": 0.1, "gradient": "all", "correct": 1, "total": 4,
-                                          "untrusted": 1, "bits": "40"}
+    masks = {"a": [1, 1, 0, 0], "b": [0, 1, 1, 0]}  # only the second image withstands both
+    measured = [measurement(name, 0.1, mask, untrusted=index) for index, (name, mask) in enumerate(masks.items())]
+    (merged,) = evaluation_report.merged([record(network="net", measurements=(m,)) for m in measured], ["net"])
+    assert merged.measurements[-1] == Measurement("worst", 0.1, "all", 1, 4, 1, "40")
 
 
 BAD = [

@@ -1,15 +1,17 @@
 """A network that fails its audit is marked in every table, CSV and figure it appears in."""
 import csv
 import re
+from dataclasses import replace
 
 import pytest
+from records import compared, run
 from rich.console import Console
-from test_report import run
 
 from experiments.harness.report import comparison as report
 from experiments.harness.report import figures, regions
+from experiments.harness.report.arms import comparison
 from experiments.harness.run import experiment, runner
-from experiments.harness.run.folder import Run, audit_verdict
+from experiments.harness.run.folder import Run
 
 CHEAT = "implicit_euler"
 
@@ -20,8 +22,8 @@ def audited():
 
 
 def write(folder, config, records):
-    out = Run(folder, config)
-    out.records = [{**record, "trained_substeps": 1} for record in records]
+    out = Run(folder, config.to_json())
+    out.records = records
     out.write_tables()
     return out
 
@@ -36,7 +38,7 @@ def test_csv_files(audited, tmp_path, name):
 
 
 def test_every_table_of_the_page_and_the_first_sentences(audited, tmp_path):
-    report.write_report(*audited, tmp_path / "report.html")
+    report.write_report(comparison(*audited), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for table in re.findall("<table>.*?</table>", page, flags=re.S):
         cells = [cell for cell in re.findall("<td[^>]*>([^<]*)</td>", table) if cell.startswith(CHEAT)]
@@ -46,11 +48,12 @@ def test_every_table_of_the_page_and_the_first_sentences(audited, tmp_path):
 
 
 def drawn(config, records):
-    swept = [{**record, "substeps": n, "trained_substeps": n, "audit": record["audit"] if n == 1 else None}
+    found = comparison(config, records)
+    yield from (draw(found) for draw in (figures.accuracy_figure, figures.measure_figure, figures.training_figure,
+                                         regions.clouds_figure))
+    swept = [replace(record, substeps=n, trained_substeps=n, audit=record.audit if n == 1 else None)
              for record in records for n in (1, 2)]
-    yield from (draw(config, records) for draw in (figures.accuracy_figure, figures.measure_figure, figures.training_figure,
-                                                   regions.clouds_figure))
-    yield figures.sweep_figure(*report.arms({**config, "substeps": [1, 2]}, swept))
+    yield figures.sweep_figure(comparison(replace(config, substeps=(1, 2)), swept))
 
 
 def test_every_figure(audited):
@@ -63,14 +66,14 @@ def test_every_figure(audited):
 
 
 def test_a_reference_that_fails_is_marked_where_others_are_compared_with_it():
-    figure = figures.accuracy_figure(*run(failed=("explicit_euler",)))
+    figure = figures.accuracy_figure(compared(failed=("explicit_euler",)))
     assert figure.axes[1].get_title("left").startswith("Difference to explicit_euler \u2020, paired")
 
 
 def test_the_terminal(audited, tmp_path, monkeypatch, capsys):
     config, records = audited
     finished = write(tmp_path / "run", config, records)
-    experiment._print_summary(Console(width=200), finished, {})
+    experiment._print_summary(Console(width=200), comparison(config, records), {}, finished.path("report.html"))
     table = capsys.readouterr().out.split("Report:")[0]
     rows = [line for line in table.splitlines() if re.match(r"\s*(no attack|pgd20 at .*?)?\s+implicit_euler", line)]
     assert len(rows) == 4 and all(f"{CHEAT} \u2020" in line for line in rows)
@@ -78,4 +81,4 @@ def test_the_terminal(audited, tmp_path, monkeypatch, capsys):
     class Name:
         name = "case"
     assert [runner._line(Name, record).startswith("case \u2020 failed its audit: ") for record in finished.records] == [
-        audit_verdict(record) == "failed" for record in finished.records]
+        record.verdict == "failed" for record in finished.records]

@@ -1,73 +1,15 @@
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from records import compared, measured, run, verdict
 from scipy import stats
 
 from experiments.harness.report import comparison as report
 from experiments.harness.report import regions
 from experiments.harness.report import sentences as findings
-
-
-def case(scheme, seed, epsilons=(0.05, 0.1, 0.15), total=450, gap=0.0, detached=False, audit=None, stages=2):
-    """A record as the runner writes it, with accuracies that fall with epsilon and vary with the seed."""
-    rng = np.random.default_rng(seed)
-    margins = np.sort(rng.normal(0.115 + 0.004 * seed - gap, 0.045, total))[rng.permutation(total)]
-    margins[rng.random(total) < 0.98] += 1e-9
-    own = np.random.default_rng([seed, *scheme.encode()])
-    margins = margins + own.normal(0, 0.012, total)
-
-    def measurement(attack, epsilon, gradient="exact", bonus=0.0):
-        mask = margins + bonus > epsilon
-        return {"attack": attack, "epsilon": epsilon, "gradient": gradient, "correct": int(mask.sum()), "total": total,
-                "untrusted": 2 if epsilon and "implicit" in scheme else 0, "bits": np.packbits(mask).tobytes().hex()}
-
-    def cloud():
-        return [[0.2 + 0.3 * re, abs(0.25 * im)] for re, im in own.normal(size=(90, 2))]
-
-    blocks = [(stage, block) for stage in range(stages) for block in range(2)]
-    return {
-        "scheme": scheme, "substeps": 1, "training": "standard", "seed": seed, "dataset": "digits", "model": "small",
-        "parameters": 65226, "history": [
-            {"epoch": e, "loss": 2.3 * np.exp(-0.4 * e) + 0.01 * own.random(), "held_out": 1 - 0.9 * np.exp(-0.5 * e)}
-            for e in range(1, 16)],
-        "trained_as": f"{scheme}(tol=0.01,max_iterations=20)" if scheme == "implicit_euler" else scheme,
-        "measurements": [measurement("clean", 0.0, bonus=0.2), *(measurement("pgd20", eps) for eps in epsilons),
-                         *(measurement("pgd20", eps, "detached", 0.02) for eps in epsilons if detached)],
-        "stability": [{"stage": stage, "block": block, "metric": metric, "value": base + own.normal(0, 0.1)}
-                      for stage, block in blocks for metric, base in (("step_norm", 1.9), ("log_norm", 0.5))],
-        "cloud": {str(stage): cloud() for stage in range(stages)},
-        "solver": {"unconverged_share": 0.0007, "iterations_mean": 8.1, "iterations_max": 17, "evaluations_mean": 9.3,
-                   "backward_unconverged_share": 0.0321, "training_backward_unconverged_share": 0.0432}
-                  if "implicit" in scheme else {},
-        "audit": audit, "seconds": {"training": 31.2 + own.random(), "attacks": 20.1, "stability": 5.0, "audit": 9.0}}
-
-
-def verdict(passed=True):
-    """An audit of three checks, the last not applicable; a failed one fails its first."""
-    figures, thresholds = {"mean_error": 3.4e-9}, {"mean_error": 1e-3}
-    return {"passed": passed, "checks": [
-        {"name": "finite_differences", "passed": passed, "figures": figures, "thresholds": thresholds,
-         "reason": "the gradient agrees with finite differences" if passed else "the gradient is not the model's "
-                                                                                "derivative"},
-        {"name": "more_steps", "passed": True, "figures": {"pgd20": 0.61, "pgd200": 0.60}, "thresholds": {"drop": 0.03},
-         "reason": "200 steps find hardly more than 20"},
-        {"name": "transfer", "passed": None, "figures": {}, "thresholds": {}, "reason": "no explicit twin was given"}]}
-
-
-def run(schemes=("explicit_euler", "implicit_euler"), seeds=(0, 1, 2), smoke=False, failed=(), **settings):
-    """(config, records) of a synthetic run."""
-    records = [case(scheme, seed, gap=0.003 * i, detached=scheme != "explicit_euler",
-                    audit=verdict(scheme not in failed) if seed == seeds[0] else None, **settings)
-               for i, scheme in enumerate(schemes) for seed in seeds]
-    config = {"command": "python experiments/compare_schemes.py --schemes explicit,implicit", "schemes": list(schemes),
-              "seeds": list(seeds), "substeps": 1, "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"],
-              "training": "standard", "epochs": 15, "dataset": "digits", "model": "small",
-              "data": {"train": 1200, "held_out": 147, "test": 450},
-              "environment": {"python": "3.12.3", "torch": "2.11.0", "platform": "Linux", "device": "cpu"},
-              "batch_size": 64, "learning_rate": 0.006, "smoke": smoke, "version": "0.1.0"}
-    return config, records
-
+from experiments.harness.report.arms import comparison, merged_clouds
 
 FIVE = ("explicit_euler", "implicit_euler", "ie_skip(gamma=0.05,iterations=2)", "rk4", "adaptive")
 
@@ -99,7 +41,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    report.write_report(*run(FIVE, seeds=(0, 1), failed=("rk4",)), folder / "report.html")
+    report.write_report(compared(FIVE, seeds=(0, 1), failed=("rk4",)), folder / "report.html")
     return folder, Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -125,56 +67,63 @@ def test_ritz_values_are_published_by_their_extremes_never_as_shares(page):
     caption = next(text for text in page[1].text if "on top Ritz values" in text)
     assert "%" not in caption and "density of the dots means nothing" in caption
     config, records = run()
-    real, imaginary = np.concatenate([cloud for r in records[:3] for cloud in r["cloud"].values()]).T
-    for record in records[3:]:
-        record["cloud"] = {"0": [[-0.5, 0.1]]}
-    boxes = [text.get_text() for ax in regions.clouds_figure(config, records).axes for text in ax.texts]
+    real, imaginary = np.concatenate([cloud for r in records[:3] for cloud in r.cloud.values()]).T
+    records[3:] = [replace(record, cloud={"0": [[-0.5, 0.1]]}) for record in records[3:]]
+    boxes = [text.get_text() for ax in regions.clouds_figure(comparison(config, records)).axes for text in ax.texts]
     largest = np.abs(1 + real + 1j * imaginary).max()
     assert f"max Re $z$ = {real.max():.2f}\nmax |$R(z)$| = {largest:.3g}" in boxes and "%" not in " ".join(boxes)
-    assert f"The rightmost h\u03bb measured is {real.max():.2g} > 0" in " ".join(findings.caveats(config, records))
-    caveats = " ".join(findings.caveats(config, records[3:]))
+    assert f"The rightmost h\u03bb measured is {real.max():.2g} > 0" in " ".join(findings.caveats(comparison(config, records)))
+    caveats = " ".join(findings.caveats(comparison(config, records[3:])))
     assert "rightmost" not in caveats and "Only the outermost approximate eigenvalues" in caveats
+
+
+def _rows(section):
+    """The rows of the table in a section, as on the page: a first cell that repeats is left out."""
+    (table,) = (part for part in section.parts if part.kind == "table")
+    return [[str(cell.text) for cell in row.cells] for row in table.lines()][1:]
 
 
 def test_the_solver_table_shows_unsolved_gradients_and_is_empty_without_them():
     config, records = run()
-    cells = report._solver(config, records, None).split("<tr")
-    assert ">3.21</td>" in cells[3] and ">4.32</td>" in cells[3] and "3.21" not in cells[2]
-    for record in records:
-        record["solver"] = {key: value for key, value in record["solver"].items() if "backward" not in key}
-    assert report._solver(config, records, None).split("<tr")[3].count("<td class=n></td>") == 3
+    explicit, implicit = _rows(report._solver(comparison(config, records), None))
+    assert "3.21" in implicit and "4.32" in implicit and "3.21" not in explicit
+    records = [replace(record, solver=record.solver and replace(record.solver, backward_unconverged_share=None,
+                                                                training_backward_unconverged_share=None))
+               for record in records]
+    assert _rows(report._solver(comparison(config, records), None))[1].count("") == 3
 
 
 def test_everything_from_outside_is_escaped(tmp_path):
     config, records = run(seeds=(0,))
-    config["command"] = "python x.py --out '<script>alert(1)</script>'"
-    config["environment"]["platform"] = "<b>&"
-    records[0]["audit"]["checks"][0]["reason"] = "<i>no</i>"
-    report.write_report(config, records, tmp_path / "report.html")
+    config = replace(config, command="python x.py --out '<script>alert(1)</script>'",
+                     environment=config.environment | {"platform": "<b>&"})
+    first, *checks = records[0].audit.checks
+    records[0] = replace(records[0], audit=replace(records[0].audit, checks=(replace(first, reason="<i>no</i>"), *checks)))
+    report.write_report(comparison(config, records), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text and "<i>no" not in text and "&lt;b&gt;&amp;" in text
 
 
 def test_a_difference_inside_its_interval_is_never_claimed():
-    for gap, seeds, verdict in ((0.0, (0, 1, 2), "cannot tell"), (0.03, (0, 1, 2), "less robust"),
+    for gap, seeds, said in ((0.0, (0, 1, 2), "cannot tell"), (0.03, (0, 1, 2), "less robust"),
                                 (-0.03, (0,), "more robust")):
         config, records = run(seeds=seeds)
-        records = [case(r["scheme"], r["seed"], gap=gap * (r["scheme"] != "explicit_euler")) for r in records]
-        sentences = report.headline(config, records)
+        records = [measured(r.scheme, r.seed, gap=gap * (r.scheme != "explicit_euler")) for r in records]
+        sentences = report.headline(comparison(config, records))
         assert sentences[0].startswith(f"On digits, {len(seeds)} seed") and "\u03b5 = 0.1" in sentences[0]
-        assert verdict in sentences[0] and sentences[1].endswith(f"{verdict}.")
+        assert said in sentences[0] and sentences[1].endswith(f"{said}.")
         assert ("over 450 images of one seed" if len(seeds) == 1 else "over 3 seeds") in sentences[1]
         assert ("another seed may turn this round" in sentences[0]) == (len(seeds) == 1)
-        claims = {"less robust", "is more robust than"} - {verdict, f"is {verdict} than"}
+        claims = {"less robust", "is more robust than"} - {said, f"is {said} than"}
         assert not any(claim in " ".join(sentences) for claim in claims)
 
 
 def test_the_table_agrees_with_numbers_computed_by_hand():
     config, records = run()
-    header, *rows = report.summary_table(config, records)
+    header, *rows = report.summary_table(comparison(config, records))
     assert len(rows) == 2 * 4 and {len(row) for row in rows} == {len(header)}
-    shares = {scheme: [m["correct"] / 450 for r in records if r["scheme"] == scheme for m in r["measurements"]
-                       if m["epsilon"] == 0.1 and m["gradient"] == "exact"] for scheme in config["schemes"]}
+    shares = {scheme: [m.correct / 450 for r in records if r.scheme == scheme for m in r.measurements
+                       if m.epsilon == 0.1 and m.gradient == "exact"] for scheme in config.schemes}
     row = next(row for row in rows if row[:2] == ("pgd20 at \u03b5 = 0.1", "implicit_euler"))
     difference = np.subtract(shares["implicit_euler"], shares["explicit_euler"])
     low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
@@ -189,68 +138,64 @@ def test_the_table_agrees_with_numbers_computed_by_hand():
     (0, "No net was audited: gradients may be masked."), (-1, None)])
 def test_the_headline_says_what_was_audited(audited, sentence):
     config, records = run()
-    for index, record in enumerate(records):
-        record["audit"] = verdict(audited >= 0) if index < abs(audited) else None
-    sentences = report.headline(config, records)
+    records = [replace(record, audit=verdict(audited >= 0) if index < abs(audited) else None)
+               for index, record in enumerate(records)]
+    sentences = report.headline(comparison(config, records))
     assert (sentence in sentences) if sentence else not any("passed" in text or "No net" in text for text in sentences)
 
 
 def test_the_audit_table_is_whole_for_one_net_of_a_scheme_and_brief_for_the_others():
     config, records = run()
-    for record in records:
-        record["audit"] = verdict(record["seed"] != 2 or record["scheme"] == "explicit_euler")
-    table = report._audit(config, records, None)
-    rows = [[cell.split(">")[-1] for cell in row.split("</td>")[:-1]] for row in table.split("<tr")[2:]]
+    records = [replace(r, audit=verdict(r.seed != 2 or r.scheme == "explicit_euler")) for r in records]
+    section = report._audit(comparison(config, records), None)
+    rows = _rows(section)
     nets = [row[0] for row in rows if row[0]]
-    assert "5 of 6 nets pass" in table and len(nets) == 6 and len(rows) == 2 * 3 + 4
+    assert "5 of 6 nets pass" in section.parts[0].text and len(nets) == 6 and len(rows) == 2 * 3 + 4
     assert rows[3] == ["explicit_euler, seed 1", "all that apply", "passes", ""]
     assert rows[-1][:3] == ["implicit_euler \u2020, seed 2", "finite differences", "fails"]
 
 
 def test_each_attack_stands_by_itself_where_there_are_several():
     config, records = run()
-    assert report._by_attack(config, records, None) == ""
-    for record in records:
-        weaker = [{**m, "attack": "square200"} for m in record["measurements"] if m["gradient"] == "detached"]
-        record["measurements"] += [{**m, "gradient": "exact"} for m in weaker]
-    text = report._by_attack(config, records, None)
-    rows = [[cell.split(">")[-1] for cell in row.split("</td>")[:-1]] for row in text.split("<tr")[2:]]
+    assert report._by_attack(comparison(config, records), None) is None
+    records = [replace(r, measurements=(*r.measurements, *(replace(m, attack="square200", gradient="exact")
+                                                           for m in r.measurements if m.gradient == "detached")))
+               for r in records]
+    rows = _rows(report._by_attack(comparison(config, records), None))
     assert [row[:2] for row in rows[:2]] == [["0.05", "explicit_euler"], ["", "implicit_euler"]] and rows[0][3] == ""
     pgd, square, together = (row.split(" / ") for row in rows[1][2:])
     assert len(pgd) == 2 and square == pgd[1:] and float(together[0]) <= float(pgd[0]) < float(pgd[1]) == float(together[1])
 
 
 def test_smoke_runs_and_single_schemes_say_so(tmp_path):
-    config, records = run(("explicit_euler",), seeds=(0,), smoke=True)
-    report.write_report(config, records, tmp_path / "report.html")
+    found = compared(("explicit_euler",), seeds=(0,), smoke=True)
+    report.write_report(found, tmp_path / "report.html")
     assert "The numbers mean nothing" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "One scheme alone compares with nothing" in " ".join(report.headline(config, records))
+    assert "One scheme alone compares with nothing" in " ".join(report.headline(found))
 
 
 def test_missing_cases_are_named_and_break_nothing(tmp_path):
     config, records = run()
-    records = [record for record in records if (record["scheme"], record["seed"]) != ("implicit_euler", 1)]
-    assert "implicit_euler, seed 1" in findings.caveats(config, records)[0]
-    report.write_report(config, records[3:], tmp_path / "report.html")  # nothing of the first scheme
-    assert "over 2 seeds" in " ".join(report.headline(config, records))
+    records = [record for record in records if (record.scheme, record.seed) != ("implicit_euler", 1)]
+    assert "implicit_euler, seed 1" in findings.caveats(comparison(config, records))[0]
+    report.write_report(comparison(config, records[3:]), tmp_path / "report.html")  # nothing of the first scheme
+    assert "over 2 seeds" in " ".join(report.headline(comparison(config, records)))
 
 
 def test_a_sweep_over_substeps_keeps_its_arms_apart(tmp_path):
     config, records = run(seeds=(0,))
-    unmeasured = {"cloud": {}, "stability": [], "history": [], "seconds": {}, "audit": None}
-    again = [{**r, "substeps": n, "trained_substeps": trained, **unmeasured}
+    unmeasured = {"cloud": {}, "stability": (), "history": (), "seconds": {}, "audit": None}
+    again = [replace(r, substeps=n, trained_substeps=trained, **unmeasured)
              for r in records for n in (2, 4) for trained in (1, n)]
-    config, records = {**config, "substeps": [1, 2, 4]}, [{**r, "trained_substeps": 1} for r in records] + again
-    names, _ = findings.arms(config, records)
-    assert names["schemes"][:5] == [f"explicit_euler, {arm}" for arm in (
+    found = comparison(replace(config, substeps=(1, 2, 4)), records + again)
+    assert [arm.name for arm in found.arms][:5] == [f"explicit_euler, {arm}" for arm in (
         "1 step", "2 steps (trained with 1)", "4 steps (trained with 1)", "2 steps", "4 steps")]
-    assert len(report.summary_table(config, records)) == 1 + 4 * 10 and "9 of 9" in report.headline(config, records)[0]
-    report.write_report(config, records, tmp_path / "report.html")
+    assert len(report.summary_table(found)) == 1 + 4 * 10 and "9 of 9" in report.headline(found)[0]
+    report.write_report(found, tmp_path / "report.html")
     assert (tmp_path / "figures" / "sweep.png").exists()
 
 
 def test_records_keep_one_of_each_conjugate_pair_and_the_cloud_has_both():
-    clouds = {"0": [[1.0, 0.5], [2.0, 0.0]]}, {"0": [[3.0, 1.0]], "1": []}
-    cloud = regions.cloud_of([{"scheme": "rk4", "cloud": points} for points in clouds], "rk4")
+    cloud = merged_clouds([{"0": [[1.0, 0.5], [2.0, 0.0]]}, {"0": [[3.0, 1.0]], "1": []}])
     assert sorted(map(tuple, cloud["0"])) == [(1, -0.5), (1, 0.5), (2, 0), (3, -1), (3, 1)]
     assert cloud["1"].shape == (0, 2)

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from records import measurement, record
 from scipy import stats
 
 from experiments.harness.report import statistics
+from experiments.harness.report.arms import Arm
 from experiments.harness.report.statistics import Estimate
 
 RNG = np.random.default_rng(3)
@@ -79,31 +83,30 @@ def test_the_difference_is_paired_by_seed():
     assert statistics.accuracy(good).low < statistics.accuracy(bad).high
 
 
+def arm(*measurements, scheme="rk4", seed=4):
+    return Arm(scheme, scheme, "residual", 1, 1, (record(scheme, seed, measurements=measurements),))
+
+
 def test_masks_come_from_bits_and_take_the_worst_attack():
     first, second = np.arange(13) % 2 == 0, np.arange(13) < 9
-    record = {"scheme": "rk4", "seed": 4, "measurements": [
-        {"attack": name, "epsilon": 0.1, "gradient": "exact", "correct": int(mask.sum()), "total": 13,
-         "bits": np.packbits(mask).tobytes().hex()} for name, mask in (("fgsm", first), ("pgd20", second))]}
-    masks = statistics.masks_of([record], "rk4", 0.1)
+    under = measurement("fgsm", 0.1, first), measurement("pgd20", 0.1, second)
+    masks = arm(*under).masks(0.1)
     assert list(masks) == [4] and (masks[4] == (first & second)).all()
-    assert statistics.masks_of([record], "rk4", 0.1, "detached") == statistics.masks_of([record], "heun", 0.1) == {}
-    record["measurements"][0]["correct"] -= 1
+    assert arm(*under).masks(0.1, "detached") == arm(*under).masks(0.2) == {}
     with pytest.raises(ValueError, match="damaged record: fgsm at epsilon 0.1 says 6 of 13"):
-        statistics.masks_of([record], "rk4", 0.1)
+        arm(replace(under[0], correct=6), under[1]).masks(0.1)
 
 
 def test_masking_is_told_from_what_an_attack_without_gradients_breaks():
     """Square breaks the same images whichever gradient the others follow: it stands on both sides of the comparison."""
     pgd, detached, square = np.arange(12) < 6, np.arange(12) < 10, np.arange(12) % 2 == 0
-    record = {"scheme": "implicit_euler", "seed": 0, "measurements": [
-        {"attack": name, "epsilon": 0.1, "gradient": gradient, "correct": int(mask.sum()), "total": 12,
-         "bits": np.packbits(mask).tobytes().hex()}
-        for name, gradient, mask in (("pgd20", "exact", pgd), ("pgd20", "detached", detached), ("square200", "exact", square))]}
-    found = {way: statistics.masks_of([record], "implicit_euler", 0.1, way)[0] for way in ("exact", "detached")}
+    own = arm(measurement("pgd20", 0.1, pgd), measurement("pgd20", 0.1, detached, "detached"),
+              measurement("square200", 0.1, square), scheme="implicit_euler", seed=0)
+    found = {way: own.masks(0.1, way)[0] for way in ("exact", "detached")}
     assert (found["exact"] == (pgd & square)).all() and (found["detached"] == (detached & square)).all()
     for attack, way, expected in (("pgd20", "exact", pgd), ("pgd20", "detached", detached), ("square200", "exact", square)):
-        assert (statistics.masks_of([record], "implicit_euler", 0.1, way, attack)[0] == expected).all()
-    assert statistics.masks_of([record], "implicit_euler", 0.1, "detached", "square200") == {}
+        assert (own.masks(0.1, way, attack)[0] == expected).all()
+    assert own.masks(0.1, "detached", "square200") == {}
 
 
 @pytest.mark.parametrize("call, message", [

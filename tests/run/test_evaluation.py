@@ -7,6 +7,7 @@ import odenets
 import stability
 from experiments.harness.run import measure as evaluation
 from experiments.harness.training import data
+from experiments.harness.training.settings import TrainingSettings
 from stability.attacks.catalogue import Bound
 from stability.attacks.threats import THREATS
 
@@ -18,7 +19,7 @@ def trained():
     digits = data.load("digits", None)
     torch.manual_seed(0)
     net = odenets.ode_resnet_small(scheme="implicit(tol=1e-2)")
-    unsolved = training.train(net, digits, {"epochs": 3}, 0).unsolved
+    unsolved = training.train(net, digits, TrainingSettings(**{"epochs": 3}), 0).unsolved
     assert set(unsolved) == {"training_unconverged_share", "training_backward_unconverged_share"}
     return net, digits.test.first(100)
 
@@ -29,7 +30,7 @@ def test_a_loose_tolerance_does_not_look_robust(trained):
     for tol in (1e-6, 0.3):
         odenets.set_scheme(net, f"implicit(tol={tol})")
         measured = evaluation.measure_accuracy(net, test, ["pgd10"], [0.1], seed=0)
-        robust[tol] = next(m["correct"] for m in measured if m["attack"] != "clean" and m["gradient"] == "exact")
+        robust[tol] = next(m.correct for m in measured if m.attack != "clean" and m.gradient == "exact")
     assert abs(robust[0.3] - robust[1e-6]) <= 3
 
 
@@ -39,8 +40,8 @@ def test_every_kind_of_attack_is_judged_in_the_ball_it_is_held_to(trained):
     names, correct = ["fgsm", "pgd5", "apgd8-t", "square20", "noise5"], {}
     for norm, threat in THREATS.items():
         measured = evaluation.measure_accuracy(net, test.first(40), names, [0.3], seed=0, threat=threat)
-        assert [m["attack"] for m in measured] == ["clean", *names]
-        correct[norm] = {m["attack"]: m["correct"] for m in measured}
+        assert [m.attack for m in measured] == ["clean", *names]
+        correct[norm] = {m.attack: m.correct for m in measured}
     # A ball of radius 0.3 in the 2-norm lies deep within that of the maximum norm.
     assert all(correct["linf"][name] < correct["l2"][name] < correct["l2"]["clean"] for name in ("pgd5", "apgd8-t"))
     assert all(correct["linf"][name] <= correct["l2"][name] for name in names)
@@ -71,20 +72,20 @@ def test_solver_statistics_go_through_the_split_in_batches(trained):
     net, test = trained
     odenets.set_scheme(net, "implicit(tol=1e-2)")
     one, many = (evaluation.measure_solver(net, test, batch_size) for batch_size in (100, 30))
-    assert one["iterations_mean"] == pytest.approx(many["iterations_mean"]) and 0 <= one["backward_unconverged_share"] <= 1
+    assert one.iterations_mean == pytest.approx(many.iterations_mean) and 0 <= one.backward_unconverged_share <= 1
     odenets.set_scheme(net, "explicit")
-    assert evaluation.measure_solver(net, test) == {}
+    assert evaluation.measure_solver(net, test) is None
 
 
 def test_stability_rows_are_extreme_quantities(trained):
     net, test = trained
     rows, cloud = evaluation.measure_stability(net, test.images[:2], dimension=10)
-    blocks = {row["metric"] for row in rows if row["block"] is not None}
+    blocks = {row.metric for row in rows if row.block is not None}
     assert blocks == stability.PREDICTORS.keys() and set(cloud) == {"0", "1"}
-    assert {(row["metric"], row["stage"]) for row in rows if row["block"] is None} == {
+    assert {(row.metric, row.stage) for row in rows if row.block is None} == {
         *((metric, stage) for metric in ("lyapunov", "lipschitz_bound") for stage in (0, 1)), ("lyapunov_end_to_end", None)}
-    shares = {(row["stage"], row["block"]) for row in rows if row["metric"] == "mean_abs_R"}
+    shares = {(row.stage, row.block) for row in rows if row.metric == "mean_abs_R"}
     assert shares == {(1, 0), (1, 1)}, "means over all eigenvalues, where the state is small"
-    assert all(row["value"] > 0 for row in rows if row["metric"] in ("spectral_radius", "max_abs_R", "log_norm", "step_norm"))
-    bound = next(row["value"] for row in rows if (row["metric"], row["stage"]) == ("lipschitz_bound", 0))
-    assert next(row["value"] for row in rows if (row["metric"], row["stage"]) == ("lyapunov", 0)) <= np.log(bound) / 2 + 1e-6
+    assert all(row.value > 0 for row in rows if row.metric in ("spectral_radius", "max_abs_R", "log_norm", "step_norm"))
+    bound = next(row.value for row in rows if (row.metric, row.stage) == ("lipschitz_bound", 0))
+    assert next(row.value for row in rows if (row.metric, row.stage) == ("lyapunov", 0)) <= np.log(bound) / 2 + 1e-6

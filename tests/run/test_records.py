@@ -3,30 +3,33 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from records import config as run_config
+from records import measurement, record, run
 
+from experiments.harness.report import comparison as report
+from experiments.harness.report.arms import comparison
 from experiments.harness.run.case import Case
-from experiments.harness.run.folder import RECORD_KEYS, Run
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.folder import Run
+from experiments.harness.run.schema import VERSION, Record
 
 ROOT = Path(__file__).parents[2]
 
 
-def record(seed, substeps=1):
-    return dict.fromkeys(RECORD_KEYS, []) | {"scheme": "explicit_euler", "trained_substeps": 1, "seed": seed,
-                                             "substeps": substeps, "seconds": {}}
-
-
 def test_the_table_has_a_row_for_the_worst_of_several_attacks(tmp_path):
     run = Run(tmp_path / "run", {})
-    shared = {"epsilon": 0.1, "gradient": "exact", "total": 8, "untrusted": 0}
-    run.append([{**record(seed=1), "measurements": [{**shared, "attack": "pgd20", "correct": 6, "bits": "fc"},
-                                                    {**shared, "attack": "square9", "correct": 6, "bits": "3f"}]}])
-    run.append([{**record(seed=2), "measurements": [{**shared, "attack": "pgd20", "correct": 6, "bits": "fc"}]}])
+    pgd, square = np.arange(8) < 6, np.arange(8) >= 2
+    both = (measurement("pgd20", 0.1, pgd), measurement("square9", 0.1, square))
+    run.append([record(seed=1, measurements=both)])
+    run.append([record(seed=2, measurements=both[:1])])
     run.write_tables()
     with open(tmp_path / "run" / "accuracy.csv", newline="") as file:
         rows = [(row["seed"], row["attack"], row["accuracy"]) for row in csv.DictReader(file)]
@@ -34,7 +37,7 @@ def test_the_table_has_a_row_for_the_worst_of_several_attacks(tmp_path):
 
 
 def test_a_case_without_its_reruns_runs_again(tmp_path):
-    whole, run = [record(seed=1), record(seed=1, substeps=2)], Run(tmp_path / "run", {})
+    whole, run = [record(seed=1), record(seed=1, substeps=2, trained_substeps=1)], Run(tmp_path / "run", {})
     run.append([record(seed=0)])
     run.append(whole)
     run = Run(tmp_path / "run", {}, resume=True)
@@ -44,14 +47,47 @@ def test_a_case_without_its_reruns_runs_again(tmp_path):
 
 
 @pytest.mark.parametrize("line", [b"{not json}", b"\xff\x00\xfe", b"[]", b"{}", b"",
-                                  json.dumps(record(0) | {"measurements": 5}).encode(),
-                                  json.dumps(record(0) | {"measurements": [{}]}).encode()])
+                                  json.dumps(record().to_json() | {"measurements": 5}).encode(),
+                                  json.dumps(record().to_json() | {"measurements": [{}]}).encode(),
+                                  json.dumps(record().to_json() | {"version": 99}).encode()])
 def test_a_damaged_record_is_named(line, tmp_path):
     config = {"schemes": ["explicit_euler"]}
     Run(tmp_path / "run", config)
-    (tmp_path / "run" / "records.jsonl").write_bytes(json.dumps(record(0)).encode() + b"\n" + line + b"\n")
+    (tmp_path / "run" / "records.jsonl").write_bytes(json.dumps(record().to_json()).encode() + b"\n" + line + b"\n")
     with pytest.raises(ValueError, match=r"records.jsonl is damaged \(line 2\); remove that line"):
         Run(tmp_path / "run", config, resume=True)
+
+
+def test_a_record_survives_its_json():
+    _, records = run()
+    for entry in records:
+        assert Record.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "docs/records").glob("*/records.jsonl")),
+                         ids=lambda folder: folder.name)
+def test_records_of_earlier_versions_still_read(folder, tmp_path):
+    """Their tables are made anew as they were; what they did not say is said by the migration."""
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy, ignore=lambda where, names: [name for name in names if name.endswith(".csv")])
+    old = json.loads((copy / "config.json").read_text())
+    found = Run(copy, old, resume=True)
+    found.write_tables()
+    assert {record.version for record in found.records} == {VERSION}
+    if old["experiment"] != "evaluate":  # whose tables are of merged records
+        for name in ("accuracy.csv", "stability.csv"):
+            assert (copy / name).read_text() == (folder / name).read_text(), name
+        report.write_report(comparison(RunConfig.from_json(old), found.records), copy / "report.html")
+
+
+def test_a_run_of_an_earlier_version_is_resumed_and_a_changed_one_refused(tmp_path):
+    now = run_config().to_json()
+    before = {key: value for key, value in now.items() if key not in ("fields", "warmup_epochs")} | {"version": 2, "substeps": 1}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    (tmp_path / "checkpoints").mkdir()
+    Run(tmp_path, now, resume=True)
+    with pytest.raises(ValueError, match="learning_rate was 0.006 and is now 0.5"):
+        Run(tmp_path, now | {"learning_rate": 0.5}, resume=True)
 
 
 @pytest.mark.parametrize("text", [b"{not json}", b"\xff\x00\xfe", b"[]", b""])
@@ -106,9 +142,9 @@ def test_a_file_is_no_folder(place, tmp_path):
 def test_a_run_takes_further_seeds_and_no_others(tmp_path):
     def config(*seeds):
         return {"seeds": list(seeds), "epochs": 3}
-    Run(tmp_path / "run", config(0, 1)).append([record(0)])
+    Run(tmp_path / "run", config(0, 1)).append([record()])
     run = Run(tmp_path / "run", config(0, 1, 5), resume=True)
-    assert run.records == [record(0)] and json.loads(run.path("config.json").read_text()) == config(0, 1, 5)
+    assert run.records == [record()] and json.loads(run.path("config.json").read_text()) == config(0, 1, 5)
     for other in (config(0, 1), config(1, 0, 5), config(1), config(), {**config(0, 1, 5, 6), "epochs": 4}):
         with pytest.raises(ValueError, match="another configuration"):
             Run(tmp_path / "run", other, resume=True)
@@ -123,7 +159,7 @@ def test_what_is_too_long_to_be_read_is_named_only(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="locks")
 def test_two_processes_do_not_share_a_folder_and_a_killed_one_leaves_it(tmp_path):
-    code = f"from experiments.harness.records import Run; Run({str(tmp_path)!r}, {{}}); print(1, flush=True); input()"
+    code = f"from experiments.harness.run.folder import Run; Run({str(tmp_path)!r}, {{}}); print(1, flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"1\n"
     with pytest.raises(ValueError, match="another process is at work in .*; let it end, or choose another --out"):
@@ -144,7 +180,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_file(name, tmp_path, monkeypat
         os.symlink("/dev/full", tmp_path / "run" / name)
     else:
         monkeypatch.setattr(os, "replace", no_room)
-    writes = {"config.json": lambda: Run(tmp_path / "other", {}), "records.jsonl": lambda: run.append([record(1)]),
+    writes = {"config.json": lambda: Run(tmp_path / "other", {}), "records.jsonl": lambda: run.append([record(seed=1)]),
               "accuracy.csv": run.write_tables}
     with pytest.raises(OSError, match=f"cannot write .*{name} .No space left on device.; what was saved before is intact"):
         writes[name]()

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 import odenets
 from experiments.harness.training import losses as adversarial_training
-from experiments.harness.training.losses import METHODS, collapsed, resolved
+from experiments.harness.training.epoch import Epoch
+from experiments.harness.training.losses import METHODS, collapsed
+from experiments.harness.training.settings import TrainingSettings
 
 EPS = 0.1
 
@@ -35,8 +37,7 @@ def batch(generator):
 
 
 def settings(method, **changes):
-    given = {"train_epsilon": EPS, "train_steps": None, "train_step_size": None, "trades_beta": 6.0, "free_replays": 3}
-    return resolved({"training": method, **given, **changes})
+    return TrainingSettings(**{"training": method, "train_epsilon": EPS, "free_replays": 3, **changes}).resolved()
 
 
 def loss(method, net, x, y, seed=0, memory=None, **changes):
@@ -158,10 +159,10 @@ def test_the_noise_comes_from_the_generator(method, batch):
     ("pgd", 7, 2.5 * EPS / 7), ("summed", 3, EPS / 4), ("trades", 10, EPS / 4), ("fast", 1, 1.25 * EPS), ("free", 1, EPS)])
 def test_the_recipes_of_the_sources(method, steps, size):
     found = settings(method)
-    assert found["train_steps"] == steps and found["train_step_size"] == pytest.approx(size)
+    assert found.train_steps == steps and found.train_step_size == pytest.approx(size)
     found = settings(method, train_steps=5, train_step_size=0.0)
-    assert found["train_steps"] == (1 if steps == 1 else 5), "what a method has no use for is not on record as used"
-    assert found["train_step_size"] == 0 and resolved(found) == found
+    assert found.train_steps == (1 if steps == 1 else 5), "what a method has no use for is not on record as used"
+    assert found.train_step_size == 0 and found.resolved() == found
 
 
 @pytest.mark.parametrize(("pgd", "fgsm", "verdict"), [
@@ -169,5 +170,5 @@ def test_the_recipes_of_the_sources(method, steps, size):
     ([0.4, 0.5, 0.1], [0.5, 0.6, 0.2], False), ([0.14, 0.01], [0.14, 0.3], False), ([0.5], [0.6], False),
     ([0.02, 0.0], [0.1, 0.3], False), ([0.4, 0.0], [0.4, 0.38], True), ([0.1, 0.4], [0.9, 0.5], False)])
 def test_catastrophic_overfitting_is_pgd_falling_while_fgsm_holds(pgd, fgsm, verdict):
-    history = [{"held_out_pgd": p, "held_out_fgsm": f} for p, f in zip(pgd, fgsm)]
+    history = [Epoch(n, 0.0, 0.9, held_out_pgd=p, held_out_fgsm=f) for n, (p, f) in enumerate(zip(pgd, fgsm))]
     assert collapsed(history, classes=10) is verdict

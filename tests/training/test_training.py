@@ -1,5 +1,6 @@
 """Training: which epoch is chosen, what is never looked at, schedules, precision, and going on as if nothing had happened."""
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from experiments.harness.run.checkpoints import read, save
 from experiments.harness.training import data, precision
 from experiments.harness.training import loop as training
 from experiments.harness.training import optim as schedules
+from experiments.harness.training.settings import TrainingSettings
 
-FAST = {"epochs": 2, "batch_size": 32, "train_epsilon": 0.1, "train_steps": 2}
+FAST = TrainingSettings(epochs=2, batch_size=32, train_epsilon=0.1, train_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ CONFIGURATIONS = [
 
 @pytest.mark.parametrize("settings", CONFIGURATIONS, ids=lambda settings: settings["training"])
 def test_going_on_from_any_saved_state_gives_the_same_bits(settings, digits, tmp_path):
-    settings = {**FAST, **settings, "checkpoint_seconds": 0}
+    settings = replace(FAST, **settings, checkpoint_seconds=0.0)
     net, store = network(), Store(tmp_path / "a")
     trained = training.train(net, digits, settings, 3, store)
     assert len(store.states) == 6, "after each of two batches, and after each epoch"
@@ -68,9 +70,9 @@ def test_going_on_from_any_saved_state_gives_the_same_bits(settings, digits, tmp
 def test_saving_changes_nothing_and_goes_by_the_clock(digits, tmp_path):
     nets = [network(), network()]
     store = Store(tmp_path / "a")
-    with_store = training.train(nets[0], digits, {**FAST, "training": "pgd"}, 0, store)
+    with_store = training.train(nets[0], digits, replace(FAST, training="pgd"), 0, store)
     assert len(store.states) == 2, "within five minutes only the ends of epochs are saved"
-    assert training.train(nets[1], digits, {**FAST, "training": "pgd"}, 0)._replace(seconds=0) == with_store._replace(seconds=0)
+    assert training.train(nets[1], digits, replace(FAST, training="pgd"), 0)._replace(seconds=0) == with_store._replace(seconds=0)
     assert all(torch.equal(a, b) for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True))
 
 
@@ -80,8 +82,8 @@ def test_saving_changes_nothing_and_goes_by_the_clock(digits, tmp_path):
 def test_the_epoch_chosen_and_its_weights(scores, select, chosen, digits, tmp_path, monkeypatch):
     given, store, net = iter(scores), Store(tmp_path / "a"), network()
     monkeypatch.setattr(training, "accuracy", lambda net, split: next(given))
-    trained = training.train(net, digits, {**FAST, "epochs": 4, "select": select}, 0, store)
-    assert trained.epoch == chosen and [entry["chosen"] for entry in trained.history] == [n == chosen for n in range(1, 5)]
+    trained = training.train(net, digits, replace(FAST, epochs=4, select=select), 0, store)
+    assert trained.epoch == chosen and [epoch.chosen for epoch in trained.history] == [n == chosen for n in range(1, 5)]
     expected = store.states[chosen - 1]["net"]
     assert all(torch.equal(value, expected[name]) for name, value in net.state_dict().items()) and not net.training
 
@@ -93,17 +95,17 @@ def test_adversarial_training_is_chosen_by_robust_accuracy_and_stops_when_told(d
     monkeypatch.setattr(training, "_held_out_attacks", scores)
     for stop, epochs in ((False, 5), (True, 3)):
         given, said = iter([(0.3, 0.4), (0.5, 0.6), (0.0, 0.9), (0.0, 0.9), (0.1, 0.1)]), []
-        settings = {**FAST, "training": "fast", "epochs": 5, "stop_overfitting": stop}
+        settings = replace(FAST, training="fast", epochs=5, stop_overfitting=stop)
         trained = training.train(network(), digits, settings, 0, say=said.append)
         assert trained.epoch == 2 and len(trained.history) == epochs
-        assert [entry["overfitting"] for entry in trained.history] == [False, False, True, True, False][:epochs]
+        assert [epoch.overfitting for epoch in trained.history] == [False, False, True, True, False][:epochs]
         assert len(said) == 1 and said[0].startswith("epoch 3: catastrophic overfitting: on held-out images accuracy under PGD")
 
 
 def test_held_out_accuracy_under_attack_is_lower_and_recorded(digits):
-    trained = training.train(network(), digits, {**FAST, "training": "pgd", "epochs": 3, "learning_rate": 0.02}, 0)
-    for entry in trained.history:
-        assert entry["held_out_pgd"] <= entry["held_out"] and {"held_out_fgsm", "overfitting", "loss", "epoch"} <= entry.keys()
+    trained = training.train(network(), digits, replace(FAST, training="pgd", epochs=3, learning_rate=0.02), 0)
+    for epoch in trained.history:
+        assert epoch.held_out_pgd <= epoch.held_out and None not in (epoch.held_out_fgsm, epoch.overfitting)
 
 
 def test_free_training_costs_what_the_others_cost(digits):
@@ -111,7 +113,7 @@ def test_free_training_costs_what_the_others_cost(digits):
     for method in ("standard", "free"):
         net, updates = network(), []
         net.register_forward_hook(lambda net, *_, updates=updates: updates.append(1) if net.training else None)
-        trained = training.train(net, digits, {**FAST, "epochs": 6, "training": method, "free_replays": 3}, 0)
+        trained = training.train(net, digits, replace(FAST, epochs=6, training=method, free_replays=3), 0)
         counts[method] = len(updates), len(trained.history)
     assert counts == {"standard": (12, 6), "free": (12, 2)}
 
@@ -120,7 +122,7 @@ def test_the_first_epochs_may_be_clean(digits):
     clean = {image.numpy().tobytes() for image in digits.train.images}
     net, seen = network(), []
     net.register_forward_pre_hook(lambda net, args: seen.append(args[0].detach()) if net.training else None)
-    training.train(net, digits, {**FAST, "epochs": 3, "training": "fast", "clean_epochs": 1}, 0)
+    training.train(net, digits, replace(FAST, epochs=3, training="fast", clean_epochs=1), 0)
     attacked = [any(image.numpy().tobytes() not in clean for image in batch) for batch in seen]
     assert attacked == [False] * 2 + [True] * 8, "two batches an epoch, two passes for each once attacked"
 
@@ -130,7 +132,7 @@ def test_every_scheme_sees_the_same_batches_and_noise_and_another_seed_others(di
     for key in (("explicit", 7), ("heun", 7), ("explicit", 8)):
         net, seen[key] = network(key[0]), []
         net.register_forward_pre_hook(lambda net, args, key=key: seen[key].append(args[0].detach()) if net.training else None)
-        training.train(net, digits, {**FAST, "augment": "standard", "training": "fast"}, key[1])
+        training.train(net, digits, replace(FAST, augment="standard", training="fast"), key[1])
     starts, steps = ([seen[key][n::2] for key in seen] for n in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[1], strict=True)), "images and noise before the first step"
     assert not any(torch.equal(a, b) for a, b in zip(steps[0], steps[1], strict=True)), "each net has its own worst images"
@@ -154,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(digits):
 def test_learning_rates_of_the_schedules():
     rates = {}
     for name in schedules.SCHEDULES:
-        settings = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": name}
+        settings = TrainingSettings(optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, schedule=name)
         optimizer = schedules.make_optimizer([torch.zeros(1, requires_grad=True)], settings)
         schedule = schedules.make_schedule(optimizer, settings, 150)
         rates[name] = []
@@ -171,7 +173,7 @@ def test_learning_rates_of_the_schedules():
 
 @pytest.mark.parametrize("name", [name for name in schedules.SCHEDULES if name != "one-cycle"])
 def test_a_rise_of_the_learning_rate_leaves_the_rest_of_its_schedule_alone(name):
-    settings, rates = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "schedule": name}, []
+    settings, rates = TrainingSettings(optimizer="sgd", learning_rate=0.1, weight_decay=0.0, schedule=name), []
     for warmup in (0, 10):
         optimizer = schedules.make_optimizer([torch.zeros(1, requires_grad=True)], settings)
         schedule, found = schedules.make_schedule(optimizer, settings, 150, warmup), []
@@ -190,12 +192,12 @@ def test_bfloat16_trains_and_leaves_the_solves_in_float32(scheme, digits):
     net, seen = network(scheme), []
     field = next(iter(odenets.stages(net).values())).fields[0]
     field.layers[-1].register_forward_hook(lambda layer, args, output: seen.append(output.dtype) if net.training else None)
-    trained = training.train(net, digits, {**FAST, "epochs": 5, "precision": "bfloat16", "training": "pgd"}, 0)
+    trained = training.train(net, digits, replace(FAST, epochs=5, precision="bfloat16", training="pgd"), 0)
     solving = odenets.get_scheme(scheme).evaluations is None
     assert set(seen) == {torch.float32 if solving else torch.bfloat16}
     assert trained.unsolved["training_unconverged_share"] == 0
     assert trained.unsolved["training_backward_unconverged_share"] < 0.05
-    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
+    assert trained.history[-1].loss < trained.history[0].loss
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in net.parameters())
     assert not any(stage._forward_pre_hooks or stage._forward_hooks for stage in odenets.stages(net).values())
     assert net(digits.train.images).dtype == torch.float32
@@ -203,7 +205,7 @@ def test_bfloat16_trains_and_leaves_the_solves_in_float32(scheme, digits):
 
 def test_bfloat16_around_a_solve_costs_the_gradient_little(digits):
     net = network("implicit(tol=1e-3)")
-    training.train(net, digits, {**FAST, "epochs": 8, "learning_rate": 0.02}, 0)
+    training.train(net, digits, replace(FAST, epochs=8, learning_rate=0.02), 0)
     gradients = {}
     for name in precision.PRECISIONS:
         loss = F.cross_entropy(precision.low_precision(net, name)(digits.held_out.images), digits.held_out.labels)

@@ -8,7 +8,6 @@ from scipy.special import ndtri, stdtrit
 from odenets.errors import InputError
 
 LEVEL = 0.95
-WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
 
 
 @dataclass(frozen=True)
@@ -111,56 +110,6 @@ def difference(masks, reference, level=LEVEL):
         return paired_images(masks[seeds[0]], reference[seeds[0]], level)
     mean = t_interval([masks[seed].mean() - reference[seed].mean() for seed in seeds], level)
     return Estimate(mean.value, max(mean.low, -1.0), min(mean.high, 1.0), mean.n, "seeds", level)
-
-
-def correct_mask(measurement):
-    """(total,) bool: the images a measurement counts as correct, unpacked from its hexadecimal bits."""
-    packed = np.frombuffer(bytes.fromhex(measurement["bits"]), dtype=np.uint8)
-    mask = np.unpackbits(packed)[: measurement["total"]].astype(bool)
-    if len(mask) != measurement["total"] or mask.sum() != measurement["correct"]:
-        raise InputError(f"damaged record: {measurement['attack']} at epsilon {measurement['epsilon']} says "
-                         f"{measurement['correct']} of {measurement['total']} images correct, its bits say "
-                         f"{mask.sum()} of {len(mask)}")
-    return mask
-
-
-def masks_of(records, scheme, epsilon, gradient="exact", attack=None):
-    """{seed: (n,) bool} of a scheme at one radius; an image counts if it withstood every attack of that size.
-
-    Args:
-        gradient: "exact", or "detached": every attack that was run along the detached gradient counts along that one, and an
-            attack that follows no gradient as it is. A scheme that knows one gradient only has nothing along the other.
-        attack: The name of one attack, in place of all of them.
-    """
-    found = {}
-    for record in (record for record in records if record["scheme"] == scheme):
-        own = [m for m in record["measurements"] if m["epsilon"] == epsilon and attack in (None, m["attack"])]
-        chosen = {m["attack"]: m for m in own if m["gradient"] == gradient}
-        if chosen:
-            found[record["seed"]] = np.logical_and.reduce([
-                correct_mask(m) for m in ({m["attack"]: m for m in own if m["gradient"] == "exact"} | chosen).values()])
-    return found
-
-
-def worst_over(measurements):
-    """For each radius with several measurements one more, "worst": images that withstood every attack along every gradient.
-
-    Its `untrusted` is the largest among them; the true number, that of the union, is no smaller.
-    """
-    found = []
-    for epsilon in sorted({m["epsilon"] for m in measurements} - {0.0}):
-        own = [m for m in measurements if m["epsilon"] == epsilon]
-        if len(own) > 1:
-            mask = np.logical_and.reduce([correct_mask(m) for m in own])
-            found.append({"attack": WORST, "epsilon": epsilon, "gradient": "all", "correct": int(mask.sum()),
-                          "total": len(mask), "untrusted": max(m["untrusted"] for m in own),
-                          "bits": np.packbits(mask).tobytes().hex()})
-    return found
-
-
-def radii(records):
-    """Radii of the attacks in the records, ascending, without 0; the middle one is the one that headlines speak of."""
-    return sorted({m["epsilon"] for record in records for m in record["measurements"]} - {0.0})
 
 
 def middle(values):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.harness.training.epoch import Epoch
 from odenets.errors import InputError
 
 VERSION = 3
@@ -90,19 +91,6 @@ class SolverStatistics:
     evaluations_mean: float | None = None
     training_unconverged_share: float | None = None
     training_backward_unconverged_share: float | None = None
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch of a training. held_out: accuracy on held-out images, clean and under attack where training is adversarial."""
-
-    epoch: int
-    loss: float
-    held_out: float
-    chosen: bool = False
-    held_out_pgd: float | None = None
-    held_out_fgsm: float | None = None
-    overfitting: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ saved and, after a kill, taken up again: on a CPU the outcome is then the same t
 import copy
 import math
 import time
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,11 @@ import stability
 from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.augmentation import augment
 from experiments.harness.training.data import Split
+from experiments.harness.training.epoch import Epoch
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
 from odenets.errors import Divergence
 
-# Every setting but epochs, with its default; None: as `adversarial_training.resolved` says.
-DEFAULTS = {"training": "standard", "train_epsilon": 0.1, "train_steps": None, "train_step_size": None, "trades_beta": 6.0,
-            "free_replays": 4, "clean_epochs": 0, "warmup_epochs": 0, "batch_size": 64, "optimizer": "adamw",
-            "learning_rate": 6e-3, "weight_decay": 0.01, "schedule": "one-cycle", "select": "best", "stop_overfitting": False,
-            "augment": "none", "precision": "float32", "log_norm_penalty": 0.0, "checkpoint_seconds": 300.0}
-SELECTIONS = ("best", "last")
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 EXPLAINED = 8  # images on which a divergence is explained
 SELECTION_STEPS = 10  # of the PGD that judges an epoch
@@ -33,8 +29,7 @@ SELECTION_STEPS = 10  # of the PGD that judges an epoch
 class Trained(NamedTuple):
     """What came of a training, beside the weights."""
 
-    history: list  # a dict for each epoch: epoch, loss, held_out (accuracy), chosen; of an adversarial training also the
-    # accuracies held_out_pgd and held_out_fgsm, and overfitting: whether it has overfitted to single steps
+    history: tuple  # an `Epoch` each
     unsolved: dict  # shares of samples with an equation unsolved, forward and backward
     epoch: int  # whose weights these are
     seconds: float  # before a kill and after
@@ -50,8 +45,8 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     Args:
         net: Network of ODE stages, on its device.
         data: `Data` on that device.
-        settings: Dict with epochs, and whatever else of `DEFAULTS` shall differ. Epochs count passes of gradients: Free
-            training with m replays makes epochs / m passes over the images, rounded up, each an epoch of the history.
+        settings: `TrainingSettings`. Epochs count passes of gradients: Free training with m replays makes epochs / m passes
+            over the images, rounded up, each an epoch of the history.
         seed: Order of the batches, augmentation, noise of the attack; equal for all schemes.
         store: Has latest() -> state or None and save(state); called after each epoch and every `checkpoint_seconds`.
         progress: Called with (batches done, batches in all).
@@ -63,11 +58,11 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     Raises:
         ValueError: The loss became NaN or infinite.
     """
-    settings = adversarial_training.resolved({**DEFAULTS, **settings})
+    settings = settings.resolved()
     rounds = adversarial_training.rounds(settings)
-    passes, batches = -(-settings["epochs"] // rounds), max(1, len(data.train) // settings["batch_size"])
+    passes, batches = -(-settings.epochs // rounds), max(1, len(data.train) // settings.batch_size)
     optimizer = make_optimizer(net.parameters(), settings)
-    schedule = make_schedule(optimizer, settings, passes * batches * rounds, settings["warmup_epochs"] * batches)
+    schedule = make_schedule(optimizer, settings, passes * batches * rounds, settings.warmup_epochs * batches)
     live = {"net": net, "optimizer": optimizer, "schedule": schedule}
     generators = _generators(seed, data.train.labels.device)
     book = {"epoch": 0, "batch": 0, "loss": 0.0, "failed": [0, 0], "solved": 0, "history": [], "best": None, "memory": {},
@@ -75,22 +70,22 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     state = store.latest() if store else None
     if state:
         _restore(state, live, generators, book)
-    forward, started, saved = low_precision(net, settings["precision"]), time.monotonic() - book["seconds"], time.monotonic()
-    while book["epoch"] < passes and not (settings["stop_overfitting"] and _overfitted(book["history"])):
+    forward, started, saved = low_precision(net, settings.precision), time.monotonic() - book["seconds"], time.monotonic()
+    while book["epoch"] < passes and not (settings.stop_overfitting and _overfitted(book["history"])):
         net.train()
         before = generators["order"].get_state()
         order = torch.randperm(len(data.train), generator=generators["order"]).to(data.train.labels.device)
-        parts = order[: batches * settings["batch_size"]].chunk(batches)
+        parts = order[: batches * settings.batch_size].chunk(batches)
         while book["batch"] < batches:
             x, y = data.train.images[parts[book["batch"]]], data.train.labels[parts[book["batch"]]]
-            x = augment(x, data.name, generators["augment"], settings["augment"])
+            x = augment(x, data.name, generators["augment"], settings.augment)
             for _ in range(rounds):
                 loss = _loss(net, forward, x, y, settings, generators["noise"], book)
                 _descend(net, x, loss, live, book)
             book["batch"] += 1
             progress(book["epoch"] * batches + book["batch"], passes * batches)
             book["seconds"] = time.monotonic() - started
-            if store and time.monotonic() - saved >= settings["checkpoint_seconds"]:
+            if store and time.monotonic() - saved >= settings.checkpoint_seconds:
                 # The order is drawn anew when this epoch is taken up.
                 store.save(_snapshot(live, {**generators, "order": torch.Generator().set_state(before)}, book))
                 saved = time.monotonic()
@@ -105,9 +100,9 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
 def _loss(net, forward, x, y, settings, generator, book):
     """The loss of a batch: the one place where it is put together."""
     # Attacked from the first step on, a net may never leave the uniform guess: some protocols begin with clean images.
-    method = "standard" if book["epoch"] < settings["clean_epochs"] else settings["training"]
+    method = "standard" if book["epoch"] < settings.clean_epochs else settings.training
     # The penalty first: the statistics of the solves shall be those of the passes that are differentiated.
-    penalty = settings["log_norm_penalty"] and settings["log_norm_penalty"] * stability.log_norm_penalty(net, x)
+    penalty = settings.log_norm_penalty and settings.log_norm_penalty * stability.log_norm_penalty(net, x)
     return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"]) + penalty
 
 
@@ -141,25 +136,25 @@ def _divergence(net, x, value, norm, epoch):
 def _close_epoch(net, data, settings, book, steps, say):
     """Judge the epoch that has ended, keep its weights if none was better, and tell of overfitting to single steps."""
     net.eval()
-    entry = {"epoch": book["epoch"] + 1, "loss": book["loss"] / steps, "held_out": accuracy(net, data.held_out)}
-    score = entry["held_out"]
-    if settings["training"] != "standard":
-        entry |= _held_out_attacks(net, data, settings["train_epsilon"])
-        score, known = entry["held_out_pgd"], _overfitted(book["history"])
-        entry["overfitting"] = adversarial_training.collapsed([*book["history"], entry], data.classes)
-        if entry["overfitting"] and not known:
-            say(f"epoch {entry['epoch']}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
-                f"under FGSM it is {entry['held_out_fgsm']:.2f}; --training pgd or a smaller --train-epsilon avoids it")
-    book["history"].append(entry)
-    if settings["select"] == "last" or book["best"] is None or score >= book["best"]["score"]:
-        book["best"] = {"epoch": entry["epoch"], "score": score}
-        if settings["select"] == "best":
+    epoch = Epoch(book["epoch"] + 1, book["loss"] / steps, accuracy(net, data.held_out))
+    score, history = epoch.held_out, [Epoch(**entry) for entry in book["history"]]
+    if settings.training != "standard":
+        epoch = replace(epoch, **_held_out_attacks(net, data, settings.train_epsilon))
+        score = epoch.held_out_pgd
+        epoch = replace(epoch, overfitting=adversarial_training.collapsed([*history, epoch], data.classes))
+        if epoch.overfitting and not _overfitted(book["history"]):
+            say(f"epoch {epoch.epoch}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
+                f"under FGSM it is {epoch.held_out_fgsm:.2f}; --training pgd or a smaller --train-epsilon avoids it")
+    book["history"].append(asdict(epoch))  # plain: it is part of what a checkpoint holds
+    if settings.select == "last" or book["best"] is None or score >= book["best"]["score"]:
+        book["best"] = {"epoch": epoch.epoch, "score": score}
+        if settings.select == "best":
             book["best"]["weights"] = copy.deepcopy(net.state_dict())
     book.update(epoch=book["epoch"] + 1, batch=0, loss=0.0)
 
 
 def _overfitted(history):
-    return bool(history) and history[-1].get("overfitting", False)
+    return bool(history) and bool(history[-1].get("overfitting"))
 
 
 def _held_out_attacks(net, data, epsilon):
@@ -173,14 +168,13 @@ def _held_out_attacks(net, data, epsilon):
 
 def _finish(net, settings, book):
     best = book["best"]
-    if settings["select"] == "best":
+    if settings.select == "best":
         net.load_state_dict(best["weights"])
     net.eval()
-    for entry in book["history"]:
-        entry["chosen"] = entry["epoch"] == best["epoch"]
+    history = tuple(Epoch(**entry | {"chosen": entry["epoch"] == best["epoch"]}) for entry in book["history"])
     shares = [count / book["solved"] if book["solved"] else 0.0 for count in book["failed"]]
     names = ("training_unconverged_share", "training_backward_unconverged_share")
-    return Trained(book["history"], dict(zip(names, shares)), best["epoch"], book["seconds"])
+    return Trained(history, dict(zip(names, shares)), best["epoch"], book["seconds"])
 
 
 @torch.no_grad()

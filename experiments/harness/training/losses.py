@@ -3,7 +3,7 @@
 Each takes the same arguments and returns the loss of a batch, a scalar, differentiable in the parameters:
     net: x -> logits (B, classes). In training mode: our nets have GroupNorm, for which the mode makes no difference.
     x, y: Images (B, C, H, W) in [0, 1] and labels (B,).
-    settings: Dict with train_epsilon (radius of the L-infinity ball, pixel units), train_steps, train_step_size, trades_beta.
+    settings: `TrainingSettings`, resolved: train_epsilon (radius of the L-infinity ball, pixel units), train_steps, ...
     generator: Of the noise; on its own device.
     memory: Dict of tensors that a method keeps from batch to batch, empty at first.
 
@@ -20,19 +20,9 @@ STEP_SIZE = {"pgd": lambda steps: 2.5 / steps, "summed": lambda steps: 1 / 4, "t
              "fast": lambda steps: 1.25}
 
 
-def resolved(settings):
-    """The settings with the steps and step size of the method's source where they are None."""
-    method = settings["training"]
-    steps = settings["train_steps"] or STEPS[method] if method in STEPS else 1
-    size = settings["train_step_size"]
-    if size is None:
-        size = settings["train_epsilon"] * STEP_SIZE.get(method, lambda steps: 1.0)(steps)
-    return {**settings, "train_steps": steps, "train_step_size": size}
-
-
 def rounds(settings):
     """How often each batch is used in succession: more than once in Free training only."""
-    return settings["free_replays"] if settings["training"] == "free" else 1
+    return settings.free_replays if settings.training == "free" else 1
 
 
 def standard(net, x, y, settings, generator, memory):
@@ -73,7 +63,7 @@ def trades(net, x, y, settings, generator, memory):
     attacked = _ascend(net, x, 1e-3 * noise, divergence, settings)
     clean, moved = net(torch.cat([x, attacked])).chunk(2)
     apart = F.kl_div(moved.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
-    return F.cross_entropy(clean, y) + settings["trades_beta"] * apart
+    return F.cross_entropy(clean, y) + settings.trades_beta * apart
 
 
 def free(net, x, y, settings, generator, memory):
@@ -85,7 +75,7 @@ def free(net, x, y, settings, generator, memory):
     delta = memory.get("delta", torch.zeros_like(x)).detach().requires_grad_()
 
     def climb(gradient):
-        memory["delta"] = _clipped(delta.detach() + settings["train_step_size"] * gradient.sign(), settings)
+        memory["delta"] = _clipped(delta.detach() + settings.train_step_size * gradient.sign(), settings)
     delta.register_hook(climb)
     return F.cross_entropy(net((x + delta).clamp(0, 1)), y)
 
@@ -108,34 +98,34 @@ def collapsed(history, classes):
     by half and by ten points at least, and the accuracy under FGSM is still nine tenths of what it was then.
 
     Args:
-        history: Dicts of the epochs so far, with held_out_pgd and held_out_fgsm.
+        history: The `Epoch`s so far, with held_out_pgd and held_out_fgsm.
         classes: Their number. No attack changes the answer of a net that always gives the same.
 
     Source: Wong, Rice, Kolter (2020), ICLR, who name and detect it on training images; the margins are ours.
     """
-    best, now = max(history, key=lambda entry: entry["held_out_pgd"]), history[-1]
-    lost = best["held_out_pgd"] - now["held_out_pgd"]
+    best, now = max(history, key=lambda epoch: epoch.held_out_pgd), history[-1]
+    lost = best.held_out_pgd - now.held_out_pgd
     guess = 1.5 / classes  # the classes need not be of equal size
-    fallen = best["held_out_pgd"] > guess and lost >= max(0.1, best["held_out_pgd"] / 2)
-    return fallen and now["held_out_fgsm"] >= 0.9 * best["held_out_fgsm"]
+    fallen = best.held_out_pgd > guess and lost >= max(0.1, best.held_out_pgd / 2)
+    return fallen and now.held_out_fgsm >= 0.9 * best.held_out_fgsm
 
 
 def _pgd_images(net, x, y, settings, generator):
     noise = 2 * torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) - 1
     # The sum, not the mean: an image's gradient shall not depend on how many others there are.
-    return _ascend(net, x, settings["train_epsilon"] * noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"),
+    return _ascend(net, x, settings.train_epsilon * noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"),
                    settings)
 
 
 def _ascend(net, x, delta, objective, settings):
     """Images in B(x) after `train_steps` steps along the gradient's sign, from x + delta; solves start at the step before."""
     warm, indices = odenets.WarmStart(net), torch.arange(len(x))
-    for _ in range(settings["train_steps"]):
+    for _ in range(settings.train_steps):
         point = (x + delta).clamp(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(objective(warm(point, indices)), point)
-        delta = _clipped(point.detach() - x + settings["train_step_size"] * gradient.sign(), settings)
+        delta = _clipped(point.detach() - x + settings.train_step_size * gradient.sign(), settings)
     return (x + delta).clamp(0, 1)
 
 
 def _clipped(delta, settings):
-    return delta.clamp(-settings["train_epsilon"], settings["train_epsilon"])
+    return delta.clamp(-settings.train_epsilon, settings.train_epsilon)

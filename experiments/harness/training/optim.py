@@ -28,8 +28,8 @@ def check_warmup(schedule, epochs):
 
 def make_optimizer(parameters, settings):
     """AdamW or SGD with momentum 0.9, as `settings` say: optimizer, learning_rate, weight_decay."""
-    rates = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
-    if settings["optimizer"] == "adamw":
+    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw":
         return optim.AdamW(parameters, **rates)
     return optim.SGD(parameters, momentum=0.9, **rates)
 
@@ -37,6 +37,6 @@ def make_optimizer(parameters, settings):
 def make_schedule(optimizer, settings, total, warmup=0):
     """The schedule that `settings` name, over `total` steps of the optimiser, with a linear rise over the first `warmup`."""
     if not warmup:
-        return SCHEDULES[settings["schedule"]](optimizer, settings["learning_rate"], total)
+        return SCHEDULES[settings.schedule](optimizer, settings.learning_rate, total)
     rise = lr_scheduler.LinearLR(optimizer, 1 / warmup, 1.0, warmup - 1)
-    return lr_scheduler.ChainedScheduler([rise, SCHEDULES[settings["schedule"]](optimizer, settings["learning_rate"], total)])
+    return lr_scheduler.ChainedScheduler([rise, SCHEDULES[settings.schedule](optimizer, settings.learning_rate, total)])

@@ -1,0 +1,15 @@
+"""What is known of an epoch once it has ended."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of a training. held_out: accuracy on held-out images, clean and under attack where training is adversarial."""
+
+    epoch: int
+    loss: float
+    held_out: float
+    chosen: bool = False
+    held_out_pgd: float | None = None
+    held_out_fgsm: float | None = None
+    overfitting: bool | None = None
