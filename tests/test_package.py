@@ -90,7 +90,8 @@ def test_files_stay_readable():
 
 def test_environments_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {*project["dependencies"], *project["optional-dependencies"]["test"]}
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["test"], *extras["docs"]}
     lines = (ROOT / "environment.yml").read_text().splitlines()
     pip = {line.strip()[2:] for line in lines if line.startswith("      - ")}
     assert pip - {"-e ."} == wanted
