@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 CODE := odenets stability experiments tests
 
-.PHONY: setup compare regions check format docs test test-all bench clean
+.PHONY: setup compare regions check format docs test test-all test-perturbed bench clean
 
 setup: $(BIN)/.ready
 
@@ -42,6 +42,15 @@ test: check
 
 test-all: check
 	$(PYTEST) -m ""
+
+# The nets of the tests under other rounding, other weights, other images: what a test says must not hang on them.
+PERTURBED := tests/masking tests/run/test_evaluation.py tests/commands/test_evaluate.py \
+    tests/training/test_training.py
+test-perturbed: setup
+	ODENETS_TEST_JITTER=1e-6 $(PYTEST) $(PERTURBED)
+	ODENETS_TEST_JITTER=1e-3 ODENETS_TEST_SEED=1 $(PYTEST) $(PERTURBED)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(PERTURBED)
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default $(PYTEST) $(PERTURBED)
 
 bench: setup
 	$(BIN)/python experiments/benchmarks/cost.py

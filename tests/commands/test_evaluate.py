@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from audited import trained
+from audited import trained, widened
 from records import measurement, record
 
 from experiments import evaluate
@@ -64,7 +64,7 @@ def pair():
 def save(path, scheme="explicit_euler", **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": scheme, "substeps": 1, "dataset": "digits",
-             "seed": 3, "training": "standard", "epochs": 3, "epoch": 3, "config": {}, "state_dict": trained().state_dict()}
+             "seed": 3, "training": "standard", "epochs": 3, "epoch": 3, "config": {}, "state_dict": widened(trained().state_dict())}
     checkpoints.save(path, state | changes)
     return str(path)
 
@@ -142,7 +142,7 @@ def test_a_finished_run_is_not_measured_again_and_another_network_is_refused(fol
     assert evaluate.main(arguments) == 0
     monkeypatch.setattr(evaluation, "measure_attack", None)
     assert evaluate.main([*arguments, "--resume"]) == 0
-    save(folder / "net.pt", state_dict={key: value + 1 for key, value in trained().state_dict().items()})
+    save(folder / "net.pt", state_dict={key: value + 1 for key, value in widened(trained().state_dict()).items()})
     for extra, sentence in ((["--resume"], "another configuration (weights was"), ([], "already holds a run")):
         with pytest.raises(SystemExit) as stopped:
             evaluate.main([*arguments, *extra])
@@ -208,7 +208,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, arguments, sentence, 
     save(folder / "net.pt")
     if arguments[:1] == ["colour.pt"]:
         colour = {"stem.0.weight": torch.zeros(16, 3, 3, 3)}
-        save(folder / "colour.pt", in_channels=3, state_dict=trained().state_dict() | colour)
+        save(folder / "colour.pt", in_channels=3, state_dict=widened(trained().state_dict()) | colour)
     if arguments[:1] == ["old.pt"]:
         save(folder / "old.pt", state_dict={"stem.weight": torch.zeros(1)})
     with pytest.raises(SystemExit) as stopped:

@@ -1,7 +1,9 @@
 """How the audit goes about its work: what it leaves alone, what it refuses, what its parts compute."""
+import copy
+
 import pytest
 import torch
-from audited import THREAT, Backward, Wrapped, sample, trained, verdicts
+from audited import THREAT, Backward, Wrapped, sample, trained, untrained, verdicts, widened
 
 import odenets
 import stability
@@ -25,14 +27,23 @@ def test_finite_differences_in_float32_where_no_copy_can_be_had(monkeypatch):
 
 
 def test_the_judge_solves_anew_to_its_own_tolerance():
-    net, (x, _) = trained("implicit_euler(tol=0.3)"), sample()
+    # Gradient flows have mu_2 <= 0: whatever the weights, an equation of implicit Euler has one root, and that is the answer.
+    net, (x, _) = untrained("implicit_euler(tol=0.3)", "gradient_flow"), sample()
+    accurate = copy.deepcopy(net).double()
     with torch.no_grad():
         logits, trusted = cold_judge(net)(x)
-        with odenets.tightened(net, 1e-7):
-            accurate = net(x)
+        with odenets.tightened(accurate, 1e-10):
+            root = accurate(x.double())
         loose = net(x)
-    assert trusted.all() and (logits - accurate).abs().max() < 1e-3 < (loose - accurate).abs().max()
+    assert trusted.all() and odenets.converged(accurate).all()
+    assert (logits - root).abs().max() < 1e-4 and (loose - root).abs().max() > 3e-3, "relative to logits of about 1"
     assert cold_judge(trained())(x)[1] is None
+
+
+def test_the_widened_net_is_the_same_function():
+    wide = odenets.ode_resnet_small()
+    wide.load_state_dict(widened(trained().state_dict()))
+    torch.testing.assert_close(wide.eval()(sample()[0]), trained()(sample()[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_refined_reaches_solves_and_adaptive_steps_and_ends():

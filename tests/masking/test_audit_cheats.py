@@ -1,8 +1,7 @@
 """The audit catches each kind of network that only seems robust."""
 import pytest
 import torch
-from audited import Backward, Wrapped, accuracy, fit, sample, trained, verdicts
-from torch import nn
+from audited import Backward, Wrapped, accuracy, sample, shipped, trained, untrained, verdicts
 
 import odenets
 import stability
@@ -10,12 +9,12 @@ from stability import Linf
 from stability.masking.audit import CHECKS
 
 
-@pytest.mark.parametrize("scheme", [
-    "ie_skip(gamma=0.1)", "ie_skip(gamma=0.2)", "ie_skip(gamma=0.1,iterations=5)", "implicit_euler"])
+@pytest.mark.parametrize(("scheme", "weights"), [
+    ("ie_skip(gamma=0.1)", "explicit"), ("ie_skip(gamma=0.2)", "explicit"), ("ie_skip(gamma=0.1,iterations=5)", "explicit"),
+    ("implicit_euler", "implicit")])
 @pytest.mark.parametrize("random_weights", [False, True])
-def test_a_detached_gradient_is_caught_twice(scheme, random_weights):
-    torch.manual_seed(0)
-    net = odenets.ode_resnet_small(scheme=scheme) if random_weights else trained(scheme)
+def test_a_detached_gradient_is_caught_twice(scheme, weights, random_weights):
+    net = untrained(scheme) if random_weights else trained(scheme, weights)
     odenets.set_gradient(net, "detached")
     result, found = verdicts(net, sample(16), checks=["finite_differences", "exact_gradient"])
     assert found == {"finite_differences": False, "exact_gradient": False} and not result.passed
@@ -147,25 +146,28 @@ def test_logits_that_hide_from_cross_entropy_alone_are_caught():
 
 def test_bounded_logits_that_hide_from_cross_entropy_are_caught():
     """Between -1 and 1 the softmax tells classes hardly apart, and saturates what it does tell."""
-    torch.manual_seed(0)
-    net = fit(nn.Sequential(nn.Conv2d(1, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 24, 3, 2, 1), nn.ReLU(), nn.Flatten(),
-                            nn.Linear(384, 10)), 5)
+    net = shipped("bare")
     for candidate, passed in ((Wrapped(net, after=torch.tanh), False), (net, True)):
         (check,) = verdicts(candidate, sample(64), many_steps=21, checks=["other_losses"])[0].checks
         assert check.passed is passed and (check.figures["found"] > 0.1) is not passed
 
 
-LOOSE = {"an adaptive scheme": ("adaptive(method=adaptive_heun,rtol=0.3,atol=0.3)", "rk4"),
-         "a loose tolerance": ("implicit(tol=0.3)", "implicit(tol=1e-2)"),
-         "too few iterations": ("implicit(max_iterations=2)", "implicit(tol=1e-2)")}
+LOOSE = {"an adaptive scheme": ("adaptive(method=adaptive_heun,rtol=1,atol=1)", "explicit"),
+         "a loose tolerance": ("implicit(tol=0.3)", "implicit"),
+         "too few iterations": ("implicit(max_iterations=2)", "implicit")}
 
 
 @pytest.mark.parametrize("name", LOOSE)
 def test_a_net_whose_answer_moves_with_the_tolerance_is_caught(name):
     scheme, trained_with = LOOSE[name]
     net, adaptive = trained(scheme, trained_with), "adaptive" in scheme
+    if adaptive:  # fields four times as fast: one step of Heun's method is accurate on those of the net itself
+        with torch.no_grad():
+            for stage in odenets.stages(net).values():
+                for field in stage.fields:
+                    field.layers[-1].weight.mul_(4)
     checks = ["tolerance"] if adaptive else ["exact_gradient", "solver", "tolerance"]
-    found = verdicts(net, sample(12 if adaptive else 24), steps=2 if adaptive else 5, many_steps=6, checks=checks)[1]
+    found = verdicts(net, sample(8 if adaptive else 24), steps=2 if adaptive else 5, many_steps=6, checks=checks)[1]
     assert found["tolerance"] is False
     if not adaptive:
         assert found["exact_gradient"] is False and found["solver"] is (name == "a loose tolerance")
@@ -177,7 +179,9 @@ def test_unsolved_equations_are_caught():
     net = torch.nn.Sequential(torch.nn.Flatten(), stage, torch.nn.Linear(64, 10))
     result, found = verdicts(net, steps=3, many_steps=4, checks=["deterministic", "solver"])
     assert found["solver"] is False and result.checks[1].figures["share_unconverged"] == 1
-    result, found = verdicts(trained("implicit_euler"), steps=3, many_steps=4, checks=["solver"])
+    # A gradient flow's equations have one root each and are solved within a few iterations, whatever the weights.
+    net, (x, _) = untrained("implicit_euler", "gradient_flow"), sample()
+    result, found = verdicts(net, (x, net(x).argmax(1)), steps=3, many_steps=4, checks=["solver"])
     assert found["solver"] is True, str(result)
     assert result.checks[0].figures["adversarial_residual_largest"] <= 1e-3
     assert verdicts(trained("rk4"), checks=["solver"])[1]["solver"] is None
