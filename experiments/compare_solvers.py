@@ -8,7 +8,15 @@ that GMRES needs for the linear system with the Jacobian at the root itself. A m
 alone cannot do much better than that: it is the floor. Two ways below it: a warm start, from the root of the same image one
 step of PGD (20 steps, the run's middle radius) before, and a preconditioner, the inverse of the mean Jacobian at the roots of
 training images (dense, so that it shows what any such knowledge of the block could gain). Minutes for the default run.
+
+    python experiments/compare_solvers.py runs/compare --roots [--scheme implicit_euler] [--images 256] [--out FILE.csv]
+
+asks whether the net's answers hang on the solver instead: how many of the test images, and of these after PGD (20 steps, the
+run's middle radius), get other logits (by 2 % of their spread) or another class when their equations are solved cold at 1e-4,
+1e-5 or 1e-7 than at the judge's 1e-6, float32, or at 1e-8 in float64; how many of those the judge recognises
+(`stability.path_dependent`), how many it distrusts in all, and what recognising them costs beside the cold solve.
 """
+import copy
 import csv
 import json
 from pathlib import Path
@@ -20,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import odenets
 import stability
 from experiments.harness.command import Parser, parse_numbers, run_cli
 from experiments.harness.run.case import load_data
@@ -28,9 +37,13 @@ from odenets.errors import InputError
 from odenets.solve.krylov import gmres, jacobian_products, row_norm
 from odenets.solve.nonlinear import SOLVERS, Broyden
 from stability import jacobian
+from stability.masking.roots import continued
 
 DENSE = 2048  # unknowns up to which a dense preconditioner is formed
 REFERENCES = 24  # images whose Jacobians it averages
+LADDER = (1e-4, 1e-5, 1e-7)  # tolerances of further cold solves
+ROOT_COLUMNS = ("trained with", "seed", "images", "count", "unsolved", "logits differ", "class differs", "of these distrusted",
+                "distrusted", "iterations, max", "evaluations, cold", "evaluations, continuation")
 COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %", "unsolved")
 
 
@@ -41,6 +54,9 @@ def main(argv=None):
     parser.add_argument("run", help="folder of a run of compare_schemes.py")
     parser.add_argument("--tol", default="1e-3", help="relative residual of each image")
     parser.add_argument("--images", default="256", help="test images")
+    parser.add_argument("--roots", action="store_true", help="count answers that hang on the path of the solver instead")
+    parser.add_argument("--scheme", help="with --roots: read every net with this scheme; default: the one trained with, where it "
+                                         "is implicit")
     parser.add_argument("--out", help="write the table to this CSV file too")
     args = parser.parse_args(argv)
     tol, images = parse_numbers(args.tol, "--tol", float, 1e-12)[0], parse_numbers(args.images, "--images", int, 1)[0]
@@ -51,21 +67,26 @@ def main(argv=None):
     config = json.loads((folder / "config.json").read_text())
     data, console = load_data(config), Console()
     test, reference = data.test.first(images), data.train.images[:REFERENCES]
-    rows = []
+    rows, columns = [], ROOT_COLUMNS if args.roots else COLUMNS
+    title = ("Answers that hang on the path of the solver" if args.roots else
+             f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
     for path in track(paths, description="checkpoints", console=console, transient=True):
         net, saved = load_net(path)
+        if args.roots:
+            rows += [(saved["scheme"], saved["seed"], *row) for row in _roots(net, test, config["audit_epsilon"], args.scheme)]
+            continue
         moved = stability.pgd(net, test.images, test.labels, stability.Linf(config["audit_epsilon"] / 8), steps=1,
                               step_size=config["audit_epsilon"] / 8, random_start=False)
         for place, near, typical in zip(*(stability.places(net, images) for images in (test.images, moved, reference))):
             measured = _measure(place.increment, place.state, near.state, typical.state, tol)
             rows += [(saved["scheme"], saved["seed"], place.stage, place.block, *row) for row in measured]
-    table = Table(*COLUMNS, box=SIMPLE_HEAD, title=f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
+    table = Table(*columns, box=SIMPLE_HEAD, title=title)
     for row in rows:
         table.add_row(*map(str, row))
     (console if console.is_terminal else Console(width=120)).print(table)
     if args.out:
         with open(args.out, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+            csv.writer(file).writerows([columns, *rows])
     return 0
 
 
@@ -103,6 +124,42 @@ def _measure(increment, x, near, typical, tol):
         def preconditioned(w, x):
             return residual((w.flatten(1) @ inverse.T).view(w.shape), x)
         yield "broyden, preconditioned", *_summary(run(Broyden(tol=tol), x, function=preconditioned), 1)
+
+
+def _roots(net, test, epsilon, scheme):
+    """Rows of `ROOT_COLUMNS` after the seed, for the images and for adversarial ones; none where nothing nonlinear is solved."""
+    if scheme:
+        odenets.set_scheme(net, scheme)
+    hanging = stability.path_dependent(net, test.images)
+    if hanging is None:
+        return
+    moved = stability.pgd(net, test.images, test.labels, stability.Linf(epsilon))
+    yield ("clean", *_disagreements(net, test.images, hanging))
+    yield ("adversarial", *_disagreements(net, moved, stability.path_dependent(net, moved)))
+
+
+@torch.no_grad()
+def _disagreements(net, x, hanging):
+    """How often cold solves disagree, and how many of these images are among the hanging (B,) ones."""
+    reference, solved, cold, most = _solved(net, x, 1e-6)
+    spread, other, classes = reference.amax(1) - reference.amin(1), torch.zeros_like(hanging), torch.zeros_like(hanging)
+    for logits, converged, *_ in [*(_solved(net, x, tol) for tol in LADDER),
+                                  _solved(copy.deepcopy(net).double(), x.double(), 1e-8)]:
+        both = solved & converged
+        other |= both & ((logits - reference).abs().amax(1) > 0.02 * spread)
+        classes |= both & (logits.argmax(1) != reference.argmax(1))
+    with continued(net):
+        again = _solved(net, x, 1e-6)[2]
+    return (len(x), int((~solved).sum()), int(other.sum()), int(classes.sum()), int((other & hanging).sum()), int(hanging.sum()),
+            most, round(cold), round(again))
+
+
+def _solved(net, x, tol):
+    """At a tolerance: logits in float64, (B,) converged, evaluations for each image, most iterations of a solve."""
+    with odenets.tightened(net, tol):
+        logits, stats = net(x).double(), [stage.stats for stage in odenets.stages(net).values()]
+    return (logits, odenets.converged(net), sum(part.evaluations for part in stats),
+            max(int(solution.iterations.max()) for part in stats for solution in part.solutions))
 
 
 def _summary(solution, first):

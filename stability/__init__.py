@@ -16,6 +16,7 @@ from stability.linear.pseudospectra import pseudospectrum
 from stability.linear.singular import singular_values
 from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum
 from stability.masking.audit import audit
+from stability.masking.roots import path_dependent
 from stability.masking.subject import before_the_judge, cold_judge
 from stability.methods.regions import largest_stable_step, region
 from stability.network.blocks import BlockDynamics, block_dynamics, dynamics, stage_exponents
@@ -29,5 +30,5 @@ __all__ = ["Attack", "BlockDynamics", "L2", "Linf", "PREDICTORS", "WorstCase", "
            "before_the_judge", "block_dynamics", "cold_judge", "dense_jacobians", "departure_from_normality",
            "dynamics", "explain", "fgsm", "get_attack", "growth", "jacobian", "kreiss_constant", "krylov_memory",
            "largest_stable_step", "lipschitz_bound", "list_attacks", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise",
-           "numerical_range", "pgd", "places", "predictors", "pseudospectrum", "region", "ritz_values",
+           "numerical_range", "path_dependent", "pgd", "places", "predictors", "pseudospectrum", "region", "ritz_values",
            "singular_values", "spectral_norm", "spectrum", "square", "stage_exponents", "worst_case"]

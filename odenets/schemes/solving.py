@@ -1,4 +1,10 @@
-"""What schemes with equations to solve share: settings, the stage equations as a residual, and the choice of gradient."""
+"""What schemes with equations to solve share: settings, the stage equations as a residual, and the choice of gradient.
+
+Such an equation may have several roots. The value of the scheme is the one connected to the state: the end of the path of
+roots that begins at y for h = 0 and is followed to h, where it gets there without turning back. Solvers start at y and find
+it where the step is easy; where it is not, they may land anywhere, and `solver=continuation` follows the path. Source: Hairer &
+Wanner II (1996), section IV.14, on existence and uniqueness.
+"""
 from abc import ABC
 from dataclasses import dataclass, fields
 
@@ -6,12 +12,14 @@ import torch
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
+from odenets.solve.continuation import Continuation
 from odenets.solve.krylov import row_norm
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
 from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
 
+METHODS = {**SOLVERS, "continuation": Continuation}
 # Unknowns solved together; CUDA wants larger kernels.
 PIECE = {"cpu": 3 * 2**15, "cuda": 2**22}
 
@@ -24,7 +32,7 @@ class SolvingScheme(Scheme, ABC):
         tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y), 2-norm, coupled stages stacked; forward
             and backward.
         max_iterations: Cap on the iterations of a solve, forward and backward.
-        solver: One of broyden, anderson, fixed_point, newton.
+        solver: One of broyden, anderson, fixed_point, newton, continuation.
         on_failure: "record" or "raise".
         fixed: Exactly `max_iterations` iterations, for torch.compile and CUDA graphs.
     """
@@ -36,9 +44,9 @@ class SolvingScheme(Scheme, ABC):
     fixed: bool = False
 
     def __post_init__(self):
-        if self.solver not in SOLVERS:
-            raise InputError(f"unknown solver {self.solver!r}; choose from {', '.join(SOLVERS)}")
-        object.__setattr__(self, "solve", SOLVERS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
+        if self.solver not in METHODS:
+            raise InputError(f"unknown solver {self.solver!r}; choose from {', '.join(METHODS)}")
+        object.__setattr__(self, "solve", METHODS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
 
     def state(self, compute, predictor, gradient, record):
         """compute(solve), differentiated as `gradient` says.

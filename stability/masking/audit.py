@@ -10,7 +10,7 @@ from stability.attacks.losses import input_gradient
 from stability.attacks.threats import check_threat
 from stability.errors import InputError
 from stability.masking.attack_checks import black_box, large_epsilon, more_steps, moved, other_losses, transfer
-from stability.masking.forward_checks import deterministic, solver, tolerance
+from stability.masking.forward_checks import connected_root, deterministic, solver, tolerance
 from stability.masking.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.masking.subject import Case, Check
 
@@ -31,8 +31,8 @@ class Audit:
 
 
 CHECKS = {check.__name__: check for check in (
-    deterministic, zero_gradients, finite_differences, exact_gradient, solver, tolerance, moved, more_steps, other_losses,
-    large_epsilon, black_box, transfer)}
+    deterministic, zero_gradients, finite_differences, exact_gradient, solver, connected_root, tolerance, moved, more_steps,
+    other_losses, large_epsilon, black_box, transfer)}
 # Cheap ones that differ: the predictor, the accurate flow, the paper's correction. What a net runs itself is left out.
 SOURCES = ("explicit_euler", "rk4", "ie_skip")
 

@@ -3,6 +3,7 @@ import torch
 
 from odenets import converged, stages, tightened
 from stability.attacks.judge import MISCLASSIFIED
+from stability.masking.roots import path_dependent
 from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, refined
 
 
@@ -47,11 +48,12 @@ def solver(case):
     """
     if not any(stage.scheme.implicit for stage in case.iterated):
         return Check("solver", None, {}, {}, "no stage solves an equation to a tolerance")
-    count, untrusted, limit = len(case.x), int(case.white_box.untrusted.sum()), allowed(0.02, len(case.x))
+    count, limit = len(case.x), allowed(0.02, len(case.x))
     own = {name: _solved(case, x) for name, x in (("clean", case.x), ("adversarial", case.white_box.x_adv))}
     with tightened(case.net, JUDGE_TOLERANCE):
         own["judged"] = _solved(case, case.white_box.x_adv)
     unsolved = {name: int((~solved).sum()) for name, (solved, _) in own.items()}
+    untrusted = int((case.white_box.untrusted & ~own["judged"][0]).sum())  # the others are a matter of `connected_root`
     residuals = {f"{name}_residual_{kind}": float(pick(values)) for name, (_, values) in own.items()
                  for kind, pick in (("median", torch.median), ("largest", torch.max))}
     worst, most = max(unsolved["clean"], unsolved["adversarial"]), allowed(0.05, count)
@@ -63,6 +65,25 @@ def solver(case):
                  f"{untrusted} of {count} adversarial images have an equation unsolved at tolerance "
                  f"{JUDGE_TOLERANCE:g}; they count as broken. At the net's own tolerance {unsolved['clean']} clean and "
                  f"{unsolved['adversarial']} adversarial ones do")
+
+
+def connected_root(case):
+    """Fails where logits hang on the path of the solver: the function that is attacked and judged is then not defined.
+
+    An implicit step may have several roots. The scheme's value is the one connected to the state as the step size grows from
+    0; images whose cold solve converged to another one, or whose path turns back, may change class with the tolerance, the
+    precision or the solver, and what an attack finds on them is chance. Those without a solution are left to `solver`.
+    """
+    points = {"clean": case.x, "adversarial": case.white_box.x_adv}
+    found = {key: path_dependent(case.net, x, JUDGE_TOLERANCE, case.batch_size) for key, x in points.items()}
+    if found["clean"] is None:
+        return Check("connected_root", None, {}, {}, "no stage solves a nonlinear equation, which alone has several roots")
+    count, most = len(case.x), allowed(0.02, len(case.x))
+    moved = {key: int(hanging.sum()) for key, hanging in found.items()}
+    shares = {f"{key}_share": number / count for key, number in moved.items()}
+    return Check("connected_root", max(moved.values()) <= most, shares, dict.fromkeys(shares, most / count),
+                 f"the solves of {moved['clean']} of {count} clean and {moved['adversarial']} adversarial images do not end at "
+                 f"the root connected to the state, so that their logits hang on the solver; they count as broken")
 
 
 def tolerance(case, limit=0.02):

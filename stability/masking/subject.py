@@ -11,6 +11,7 @@ from odenets import converged, stages, tightened
 from stability.attacks.gradient import pgd
 from stability.attacks.images import accepts_indices, evaluating
 from stability.attacks.judge import worst_case
+from stability.masking.roots import off_path
 
 JUDGE_TOLERANCE = 1e-6
 ATTACK_TOLERANCE = 1e-3  # gradients at 1e-3 find what those at 1e-5 find; looser ones attack another function than the judge's
@@ -90,10 +91,12 @@ class Case:
 
 
 def cold_judge(net, tol=JUDGE_TOLERANCE):
-    """A judge for `worst_case`: solves anew to `tol` and trusts an image whose implicit solves all converged."""
+    """A judge for `worst_case`: solves anew to `tol` and trusts an image whose implicit solves all converged, to the roots
+    connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer."""
     def judge(x):
         with tightened(net, tol):
-            return net(x), converged(net)
+            logits, solved = net(x), converged(net)
+            return logits, solved if solved is None else solved & ~off_path(net, x, logits, solved)
     return judge
 
 

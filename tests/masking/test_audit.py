@@ -15,7 +15,8 @@ from stability.masking.subject import allowed, cold_judge, configured, refined
 def test_an_explicit_network_and_what_does_not_apply_to_it():
     result, found = verdicts(trained(), many_steps=60)
     assert result.passed
-    assert {name for name, passed in found.items() if passed is None} == {"exact_gradient", "solver", "tolerance"}
+    assert {name for name, passed in found.items() if passed is None} == {
+        "exact_gradient", "solver", "connected_root", "tolerance"}
     assert len(str(result).splitlines()) == len(CHECKS) and all(check.reason for check in result.checks)
 
 

@@ -60,8 +60,8 @@ def _results(found, folder):
         "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
         "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed.")
     note = Markup("{} <b>Cannot tell</b> means that the interval of the difference covers zero. <b>Untrusted</b>: images counted "
-                  "as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge. All comparisons are "
-                  "with {}.").format(meaning, found.arms[0].name)
+                  "as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at another "
+                  "root than the one connected to the state, so that the answer hangs on the solver. All comparisons are with {}.").format(meaning, found.arms[0].name)
     return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 7)), Text(note, note=True)))
 
 
@@ -121,7 +121,7 @@ def _detached(found, folder):
 
 def _solver(found, folder):
     rows = [("scheme", "tolerance", "unsolved, %", "unsolved in training, %", "unsolved gradients, %",
-             "unsolved gradients in training, %", "iterations, mean (max)", "evaluations", "untrusted, max %",
+             "unsolved gradients in training, %", "hanging, %", "iterations, mean (max)", "evaluations", "untrusted, max %",
              "training, s", "attacks, s")]
     for arm in found.arms:
         own = arm.records
@@ -140,16 +140,18 @@ def _solver(found, folder):
             iterations += f" ({mean(solver('iterations_max'), combine=np.max)})"
         rows.append((arm.label, used + looser, mean(solver("unconverged_share"), 100),
                      mean(solver("training_unconverged_share"), 100), mean(solver("backward_unconverged_share"), 100),
-                     mean(solver("training_backward_unconverged_share"), 100), iterations, mean(solver("evaluations_mean")),
-                     percent(worst), *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks"))))
+                     mean(solver("training_backward_unconverged_share"), 100), mean(solver("path_dependent_share"), 100),
+                     iterations, mean(solver("evaluations_mean")), percent(worst), *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks"))))
     note = ("Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to \u2016h f(x)\u2016; "
             "empty where nothing is solved. Unsolved: share of test images with an equation that did not converge at that "
             "tolerance. Unsolved gradients: share with a linear system of the backward pass that did not; they follow a wrong "
-            "slope. Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal "
+            "slope. Hanging: share of test images whose answer hangs on the path of the solver: at the judge's tolerance it "
+            "converges to another root than the one connected to the state as the step size grows from 0, or there is none. "
+            "Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal "
             "weights, not at equal cost.")
     told = [Text(f"{arm.label}, seed {record.seed}: {record.unsolved}")
             for arm in found.arms for record in arm.records if record.unsolved]
-    return Section("Solver and cost", (Table(rows, range(1, 11)), Text(note, note=True), *told))
+    return Section("Solver and cost", (Table(rows, range(1, 12)), Text(note, note=True), *told))
 
 
 def _tolerance(spec):
@@ -189,7 +191,8 @@ def _protocol(found, folder):
                        f"({norm_symbol(config.threat)}, "
                        "pixel values in [0, 1]), where they use gradients, along those of the function that is computed",
             "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
-                     "cold start at tolerance 1e-6, and counts as broken where that does not converge",
+                     "cold start at tolerance 1e-6, and counts as broken where that does not converge or does not end at "
+                     "the root connected to the state",
             **{key: str(value) for key, value in config.environment.items() if value is not None}}
     files = ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json")
     links = Markup(", ").join(Markup('<a href="{0}">{0}</a>').format(name) for name in files)

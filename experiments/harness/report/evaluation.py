@@ -69,6 +69,10 @@ def sentences(records):
             mask = np.logical_and.reduce(measured[eps])
             text += (f", {percent(mask.mean())} % under every attack at \u03b5 = {radius(eps)} (95 % interval "
                      f"{interval(statistics.wilson(int(mask.sum()), len(mask)))})")
+        hanging = max((m.path_dependent for m in record.measurements), default=0)
+        if hanging:
+            text += (f"; up to {hanging} of them count as broken because their answer hangs on the path of the solver, which "
+                     "converges to one of several roots")
         failed = [check.name for check in (record.audit.checks if record.audit else ()) if check.passed is False]
         told = {"passed": "It passed its audit.", "not audited": "It was not audited: gradients may hide more.",
                 "failed": f"It failed its audit ({', '.join(failed)}): its robustness may be an artefact."}
@@ -93,7 +97,8 @@ def write(config, records, path):
 def _accuracy(records):
     note = Markup(
         "Every image was classified again by a cold solve at tolerance 10<sup>\u22126</sup>; <b>untrusted</b> ones, whose "
-        "equations did not converge there, count as wrong. Attacks follow the exact gradient of the function computed; "
+        "equations did not converge there or led to another root than the one connected to the state, count as wrong. Attacks "
+        "follow the exact gradient of the function computed; "
         "<b>detached</b> is what the gradient of the explicit predictor would have let one believe. <b>Worst of all</b>: "
         "right under every attack, along every gradient. Wilson's intervals, over another draw of test images. Robust "
         "accuracy is an upper bound: another attack may break more. \u2020 failed its audit.")

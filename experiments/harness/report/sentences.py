@@ -73,6 +73,11 @@ def _audited(found):
         if len(audits) == len(found.records):
             known = f"All {len(audits)} nets" if len(audits) > 1 else "The net"
         yield f"{known} passed the audit." if audits else "No net was audited: gradients may be masked."
+    hanging = [arm.name for arm in found.arms if any(m.path_dependent for r in arm.records for m in r.measurements)]
+    if hanging:
+        worst = max(m.path_dependent / m.total for record in found.records for m in record.measurements)
+        yield (f"Steps of {', '.join(hanging)} have several roots: of up to {percent(worst)} % of the images the answer hangs on "
+               "the path of the solver, and they count as broken.")
     failed = [arm.name for arm in found.arms if arm.label != arm.name]
     if failed:
         yield (f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an "

@@ -45,7 +45,9 @@ def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Li
     attack = [] if name == "clean" else [(name, stability.before_the_judge(stability.get_attack(name).bound(threat, seed)))]
     with configured(net, gradient=gradient):
         result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
-    return Measurement.of(name, epsilon, gradient, result.robust.cpu().numpy(), int(result.untrusted.sum()))
+    hanging = stability.path_dependent(net, result.x_adv[result.untrusted]) if result.untrusted.any() else None
+    return Measurement.of(name, epsilon, gradient, result.robust.cpu().numpy(), int(result.untrusted.sum()),
+                          0 if hanging is None else int(hanging.sum()))
 
 
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
@@ -88,7 +90,8 @@ def _row(stage, block, metric, values):
 def measure_solver(net, split, batch_size=500):
     """`SolverStatistics` on a split at the scheme's own tolerance; None where it solves nothing.
 
-    Forward on all images; backward, the gradient of the cross-entropy, on the first batch.
+    Forward on all images; backward, the gradient of the cross-entropy, on the first batch. The share of images that hang on the
+    path of the solver is that of the judge's tolerance.
     """
     solved, solutions, backward = [], [], None
     for x, y in zip(split.images.split(batch_size), split.labels.split(batch_size)):
@@ -101,10 +104,12 @@ def measure_solver(net, split, batch_size=500):
         if backward is None:
             torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), list(net.parameters()))
             backward = odenets.converged(net, backward=True)
+    hanging = stability.path_dependent(net, split.images)
     iterations = torch.cat([solution.iterations for solution in solutions]).double()
     evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)
     return SolverStatistics(1 - torch.cat(solved).double().mean().item(), 1 - backward.double().mean().item(),
-                            iterations.mean().item(), int(iterations.max()), evaluations / len(iterations))
+                            iterations.mean().item(), int(iterations.max()), evaluations / len(iterations),
+                            path_dependent_share=None if hanging is None else hanging.double().mean().item())
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ class Measurement:
 
     epsilon: radius in pixel units. gradient: the one that the attack followed, or "all". correct, total: images. untrusted:
     images counted as broken because their logits cannot be relied on. bits: hexadecimal of the packed mask of correct images.
+    path_dependent: how many of the untrusted hang on the path of the solver, which converges to one of several roots.
     """
 
     attack: str
@@ -28,11 +29,14 @@ class Measurement:
     total: int
     untrusted: int
     bits: str
+    path_dependent: int = 0
 
     @classmethod
-    def of(cls, attack: str, epsilon: float, gradient: str, mask: np.ndarray, untrusted: int) -> "Measurement":
+    def of(cls, attack: str, epsilon: float, gradient: str, mask: np.ndarray, untrusted: int,
+           path_dependent: int = 0) -> "Measurement":
         """From the mask itself, (total,) bool."""
-        return cls(attack, epsilon, gradient, int(mask.sum()), len(mask), untrusted, np.packbits(mask).tobytes().hex())
+        bits = np.packbits(mask).tobytes().hex()
+        return cls(attack, epsilon, gradient, int(mask.sum()), len(mask), untrusted, bits, path_dependent)
 
     @property
     def accuracy(self) -> float:
@@ -91,6 +95,7 @@ class SolverStatistics:
     evaluations_mean: float | None = None
     training_unconverged_share: float | None = None
     training_backward_unconverged_share: float | None = None
+    path_dependent_share: float | None = None
 
 
 @dataclass(frozen=True)
