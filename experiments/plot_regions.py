@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import stability
 from experiments.harness.command import Parser, parse_schemes, run_cli
 from experiments.harness.report import scheme_table
 from experiments.harness.report.figures import save
@@ -23,6 +24,7 @@ from experiments.harness.report.regions import region_sheet
 from experiments.harness.report.spectrum_file import read_spectrum
 from experiments.harness.run.folder import write_atomically
 from odenets.errors import InputError
+from stability.methods.regions import ROUNDING
 
 
 @run_cli
@@ -78,9 +80,9 @@ def _growth(scheme, cloud):
     if not cloud:
         return None
     z = np.concatenate(list(cloud.values())) @ (1, 1j)
-    modulus = np.abs(scheme.amplification(z))
+    modulus = stability.growth_factors(scheme, z)
     caveat = "" if scheme.analytic else " (R is not analytic: exact for normal Jacobians only)"
-    return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} values, |R| > 1 at {(modulus > 1 + 1e-10).sum()}{caveat}"
+    return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} values, |R| > 1 at {(modulus > 1 + ROUNDING).sum()}{caveat}"
 
 
 def _write_table(path, console):

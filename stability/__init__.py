@@ -18,7 +18,7 @@ from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spect
 from stability.masking.audit import audit
 from stability.masking.roots import path_dependent
 from stability.masking.subject import before_the_judge, cold_judge
-from stability.methods.regions import largest_stable_step, region
+from stability.methods.regions import growth_factors, largest_stable_step, region, snapped
 from stability.network.blocks import BlockDynamics, block_dynamics, dynamics, stage_exponents
 from stability.network.explain import explain
 from stability.network.growth import growth, lyapunov_exponents
@@ -28,7 +28,7 @@ from stability.network.predictors import PREDICTORS, lipschitz_bound, predictors
 
 __all__ = ["Attack", "BlockDynamics", "L2", "Linf", "PREDICTORS", "WorstCase", "apgd", "attack_shorthands", "audit", "autoattack",
            "before_the_judge", "block_dynamics", "cold_judge", "dense_jacobians", "departure_from_normality",
-           "dynamics", "explain", "fgsm", "get_attack", "growth", "jacobian", "kreiss_constant", "krylov_memory",
+           "dynamics", "explain", "fgsm", "get_attack", "growth", "growth_factors", "jacobian", "kreiss_constant", "krylov_memory",
            "largest_stable_step", "lipschitz_bound", "list_attacks", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise",
            "numerical_range", "path_dependent", "pgd", "places", "predictors", "pseudospectrum", "region", "ritz_values",
-           "singular_values", "spectral_norm", "spectrum", "square", "stage_exponents", "worst_case"]
+           "singular_values", "snapped", "spectral_norm", "spectrum", "square", "stage_exponents", "worst_case"]

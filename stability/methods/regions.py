@@ -12,9 +12,10 @@ import numpy as np
 from odenets.schemes import Scheme, get_scheme
 from stability.errors import InputError
 from stability.methods.contractivity import is_algebraically_stable, ssp_coefficient
+from stability.methods.exits import FARTHEST, first_exits, modulus
 
-STABLE = 1e-10  # |R| <= 1 + STABLE counts as stable
-NEAREST, FARTHEST = 1e-6, 1e8  # radii between which R is sampled; what is stable up to the last one always is
+ROUNDING = 1e-8  # relative to the largest modulus, how far off an eigenvalue may be: what `stability.spectrum` converges to
+FINE = 1.01  # panels of the two intervals, on which even a narrow gap of an R that is not smooth shall be found
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Region:
         spacing = max(right - left, top - bottom) / (self.resolution - 1)
         x = np.linspace(left, right, max(2, round((right - left) / spacing) + 1))
         y = np.linspace(bottom, top, max(2, round((top - bottom) / spacing) + 1))
-        return x, y, _modulus(self.scheme, x + 1j * y[:, None])
+        return x, y, modulus(self.scheme, x + 1j * y[:, None])
 
 
 def region(scheme, window=None, resolution=401):
@@ -76,9 +77,9 @@ def region(scheme, window=None, resolution=401):
         window = tuple(float(edge) for edge in window)
         if len(window) != 4 or not (window[0] < window[1] and window[2] < window[3]) or not np.isfinite(window).all():
             raise InputError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
-    real = float(_exits(scheme, np.array([-1.0]), ratio=1.0005)[0])
-    a_stable = real == np.inf and _is_a_stable(scheme)
-    return Region(scheme, real, np.inf if a_stable else _imaginary_interval(scheme), a_stable,
+    real, imaginary = map(float, first_exits(scheme, np.array([-1, 1j]), FINE))
+    a_stable = real == imaginary == np.inf and _is_a_stable(scheme)
+    return Region(scheme, real, imaginary, a_stable,
                   a_stable and _vanishes_at_infinity(scheme), _sector(scheme, real, a_stable),
                   scheme.tableau and ssp_coefficient(scheme.tableau.A, scheme.tableau.b),
                   scheme.tableau and is_algebraically_stable(scheme.tableau.A, scheme.tableau.b),
@@ -89,7 +90,8 @@ def region(scheme, window=None, resolution=401):
 class StableStep:
     """How a scheme treats a cloud of eigenvalues lambda of a field.
 
-    step: sup{H: |R(h lambda)| <= 1 for all 0 < h <= H} over the contracting ones (Re < 0); inf if nothing bounds it.
+    step: sup{H: |R(h lambda)| <= 1 for all 0 < h <= H} over those that the flow does not expand (Re <= 0, see `snapped`); inf
+        if nothing bounds it, 0 where |R| > 1 at every h, as on the imaginary axis under explicit Euler.
     limiting: the eigenvalue that bounds it, None if none does.
     amplification: max |R(h lambda)| over the whole cloud at h = step_size.
     expanding_share, max_real: share of eigenvalues with Re > 0, where every consistent scheme grows, and max Re lambda.
@@ -105,20 +107,45 @@ class StableStep:
     growth_ratio: np.ndarray
 
 
-def largest_stable_step(scheme, eigenvalues, step_size=1.0):
-    """The largest step at which a scheme keeps all contracting modes from growing, and what becomes of the others.
+def snapped(eigenvalues, rounding=ROUNDING):
+    """Eigenvalues with those that lie on the imaginary axis, or at 0, up to rounding put there: Re (and Im) are 0.
+
+    The sign of Re then tells contracting, kept and expanding modes apart, for every reader alike. The band is as wide as the
+    error, which goes with the size of the operator and not with each modulus: methods are backward stable and residuals
+    relative to the norm, so that a small eigenvalue of a large operator is known no better than a large one.
+
+    Args:
+        eigenvalues: Complex array (..., n), the n of an operator along the last axis.
+        rounding: Half the width of the band, relative to the largest modulus.
+
+    Source: Golub & Van Loan (2013), Matrix Computations, section 7.2.2 and theorem 7.2.3, for the error.
+    """
+    z = np.asarray(eigenvalues, dtype=np.complex128)
+    band = rounding * abs(z).max(axis=-1, keepdims=True, initial=0)
+    return np.where(abs(z) <= band, 0, np.where(abs(z.real) <= band, z - z.real, z))
+
+
+def growth_factors(scheme, z, rounding=ROUNDING):
+    """|R(z)| at eigenvalues z = h lambda of an operator, taken for `snapped`; overflow and poles as inf."""
+    return modulus(scheme, snapped(z, rounding))
+
+
+def largest_stable_step(scheme, eigenvalues, step_size=1.0, rounding=ROUNDING):
+    """The largest step at which a scheme keeps every mode from growing that the flow does not expand; the others apart.
 
     Args:
         scheme: A spec or a `Scheme`.
         eigenvalues: Complex array of any shape, eigenvalues of the Jacobian of the field (not multiplied by h).
         step_size: h at which `amplification` and `growth_ratio` are reported.
+        rounding: How far off eigenvalues may be, relative to the largest modulus: what is nearer to the imaginary axis counts
+            as on it, see `snapped`. 0 takes them as they are.
 
     Returns:
         A `StableStep`. For ie_skip the answer holds for normal Jacobians only: its step is no function of the Jacobian
         alone.
 
     Raises:
-        ValueError: No eigenvalues, one that is not finite, a step size <= 0, or a scheme without R(z).
+        ValueError: No eigenvalues, one that is not finite, a step size <= 0, rounding out of [0, 1), or a scheme without R(z).
     """
     scheme = get_scheme(scheme)
     eigenvalues = np.asarray(eigenvalues, dtype=np.complex128).ravel()
@@ -126,68 +153,31 @@ def largest_stable_step(scheme, eigenvalues, step_size=1.0):
         raise InputError(f"eigenvalues must be finite and at least one, got {eigenvalues}")
     if not 0 < step_size < np.inf:
         raise InputError(f"step_size must be positive and finite, got {step_size}")
-    contracting, expanding = eigenvalues[eigenvalues.real < 0], eigenvalues[eigenvalues.real > 0]
-    # In portions: each ray takes some thousand samples.
-    portions = np.array_split(contracting, 1 + contracting.size // 128)
-    steps = np.concatenate([_exits(scheme, part / abs(part), ratio=1.01) / abs(part) for part in portions])
+    if not 0 <= rounding < 1:
+        raise InputError(f"rounding must lie in [0, 1), got {rounding}")
+    eigenvalues = snapped(eigenvalues, rounding)
+    kept, expanding = eigenvalues[(eigenvalues.real <= 0) & (eigenvalues != 0)], eigenvalues[eigenvalues.real > 0]
+    directions, ray = np.unique(kept / abs(kept), return_inverse=True)
+    # In portions: each ray takes some thousand values of R.
+    portions = np.array_split(directions, 1 + directions.size // 128)
+    steps = np.concatenate([first_exits(scheme, part) for part in portions])[ray] / abs(kept)
     step = steps.min(initial=np.inf)
-    return StableStep(float(step), complex(contracting[steps.argmin()]) if step < np.inf else None,
-                      float(_modulus(scheme, step_size * eigenvalues).max()),
+    return StableStep(float(step), complex(kept[steps.argmin()]) if step < np.inf else None,
+                      float(modulus(scheme, step_size * eigenvalues).max()),
                       expanding.size / eigenvalues.size, float(eigenvalues.real.max()),
-                      _modulus(scheme, step_size * expanding) / np.exp(step_size * expanding.real))
-
-
-def _modulus(scheme, z):
-    """|R(z)|, with overflow and poles as inf."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.nan_to_num(abs(scheme.amplification(z)), nan=np.inf, posinf=np.inf)
-
-
-def _exits(scheme, directions, ratio, tolerance=STABLE):
-    """First radius at which each ray from 0 leaves |R| <= 1 + tolerance; inf where it stays inside.
-
-    Geometric samples find the first unstable one, bisection the edge. Directions (n,), moduli 1, to radii (n,).
-    """
-    radii = np.geomspace(NEAREST, FARTHEST, int(np.log(FARTHEST / NEAREST) / np.log(ratio)) + 2)
-    modulus = _modulus(scheme, radii[:, None] * directions)
-    outside = modulus > 1 + tolerance
-    # |R| may rise above 1 and fall again between two samples: look closer at the maxima that come near.
-    rise = np.diff(np.minimum(modulus, 1e300), axis=0)
-    # The margin keeps out the maxima that rounding makes where |R| = 1.
-    peaks = (modulus[1:-1] > 1 - 1e-2) & (rise[:-1] > 1e-12) & (rise[1:] < -1e-12)
-    first = np.where(outside.any(0), outside.argmax(0), len(radii))
-    low, high = radii[np.maximum(first, 1) - 1] * (first > 0), radii[np.minimum(first, len(radii) - 1)]
-    for peak, ray in np.argwhere(peaks & (np.arange(1, len(radii) - 1)[:, None] < first)):
-        fine = np.linspace(radii[peak], radii[peak + 2], 101)
-        above = _modulus(scheme, fine * directions[ray]) > 1 + tolerance
-        if above.any() and fine[above.argmax()] < high[ray]:
-            low[ray], high[ray], first[ray] = fine[max(above.argmax(), 1) - 1], fine[above.argmax()], 0
-    for _ in range(60):
-        middle = (low + high) / 2
-        inside = _modulus(scheme, middle * directions) <= 1 + tolerance
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    return np.where(first < len(radii), low, np.inf)
-
-
-def _imaginary_interval(scheme):
-    # |R(iy)| = 1 + c y^p with c > 0 grows from the origin on, yet stays below 1 + tolerance for a while. Such a false
-    # end shrinks with the tolerance (by 1000^(1/p)), a true one does not.
-    end, strict = (float(_exits(scheme, np.array([1j]), 1.0005, tolerance)[0]) for tolerance in (STABLE, STABLE / 1000))
-    return 0.0 if strict < 0.7 * end else end
+                      modulus(scheme, step_size * expanding) / np.exp(step_size * expanding.real))
 
 
 def _is_a_stable(scheme):
-    radii = np.geomspace(NEAREST, FARTHEST, 1500)[:, None]
     # Denser towards the axis, where an analytic R has its maximum; pi/2 and pi included.
     angles = np.pi / 2 * (1 + np.linspace(0, 1, 121) ** 3)
-    z = radii * np.where(angles == np.pi / 2, 1j, np.exp(1j * angles))
-    return bool((_modulus(scheme, z) <= 1 + STABLE).all())
+    return bool(np.isinf(first_exits(scheme, np.where(angles == np.pi / 2, 1j, np.exp(1j * angles)))).all())
 
 
 def _vanishes_at_infinity(scheme):
     # Its size alone would not tell R(infinity) = 1e-3 from a slow decay: the roots of BDF2 go as |z|^(-1/2).
     directions = np.exp(1j * np.linspace(np.pi / 2, np.pi, 31))
-    far, near = (_modulus(scheme, radius * directions) for radius in (FARTHEST, FARTHEST / 100))
+    far, near = (modulus(scheme, radius * directions) for radius in (FARTHEST, FARTHEST / 100))
     return bool(((far < 1e-2) & (far <= 0.2 * near)).all())
 
 
@@ -196,7 +186,7 @@ def _sector(scheme, real_interval, a_stable):
         return 90.0 if a_stable else 0.0
 
     def stays(degrees):
-        return np.isinf(_exits(scheme, -np.exp(1j * np.deg2rad(degrees)), ratio=1.01))
+        return np.isinf(first_exits(scheme, -np.exp(1j * np.deg2rad(degrees))))
 
     angles = np.linspace(0, 90, 91)
     inside = stays(angles)
@@ -212,7 +202,7 @@ def _sector(scheme, real_interval, a_stable):
 def _window(scheme):
     radii = np.geomspace(0.05, 1e4, 1200)[:, None]
     z = radii * np.exp(1j * np.linspace(0, np.pi, 181))
-    stable = _modulus(scheme, z) <= 1
+    stable = modulus(scheme, z) <= 1
     if stable[-1].any() or not stable.any():
         return -8.0, 8.0, -8.0, 8.0
     left, right, top = z.real[stable].min(), max(z.real[stable].max(), 0.0), z.imag[stable].max()

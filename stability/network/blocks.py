@@ -1,19 +1,17 @@
 """The dynamics of a network block by block: where h lambda lies, what the scheme makes of it, what a whole step does."""
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 import odenets
 from stability.linear.jacobian import dense_jacobians
 from stability.linear.kreiss import kreiss_constant
-from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum
-from stability.methods.regions import largest_stable_step
+from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum, tolerance
+from stability.methods.regions import ROUNDING, growth_factors, largest_stable_step, snapped
 from stability.network.growth import lyapunov_exponents
 from stability.network.places import places
 
 NORM_TOL = 1e-2  # of norms' residuals: extreme eigenvalues of symmetric operators, whose error is of its square
-ROUNDING = 1e-8  # relative to the largest, what an eigenvalue that is zero may turn out to be
 RADIUS_PRODUCTS = 300  # after which the spectral radius of a step is taken as unknown
 
 
@@ -24,9 +22,10 @@ class BlockDynamics:
     stage, block, step_size, substeps: where; h and the steps of the block.
     ritz: (B, m) complex, Ritz values of h J: a sketch, whose outermost members approximate eigenvalues h lambda and whose
         density means nothing. amplification: (B, m) |R| there; None for an adaptive scheme.
+    rounding: relative to the largest modulus, how far off eigenvalues may be: see `stability.snapped`.
     eigenvalues: (b, n) complex, all h lambda of the first b samples where the state is small, else None: shares and means
         are taken over these, never over Ritz values. growth: (b, n) |R| there, or None.
-    largest_step: (B,) largest stable h over the contracting Ritz values, see `stability.StableStep`; None without R.
+    largest_step: (B,) largest stable h over the Ritz values that do not expand, see `StableStep`; None without R.
     log_norm, lipschitz: (B,) mu_2(h J) and ||h J||.
     kreiss: (b,) bound from below of the Kreiss constant of h J beyond its rightmost eigenvalue, of the first b samples (NaN
         where that did not converge): how much faster than exponentially a perturbation grows at first; 1 if J is normal.
@@ -48,6 +47,7 @@ class BlockDynamics:
     kreiss: torch.Tensor
     step_norm: torch.Tensor | None
     step_radius: torch.Tensor | None
+    rounding: float = ROUNDING
 
     @property
     def order_star(self):
@@ -62,8 +62,7 @@ class BlockDynamics:
         """(b,) share of all eigenvalues with Re > 0, where every consistent scheme grows; None where they are unknown."""
         if self.eigenvalues is None:
             return None
-        zero = ROUNDING * self.eigenvalues.abs().amax(1, keepdim=True)
-        return (self.eigenvalues.real > zero).double().mean(1)
+        return torch.from_numpy(snapped(self.eigenvalues.numpy(), self.rounding).real > 0).double().mean(1)
 
 
 def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
@@ -82,13 +81,14 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
     ritz, eigenvalues = ritz_values(f, y, dimension), None
     if y[0].numel() <= dense_limit:
         eigenvalues = torch.linalg.eigvals(dense_jacobians(f, y[:dense_samples]).double().cpu())
-    has_R, one_step = scheme.has_R, scheme.one_step
+    has_R, one_step, rounding = scheme.has_R, scheme.one_step, tolerance(y, None)
     return BlockDynamics(
-        place.stage, place.block, place.step_size, place.substeps, ritz, _amplification(scheme, ritz) if has_R else None,
-        eigenvalues, _amplification(scheme, eigenvalues) if has_R and eigenvalues is not None else None,
-        _largest_steps(scheme, ritz, place.step_size) if has_R else None, log_norm(f, y, tol=NORM_TOL),
+        place.stage, place.block, place.step_size, place.substeps, ritz,
+        _amplification(scheme, ritz, rounding) if has_R else None, eigenvalues,
+        _amplification(scheme, eigenvalues, rounding) if has_R and eigenvalues is not None else None,
+        _largest_steps(scheme, ritz, place.step_size, rounding) if has_R else None, log_norm(f, y, tol=NORM_TOL),
         spectral_norm(f, y, tol=NORM_TOL), _kreiss(f, y[:dense_samples], dimension),
-        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None, _radius(place) if one_step else None)
+        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None, _radius(place) if one_step else None, rounding)
 
 
 def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1e-6, progress=lambda done, total: None):
@@ -131,22 +131,21 @@ def stage_exponents(net, x, k=1, tol=1e-3, max_rounds=20, step_tol=1e-6):
         along = places(net, x)
         for index, stage in enumerate(odenets.stages(net).values()):
             blocks = [place for place in along if place.stage == index]
-            maps = [stage] if stage.scheme.previous else [place.advance for place in blocks]
+            maps = [stage] if not stage.scheme.one_step else [place.advance for place in blocks]
             length = stage.interval * len(stage.fields)
             found.append(lyapunov_exponents(maps, blocks[0].state, min(k, blocks[0].state[0].numel()), length, tol, max_rounds))
             time += length
         return found, lyapunov_exponents(net, x, k, time, tol, max_rounds)
 
 
-def _amplification(scheme, z):
-    """|R(z)| of a complex tensor on the host, overflow and poles as inf."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return torch.from_numpy(np.nan_to_num(abs(scheme.amplification(z.numpy())), nan=np.inf, posinf=np.inf))
+def _amplification(scheme, z, rounding):
+    """`growth_factors` of a complex tensor on the host."""
+    return torch.from_numpy(growth_factors(scheme, z.numpy(), rounding))
 
 
-def _largest_steps(scheme, z, h):
+def _largest_steps(scheme, z, h, rounding):
     # Eigenvalues of a real matrix come in conjugate pairs, which a scheme treats alike: half of them will do.
-    steps = [largest_stable_step(scheme, row[row.imag >= 0].numpy() / h).step for row in z]
+    steps = [largest_stable_step(scheme, row[row.imag >= 0].numpy() / h, rounding=rounding).step for row in z]
     return torch.tensor(steps, dtype=torch.float64)
 
 

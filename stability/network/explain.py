@@ -2,27 +2,25 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 import odenets
-from stability.linear.spectra import ritz_values, spectral_norm, spectrum
-from stability.network.blocks import _amplification, _largest_steps
+from stability.methods.regions import growth_factors, largest_stable_step
+from stability.network.advice import advice, log_growth, modes_of, norm, times
 from stability.network.places import places
-
-CLOSE = 1e-3  # a relative residual that suffices for a sentence of two digits
-TOLERABLE = 1.01  # growth of a contracting mode over a block; eigenvalues beside the imaginary axis exceed 1 by rounding
-MOST_STEPS = 200  # a larger number of substeps is no advice
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """`str` gives the sentences that a user needs.
 
-    stage, block: the block that explains the most, None where no state on the way is finite. scheme, step_size: there.
+    stage, block: the block that grows most, None where no state on the way is finite. scheme, step_size: there.
     amplification: max |R(h lambda)| over the images; None without an R(z). rightmost, largest: eigenvalues of h J there.
-    largest_step: h up to which no contracting mode grows; None without R. lipschitz: ||h J||. broken: where NaN or Inf
-        appears first, in words, or None. unsolved: share of images with an equation unsolved, or None.
-    advice: what to try, a tuple of sentences.
+    largest_step: h up to which no mode grows that the flow does not expand; None without R. lipschitz: ||h J||. broken: where
+        NaN or Inf appears first, in words, or None. unsolved: share of images with an equation unsolved, or None.
+    advice: every cause with its block and what to try, a tuple of sentences.
+    growth: over all steps of the block, |R|^substeps at its largest; the flow's without R.
     """
 
     stage: int | None
@@ -37,6 +35,7 @@ class Explanation:
     broken: str | None
     unsolved: float | None
     advice: tuple
+    growth: float | None = None
 
     def __str__(self):
         happened = [f"NaN or Inf appears {self.broken}"] if self.broken else []
@@ -48,6 +47,8 @@ class Explanation:
         where = f"Stage {self.stage}, block {self.block} ({self.scheme}, h = {self.step_size:.3g}): "
         growth = "no R(z), for the steps depend on the data" if self.amplification is None else (
             f"max |R(h\u03bb)| = {self.amplification:.3g}")
+        if self.amplification not in (None, self.growth):
+            growth += f" in a step and {self.growth:.3g} over the block"
         largest = "" if self.largest_step is None else (
             f", largest stable h {'unlimited' if self.largest_step == math.inf else f'= {self.largest_step:.2g}'}")
         facts = f"{growth}, rightmost h\u03bb = {_number(self.rightmost)}, ||hJ|| = {self.lipschitz:.3g}{largest}. "
@@ -63,8 +64,9 @@ def explain(net, x, dimension=40):
         dimension: Of the Krylov spaces.
 
     Returns:
-        An `Explanation` of the block with the largest growth factor |R(h lambda)| among those whose states are finite (for an
-        adaptive scheme the one with the rightmost eigenvalue).
+        An `Explanation` of the block with the largest growth |R(h lambda)|^substeps among those whose states are finite (for
+        an adaptive scheme that of the flow), with every cause of growth on the way. Advice is given where the same analysis
+        says that it helps: with the scheme, the steps or the field that is advised, the product of all blocks' growth falls.
 
     Raises:
         ValueError: See `places`.
@@ -78,15 +80,18 @@ def explain(net, x, dimension=40):
                            unsolved, ("The state there, or the field, is beyond range: weights or images are. Load an earlier "
                                       "checkpoint, lower the learning rate, or clip the gradients.",))
     sound = along if broken is None else [place for place in along if (place.stage, place.block) < broken]
-    seen = [(place, _values(place, dimension)) for place in sound]
-    place, z = max(seen, key=lambda pair: (_growth(*pair) or 0.0, pair[1].real.max()))
-    rightmost, largest = complex(z[z.real.argmax()]), complex(z[z.abs().argmax()])
-    lipschitz = float(spectral_norm(place.increment, place.state, tol=CLOSE).max())
-    growth = _growth(place, z)
-    step = None if growth is None else float(_largest_steps(place.scheme, z[None], place.step_size))
+    blocks = [modes_of(place, dimension, len(sound)) for place in sound]
+    most = max(blocks, key=lambda block: (log_growth(block), block.z.real.max()))
+    place, z, lipschitz = most.place, most.z, norm(most)
+    rightmost, largest = complex(z[np.lexsort((abs(z), z.real))[-1]]), complex(z[abs(z).argmax()])
+    R, step = None, None
+    if place.scheme.has_R:
+        R = float(growth_factors(place.scheme, z, 0).max())
+        step = largest_stable_step(place.scheme, z / place.step_size, rounding=0).step
     where = broken and ("behind the last block" if broken[0] == math.inf else f"in stage {broken[0]}, block {broken[1]}")
-    return Explanation(place.stage, place.block, str(place.scheme), place.step_size, growth, rightmost, largest, step,
-                       lipschitz, where, unsolved, tuple(_advice(place, z, lipschitz, broken, unsolved)))
+    over_block = R if place.substeps == 1 and R is not None else times(log_growth(most))
+    return Explanation(place.stage, place.block, str(place.scheme), place.step_size, R, rightmost, largest, step, lipschitz,
+                       where, unsolved, tuple(advice(blocks, most, broken, unsolved)), over_block)
 
 
 @torch.no_grad()
@@ -96,53 +101,6 @@ def _first_broken(net, x, along):
         if not (place.state.isfinite().all() and place.slope(place.state).isfinite().all()):
             return place.stage, place.block
     return None if net(x).isfinite().all() else (math.inf, 0)
-
-
-def _values(place, dimension):
-    """Eigenvalues of h J, those with Im >= 0, of all images: a sketch, and the extreme ones converged beyond it."""
-    f, y, k = place.increment, place.state, min(2, place.state[0].numel())
-    z = torch.cat([ritz_values(f, y, dimension), *(spectrum(f, y, k, which, CLOSE, max_products=4 * dimension).values
-                                                   for which in ("LM", "LR"))], 1).flatten()
-    return torch.where(z.imag < 0, z.conj(), z).resolve_conj()
-
-
-def _growth(place, z):
-    return None if place.scheme.name == "adaptive" or not len(z) else float(_amplification(place.scheme, z).max())
-
-
-def _advice(place, z, lipschitz, broken, unsolved):
-    contracting, zero = z[z.real < 0], CLOSE * float(z.abs().max())
-    rightmost = float(z.real.max())
-    needed = 1 if place.scheme.name == "adaptive" else _splits(place, contracting)
-    if needed != 1:
-        fewer = f"try {needed * place.substeps} substeps instead of {place.substeps}, or" if needed else "try"
-        yield f"The step is longer than the contracting modes allow: {fewer} an A-stable scheme such as implicit_euler."
-    if rightmost > zero:
-        yield ("Modes with Re \u03bb > 0 grow in the flow itself, and no scheme helps there: use a field that does not expand, "
-               f"field='damped(rate={_rounded_up(rightmost / place.step_size):.2g})' or 'gradient_flow', or the log-norm "
-               "penalty in training.")
-    if unsolved:
-        factor = max(2, math.ceil(2 * lipschitz)) if math.isfinite(lipschitz) else 2
-        yield (f"Equations are easy to solve where ||hJ|| < 1/2: try {factor * place.substeps} substeps, or solver=newton and "
-               "more max_iterations.")
-    if needed == 1 and rightmost <= zero and not unsolved:
-        yield ("Nothing grows by its eigenvalues; what grows all the same does so by non-normality: see the norm of a step."
-               if broken is None else
-               "The blocks before that are stable: look at the layers between the stages and at the size of the weights.")
-
-
-def _splits(place, contracting):
-    """Into how many equal parts a step is to be cut so that no contracting mode grows over it; None: more than sensible."""
-    for parts in range(1, MOST_STEPS // place.substeps + 1):
-        if not len(contracting) or float(_amplification(place.scheme, contracting / parts).max()) ** parts <= TOLERABLE:
-            return parts
-    return None
-
-
-def _rounded_up(value):
-    """Up to one digit."""
-    unit = 10.0 ** math.floor(math.log10(value))
-    return unit * math.ceil(value / unit)
 
 
 def _number(z):

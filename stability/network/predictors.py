@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stability.network.blocks import ROUNDING
+from stability.methods.regions import ROUNDING
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ PREDICTORS = {entry.name: entry for entry in (
     Predictor("order_star_excess", r"\max_i(\log|R(h\lambda_i)|-\max(0,\mathrm{Re}\,h\lambda_i))_+",
               "growth of the step beyond that of the flow, over Ritz values", "Wanner, Hairer, Norsett (1978), BIT 18",
               _excess),
-    Predictor("largest_stable_h", r"\sup\{H: |R(h\lambda_i)|\leq 1,\ 0<h\leq H,\ \mathrm{Re}\,\lambda_i<0\}",
-              "largest stable step, over contracting Ritz values", _FORMULAS, lambda block: block.largest_step),
+    Predictor("largest_stable_h", r"\sup\{H: |R(h\lambda_i)|\leq 1,\ 0<h\leq H,\ \mathrm{Re}\,\lambda_i\leq 0\}",
+              "largest stable step, over Ritz values that do not expand", _FORMULAS, lambda block: block.largest_step),
     Predictor("mean_abs_R", r"\frac{1}{n}\sum_i|R(h\lambda_i)|", "mean growth factor, all eigenvalues", _FORMULAS,
               _of_growth(lambda growth: growth.mean(1))),
     Predictor("p95_abs_R", r"q_{0.95}\{|R(h\lambda_i)|\}", "95th percentile of the growth factor, all eigenvalues", _FORMULAS,

@@ -43,7 +43,9 @@ def test_where_the_flow_expands_no_scheme_helps_and_the_rate_named_does():
     field = diagonal(0.73, -1.0, -0.2)
     for scheme in ("explicit", "implicit(tol=1e-8)", "adaptive", "ab2"):
         text = str(stability.explain(odenets.ODEStage([field] * 3, scheme), Y))
-        assert "no scheme helps there" in text and "gradient_flow" in text and "substeps" not in text, text
+        assert "no scheme helps there" in text and "gradient_flow" in text, text
+        # At rate 0.8 a contracting mode lies at -1.8, outside of the region of ab2 alone.
+        assert ("substeps" in text) == (scheme == "ab2") and "allow" not in text, text
     assert "no R(z)" in str(stability.explain(odenets.ODEStage(field, "adaptive"), Y))
     rate = float(re.search(r"damped\(rate=([0-9.]+)\)", text)[1])
     assert rate == 0.8

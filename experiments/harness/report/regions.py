@@ -88,7 +88,7 @@ def _note_extremes(ax, scheme, cloud):
     """Write the extremes of a cloud into the axes: no shares, for the density of Ritz values is not that of eigenvalues."""
     z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
     if z.size:
-        growth = np.abs(odenets.get_scheme(scheme).amplification(z)).max()
+        growth = stability.growth_factors(odenets.get_scheme(scheme), z).max()
         text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
         caveat = "" if odenets.get_scheme(scheme).analytic else "\n(normal Jacobians only)"
         ax.text(0.02, 0.03, text + caveat, fontsize=8, transform=ax.transAxes,

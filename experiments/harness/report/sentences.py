@@ -1,6 +1,7 @@
 """What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
 import numpy as np
 
+import stability
 from experiments.harness.report import measures, statistics
 from experiments.harness.words import norm_symbol
 
@@ -101,7 +102,7 @@ def caveats(found):
     overfitted = [f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records
                   if any(epoch.overfitting for epoch in r.history)]
     clouds = [values for arm in found.arms for values in arm.cloud().values()]
-    rightmost = max((values[:, 0].max(initial=-np.inf) for values in clouds), default=-np.inf)
+    rightmost = max((stability.snapped(values @ (1, 1j)).real.max(initial=-np.inf) for values in clouds), default=-np.inf)
     no_region = [arm.name for arm in found.arms if not arm.behind.has_R]
     not_normal = without_spectrum(found)
     first = found.arms[0]

@@ -26,7 +26,7 @@ def clouds(found):
     for ax, (stage, z) in zip(axes, points.items()):
         cloud = {str(stage): np.stack([z.real, z.imag], 1)}
         shades = regions.draw_region(ax, found.scheme, cloud, (left, right, -height, height))
-        growth = abs(found.scheme.amplification(z)).max()
+        growth = max(float(b.amplification.max()) for b in found.blocks if b.stage == stage)
         text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
         ax.text(0.02, 0.03, text, fontsize=8, transform=ax.transAxes,
                 bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
