@@ -12,6 +12,10 @@ class MissingExtra(InputError):
     """An optional package is not installed: the message names the extra that brings it."""
 
 
+class NoStatistics(InputError, AttributeError):
+    """A stage has not run yet. An AttributeError too: to Python the attribute is not there, for `hasattr` and the like."""
+
+
 class Divergence(InputError):
     """A training left the finite numbers: the message says why, in terms of the scheme's stability."""
 

@@ -6,7 +6,8 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from odenets.errors import InputError
+from odenets.errors import InputError, NoStatistics
+from odenets.nets.functions import as_function
 from odenets.schemes import GRADIENTS, get_scheme
 from odenets.solve.krylov import Solution
 from odenets.solve.log import Record
@@ -59,28 +60,37 @@ class ODEStage(nn.Module):
     def forward(self, y, trajectory=False, guesses=None):
         """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first.
         `guesses`: where a caller wants the solves to start, see `WarmStart`."""
+        if self.scheme.looks_at_values and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+            raise InputError(f"{self.scheme} looks at values to see when it is done, which torch.export and torch.jit.trace cannot "
+                             "record: export an explicit scheme, ie_skip, or implicit_euler(fixed=true) and the like")
         self._refuse_impure_fields()
         y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]
         self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
-        step = self.scheme.stepper()
+        step, running = self.scheme.stepper(), [True]
         for n, field in enumerate(fields):
-            f = _checked(field, n)
+            f = as_function(field, n, running)
             for k in range(self.substeps):
                 y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
                 if trajectory:
                     states.append(y)
+        running.clear()
         return (torch.stack(states) if trajectory else y).to(dtype)
 
     @property
     def stats(self):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._last is None:
-            raise InputError("no statistics yet: run the stage first")
+            raise NoStatistics("no statistics yet: run the stage first")
         entries, batch, device, steps, startup_only, solving = self._last
         solutions = tuple(entry for entry in entries if isinstance(entry, Solution))
         accepted = tuple(entry for entry in entries if not isinstance(entry, Solution))
         return StageStats(steps, batch, device, solutions, accepted, startup_only, solving)
+
+    def __getattr__(self, name):
+        if name == "stats":  # Python comes here for a property without a value, and torch's answer would mislead
+            raise NoStatistics("no statistics yet: run the stage first")
+        return super().__getattr__(name)
 
     def __getstate__(self):
         """Without the last pass: its tensors may belong to a transform that has ended, and a copy has not run yet."""
@@ -120,18 +130,6 @@ class _Function(nn.Module):
 
     def forward(self, t, y):
         return self.function(t, y)
-
-
-def _checked(field, n):
-    def f(t, y):
-        slope = field(t, y)
-        if slope.shape != y.shape:
-            raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
-                             f"shape")
-        return slope
-
-    f.autonomous = getattr(field, "autonomous", False)
-    return f
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from odenets.errors import InputError
 from odenets.schemes.embedded import PAIRS
 from odenets.schemes.scheme import Scheme, combine
 from odenets.solve.precision import solving
-from odenets.solve.transforms import dual_level, transforming
+from odenets.solve.transforms import dual_level, mapping, transforming
 
 THROUGH_TORCHDIFFEQ = ("dopri8",)
 METHODS = (*PAIRS, *THROUGH_TORCHDIFFEQ)
@@ -47,6 +47,7 @@ class Adaptive(Scheme):
     has_R = False
     adaptive = True
     cost = 50
+    looks_at_values = True
     stages = evaluations = None
     source = "Dormand & Prince (1980); Hairer, Norsett, Wanner I (1993), section II.4"
 
@@ -59,6 +60,9 @@ class Adaptive(Scheme):
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """Integrate from t to t + h; see `Scheme.step`. The sizes of the accepted steps go to `record`."""
+        if mapping():
+            raise InputError("adaptive chooses its steps from the data, which torch.func.vmap hides: call the stage on a batch "
+                             "(B, ...), which it integrates sample by sample, or use a scheme with fixed steps")
         with solving(y, self):
             if not len(y):
                 return y + h * f(t, y)

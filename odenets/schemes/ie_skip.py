@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
@@ -58,6 +59,8 @@ class IESkip(Scheme):
 
     def step(self, f, t, y, h, gradient="exact", record=None):
         """One step; see `Scheme.step`. "exact" and "unrolled" coincide: the iteration is the scheme."""
+        if torch.jit.is_tracing():
+            raise InputError("ie_skip takes a gradient within its step, which torch.jit.trace cannot record: use torch.export")
         slope = f(t, y)
         predictor = combine(y, h, (1.0,), (slope,))
         # The iteration is recorded where somebody will differentiate through it: backwards, or forwards by dual numbers.
@@ -84,12 +87,17 @@ def _residual_and_pullback(f, t, state, base, h, exact):
     """r = y - base - h f(t, y), and h J_f(y)^T r, differentiable where `exact`.
 
     Plain autograd costs hardly more than its convolutions; torch.func composes with the transforms, but has overhead, and
-    autograd.grad cannot run inside them.
+    autograd.grad cannot run inside them. torch.export records neither, but the operations that they come to.
     """
-    if transforming():
+    def by_transform(state, base):
         slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)
         residual = state - base - slope
         return residual, pullback(residual)[0]
+
+    if torch.compiler.is_exporting():
+        return make_fx(by_transform, _allow_non_fake_inputs=True)(state, base)(state, base)
+    if transforming():
+        return by_transform(state, base)
     # inference_mode forbids recording; leaving it and copying its tensors is the documented way out.
     with torch.inference_mode(False), torch.enable_grad():
         if state.is_inference():
@@ -97,5 +105,9 @@ def _residual_and_pullback(f, t, state, base, h, exact):
         leaf = state if state.requires_grad else state.view_as(state).requires_grad_()
         slope = f(t, leaf) if isinstance(h, float) and h == 1 else h * f(t, leaf)
         residual = (leaf if exact else state) - base - slope
-        (pulled,) = torch.autograd.grad(slope, leaf, residual if exact else residual.detach(), create_graph=exact)
+        if slope.requires_grad:
+            w = residual if exact else residual.detach()
+            (pulled,) = torch.autograd.grad(slope, leaf, w, create_graph=exact, materialize_grads=True)
+        else:
+            pulled = torch.zeros_like(residual)  # the field does not depend on the state
     return (residual, pulled) if exact else (residual.detach(), pulled)

@@ -11,10 +11,11 @@ import torch
 
 from odenets.errors import InputError, Unsolved
 from odenets.schemes.scheme import GRADIENTS, Scheme, with_backward_of
-from odenets.solve.krylov import check_settings, gmres, jacobian_products, phi1
+from odenets.solve.krylov import as_rows, check_settings, gmres, jacobian_products, phi1
 from odenets.solve.nonlinear import failure_sentence
 from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
+from odenets.solve.transforms import everywhere
 
 GAMMA = 1 - 1 / np.sqrt(2)  # of ros2: makes it L-stable
 
@@ -35,6 +36,7 @@ class KrylovScheme(Scheme, ABC):
 
     iterates = True
     gradients = GRADIENTS
+    looks_at_values = True
     evaluations = None
 
     def __post_init__(self):
@@ -55,11 +57,11 @@ class KrylovScheme(Scheme, ABC):
 
     def keep(self, solution, record):
         """Record the outcome of a process, or raise where that is wanted."""
-        if not bool(torch.isfinite(solution.residual).all()):
+        if not everywhere(torch.isfinite(solution.residual)):
             raise InputError("the field or its Jacobian is not finite in a step: NaN or Inf in the weights or the input")
         if record is not None:
             record.append(solution._replace(value=None))
-        if self.on_failure == "raise" and not bool(solution.converged.all()):
+        if self.on_failure == "raise" and not everywhere(solution.converged):
             raise Unsolved(failure_sentence(solution.converged, solution.residual, self))
 
     def solve(self, f, t, y, weight, rhs, gradient, record):
@@ -74,7 +76,7 @@ class KrylovScheme(Scheme, ABC):
         unrolled = gradient == "unrolled"
         with torch.set_grad_enabled(torch.is_grad_enabled() and unrolled):
             at, b = (y, rhs) if unrolled else (y.detach(), rhs.detach())
-            solution = gmres(product(at), b.flatten(1), self.tol, self.max_iterations)
+            solution = gmres(product(at), as_rows(b), self.tol, self.max_iterations)
         self.keep(solution._replace(backward=False), record)
         value = solution.value.view(rhs.shape)
         if unrolled:
@@ -148,7 +150,7 @@ class ExponentialEuler(KrylovScheme):
         """See `KrylovScheme.increment`."""
         b = h * f(t, y)
         J = jacobian_products(lambda y: f(t, y), y)[0]
-        solution = phi1(lambda v: h * J(v.view(y.shape)).reshape(v.shape), b.flatten(1), self.tol, self.max_iterations)
+        solution = phi1(lambda v: h * J(v.view(y.shape)).reshape(v.shape), as_rows(b), self.tol, self.max_iterations)
         self.keep(solution, record)
         return solution.value.view(y.shape)
 

@@ -26,6 +26,7 @@ class Scheme(ABC):
     tableau = None
     # What a scheme is: whoever treats schemes differently asks here, never for a name, a type or an exception.
     iterates = False  # evaluates f again and again at moving points, so that f must be a pure function
+    looks_at_values = False  # decides by the values of tensors what to compute, which torch.export cannot record
     previous = 0  # how many steps before the current one a multistep scheme uses
     has_R = True  # a step on y' = lambda y multiplies by some R(h lambda)
     analytic = True  # R is analytic, so that a step's Jacobian on a linear field has the eigenvalues R(h lambda)
@@ -79,6 +80,8 @@ class Scheme(ABC):
     def tightened(self, tol, max_iterations):
         """The same scheme, solving to `tol` (or its own, if smaller), stopping by residual and recording failures."""
         loose = {"on_failure": "record", "fixed": False}
+        if "tol" not in self.parameters:
+            return self  # it solves nothing
         changes = {"tol": min(tol, self.tol), "max_iterations": max(max_iterations, self.max_iterations), **loose}
         return replace(self, **{key: value for key, value in changes.items() if key in self.parameters})
 

@@ -13,7 +13,7 @@ import torch
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
 from odenets.solve.continuation import Continuation
-from odenets.solve.krylov import row_norm
+from odenets.solve.krylov import as_rows, row_norm
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
 from odenets.solve.precision import solving
@@ -47,6 +47,11 @@ class SolvingScheme(Scheme, ABC):
         if self.solver not in METHODS:
             raise InputError(f"unknown solver {self.solver!r}; choose from {', '.join(METHODS)}")
         object.__setattr__(self, "solve", METHODS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
+
+    @property
+    def looks_at_values(self):
+        """A solve stops by its residual, unless the number of its iterations is fixed."""
+        return self.implicit and not self.fixed
 
     def state(self, compute, predictor, gradient, record):
         """compute(solve), differentiated as `gradient` says.
@@ -125,6 +130,6 @@ def solve_stages(solve, f, times, block, bases, y, h):
         return rows[0] if count == 1 else torch.stack(rows, 1)
 
     # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
-    floor = 4 * torch.finfo(y.dtype).eps * row_norm(y.detach().flatten(1))
+    floor = 4 * torch.finfo(y.dtype).eps * row_norm(as_rows(y.detach()))
     stages = solve(equations, bases[0] if count == 1 else torch.stack(bases, 1), floor)
     return [stages] if count == 1 else list(stages.unbind(1))

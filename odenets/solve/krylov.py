@@ -4,6 +4,7 @@ from typing import NamedTuple
 import torch
 
 from odenets.errors import InputError
+from odenets.solve.transforms import anywhere, everywhere, over_maps
 
 
 class Solution(NamedTuple):
@@ -18,6 +19,11 @@ class Solution(NamedTuple):
     start: int = 0  # index of the first sample, where a batch is solved in pieces
     scale: torch.Tensor | None = None  # (B,) what a nonlinear solve's residual is relative to
 
+    def over_maps(self):
+        """The same figures without wrappers of torch.func, the worst of each sample over what vmap maps over."""
+        return self._replace(converged=over_maps(self.converged, torch.all), residual=over_maps(self.residual, torch.amax),
+                             iterations=over_maps(self.iterations, torch.amax))
+
 
 def check_settings(tol, max_iterations, on_failure):
     """ValueError for settings of a solve that are out of range."""
@@ -27,6 +33,11 @@ def check_settings(tol, max_iterations, on_failure):
         raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
     if on_failure not in ("record", "raise"):
         raise InputError(f"on_failure must be record or raise, got {on_failure!r}")
+
+
+def as_rows(v):
+    """(B, ...) as (B, N), a state (B,) too."""
+    return v.flatten(1) if v.dim() > 1 else v[:, None]
 
 
 def row_norm(v):
@@ -79,7 +90,7 @@ def gmres(apply, b, tol, max_iterations, memory=30):
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
     active, directions, images, products = norm != 0, [], [], 0  # NaN is active, and never converges
     p = r / norm.clamp_min(tiny)[:, None]
-    while products < max_iterations and bool(active.any()):
+    while products < max_iterations and anywhere(active):
         q = apply(p)
         products += 1
         for p_j, q_j in zip(directions, images):
@@ -90,14 +101,14 @@ def gmres(apply, b, tol, max_iterations, memory=30):
         a = torch.where(active[:, None], row_dot(q, r), 0)
         x, r = torch.addcmul(x, p, a), torch.addcmul(r, q, -a)
         previous, norm = norm, row_norm(r.detach())
-        iterations += active
+        iterations = iterations + active
         active = active & (norm > tol * scale)
         if len(images) + 1 == memory:
             directions, images, shrinking = [], [], torch.ones_like(active)
         else:
             directions, images, shrinking = [*directions, p], [*images, q], norm < 0.9 * previous
         p = r / norm.clamp_min(tiny)[:, None]
-        if not bool(shrinking.all()):
+        if not everywhere(shrinking):
             p = torch.where(shrinking[:, None], p, q)
     return Solution(x * unit, norm <= tol * scale, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
 
@@ -122,7 +133,7 @@ def phi1(apply, b, tol, max_iterations):
     basis, columns = [b / torch.where(beta == 0, 1, beta)], []
     value, estimate, active = torch.zeros_like(b), torch.ones_like(beta[:, 0]), beta[:, 0] != 0
     estimate, iterations = torch.where(active, estimate, 0), torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    while len(columns) < max_iterations and bool(active.any()):
+    while len(columns) < max_iterations and anywhere(active):
         w = apply(basis[-1])
         scale = row_norm(w)[:, None]
         column = []
@@ -145,7 +156,7 @@ def phi1(apply, b, tol, max_iterations):
         augmented = torch.stack([*rows, torch.zeros_like(rows[0])], 1)  # (H e_1; 0 0)
         weights = torch.linalg.matrix_exp(augmented)[:, :m, m]
         estimate = torch.where(active, (length[:, 0] * weights[:, -1].abs()).detach(), estimate)
-        iterations += active
+        iterations = iterations + active
         approximation = beta * torch.einsum("bm,mbn->bn", weights, torch.stack(basis[:m]))
         value = torch.where(active[:, None], approximation, value)
         active = active & (estimate > tol)

@@ -1,6 +1,9 @@
 """What the solves of one pass through a stage leave behind, and where they start."""
 import torch
 
+from odenets.solve.krylov import Solution
+from odenets.solve.transforms import transforming
+
 
 class Guesses:
     """Where each solve of a pass starts, and where it ended: a warm start's memory, held by the caller.
@@ -45,7 +48,9 @@ class Record:
         return Record(self.guesses, self.entries, first)
 
     def append(self, entry):
-        """Add an entry."""
+        """Add an entry; under torch.func.vmap its figures are the worst of those that are mapped over."""
+        if transforming() and isinstance(entry, Solution):
+            entry = entry.over_maps()
         self.entries.append(entry._replace(start=self.first) if self.first else entry)
 
     def solved(self, solve, base):

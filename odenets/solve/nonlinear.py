@@ -13,6 +13,7 @@ import torch
 from odenets.errors import InputError, Unsolved
 from odenets.solve.krylov import Solution, check_settings, gmres, jacobian_products, row_dot, row_norm
 from odenets.solve.precision import check_precision
+from odenets.solve.transforms import bare, everywhere, mapping, over_maps
 
 
 class Iterate(NamedTuple):
@@ -78,9 +79,10 @@ class Solver(ABC):
             return r.reshape(z.shape)
 
         r = flat(z)
-        differentiable = r.requires_grad  # somebody wants the derivative of the iteration itself
+        mapped = mapping()  # torch.func.vmap hides axes: what differs along them cannot choose which rows go on
+        differentiable = r.requires_grad or mapped  # somebody wants the derivative of the iteration itself
         norm = row_norm(r.detach())
-        if not self.fixed and not bool(torch.isfinite(norm).all()):
+        if not self.fixed and not everywhere(torch.isfinite(norm)):
             raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
         scale = norm if scale is None else scale
         target = self.tol * scale + floor
@@ -104,7 +106,7 @@ class Solver(ABC):
                             scale=scale)
 
         for n in range(1, self.max_iterations + 1):
-            alive = int(active.sum())
+            alive = len(active) * float(bare(active).double().mean()) if mapped else int(active.sum())
             if alive == 0:
                 break
             keep = None
@@ -121,18 +123,21 @@ class Solver(ABC):
             evaluations += len(z) / batch
             norm = row_norm(r.detach())
             better = active & (norm < best)
-            if bool(better.all()):
+            if everywhere(better):
                 best_z, best = z, norm
             else:
                 best_z, best = torch.where(better[:, None], z, best_z), torch.where(better, norm, best)
-            iterations[rows[active]] = n
+            if mapped:
+                iterations = torch.where(active, n, iterations)
+            else:
+                iterations[rows[active]] = n
             active = active & ~(norm <= target)
             if n < self.max_iterations:
                 step = method.send(Iterate(z, r, flat, keep))
 
-        value, final = value.index_copy(0, rows, best_z), final.index_copy(0, rows, best)
+        value, final = (best_z, best) if mapped else (value.index_copy(0, rows, best_z), final.index_copy(0, rows, best))
         converged = final <= self.tol * scale + floor
-        if self.on_failure == "raise" and not bool(converged.all()):
+        if self.on_failure == "raise" and not everywhere(converged):
             raise Unsolved(failure_sentence(converged, _relative(final, scale), self))
         return Solution(value.view(guess.shape), converged, _relative(final, scale), iterations, evaluations, scale=scale)
 
@@ -144,6 +149,7 @@ def _relative(norm, scale):
 
 def failure_sentence(converged, residual, solver):
     """One sentence that names the samples that failed, their worst residual and what to try."""
+    converged, residual = over_maps(converged, torch.all), over_maps(residual, torch.amax)
     failed = (~converged).nonzero()[:, 0].tolist()
     shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
     return (f"{len(failed)} of {len(converged)} samples did not reach tol={solver.tol:g} in {solver.max_iterations} iterations "

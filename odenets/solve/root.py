@@ -1,17 +1,26 @@
-"""Differentiable roots: the solver finds them, the implicit function theorem differentiates them."""
-import torch
-from torch.autograd.graph import get_gradient_edge
+"""Differentiable roots: the solver finds them, the implicit function theorem differentiates them, as often as wanted.
 
-from odenets.solve.krylov import gmres, jacobian_products
+With residual(z(p), p) = 0, dz = -J^-1 (d residual/dp) dp, J = d residual/dz. A backward pass is the solve J^T u = -g and the
+product (d residual/dp)^T u. Both depend on p, on g and on the root: to differentiate them again, the linear system is an
+implicit function itself (u is the root of J^T u + g), and the product is taken at a root that has its derivatives.
+"""
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from odenets.solve.attached import Lowered, attached_at_levels
+from odenets.solve.krylov import as_rows, gmres, jacobian_products
 from odenets.solve.precision import without_autocast
-from odenets.solve.transforms import dual_level, transforming
+from odenets.solve.transforms import dual_level, tangents, transforming
 
 
 def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None):
     """Solve residual(z) = 0 and let gradients pass through the solution, not through the iterations.
 
-    With residual(z(p), p) = 0, dz/dp = -(d residual/dz)^-1 d residual/dp: the backward pass is one linear solve with
-    the transposed Jacobian, however long the forward solve took, and memory does not grow with its iterations.
+    The backward pass is one linear solve with the transposed Jacobian, however long the forward solve took, and memory does
+    not grow with its iterations.
 
     Args:
         residual: (B, ...) -> (B, ...), each sample on its own, pure. Parameters reached by closure get gradients.
@@ -23,7 +32,8 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
         record: List that receives the `Solution` of the forward solve and of each backward solve.
 
     Returns:
-        The root, (B, ...). First derivatives only, in reverse and in forward mode.
+        The root, (B, ...). Derivatives of every order in reverse and in forward mode, mixed as wanted, each from solves to
+        the same tolerance; those above the first cost some evaluations more.
 
     Source: Bai, Kolter, Koltun (2019), theorem 1; Hairer & Wanner II, IV.8 for the stopping rule.
     """
@@ -34,7 +44,7 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
     return implicit_function(residual, solution.value, samples, solver.tol, solver.max_iterations, record)
 
 
-def implicit_function(residual, value, samples, tol, max_iterations, record=None):
+def implicit_function(residual, value, samples, tol, max_iterations, record=None, without=None):
     """Give a root found elsewhere, without a graph, the derivatives of the implicit function; see `root`.
 
     Args:
@@ -42,102 +52,204 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
         value: The root, (B, ...).
         tol, max_iterations: Of the backward solve.
         record: As in `root`.
+        without: Number of a transform's level at which it shall be a constant, or None.
     """
-    inside, dual = transforming(), dual_level()
-    if not (torch.is_grad_enabled() or inside or dual):
+    dual = dual_level()
+    equation = _Equation(residual, tol, max_iterations, record)
+    if transforming():
+        return attached_at_levels(equation, value.detach(), samples, without)
+    if not (torch.is_grad_enabled() or dual):
         return value
     z = value.detach()
-    if not inside:
-        z.requires_grad_()
+    z.requires_grad_()
+    first = torch._C._autograd._get_sequence_nr()
     with torch.enable_grad():
         r = residual(z, *samples)
-    if not (inside or dual or _has_other_leaves(r, z)):
-        return value
-    fixed = tuple(sample.detach() for sample in samples)
-    return _ImplicitFunction.apply(r, z.detach(), _Jacobian(residual, r, z, fixed, tol, max_iterations, record, inside))
+    inputs, hidden = _inputs(r, z, samples, first, residual)
+    if not (dual or inputs or hidden):
+        return value  # a constant, which must not require gradients
+    # The edges of the graph, not the tensor: nobody needs the value of the residual again.
+    edges = None if r.grad_fn is None else (get_gradient_edge(r), get_gradient_edge(z))
+    return _ImplicitFunction.apply(r, z.detach(), _Graph(equation, z, samples, edges, inputs, hidden), *inputs)
 
 
-def _has_other_leaves(r, z):
-    """Whether the graph of r ends in any leaf but z; if not, the root is a constant and must not require gradients."""
-    seen, nodes = set(), [r.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        if hasattr(node, "variable") and node.variable is not z:
-            return True
-        seen.add(node)
-        nodes.extend(parent for parent, _ in node.next_functions)
-    return False
+class _Equation:
+    """residual(z, *samples) = 0, and solves with J = d residual/dz at a point, which are constants to autograd."""
 
+    def __init__(self, residual, tol, max_iterations, record):
+        self.residual, self.tol, self.max_iterations, self.record = residual, tol, max_iterations, record
+        self.maps_closure = False  # whether torch.func.vmap maps over tensors in the closure
 
-class _Jacobian:
-    """Solves with J = d residual/dz at the root, and with its transpose."""
+    def lowered(self):
+        """The same, for rules of derivatives under transforms."""
+        def residual(*tensors):
+            with Lowered():
+                return self.residual(*tensors)
+        return _Equation(residual, self.tol, self.max_iterations, self.record)
 
-    def __init__(self, residual, r, z, samples, tol, max_iterations, record, transforming):
-        self.residual, self.z, self.samples = residual, z, samples
-        # The edges of the graph, not the tensor: nobody needs the value of the residual again.
-        self.edges = None if transforming else (get_gradient_edge(r), get_gradient_edge(z))
-        self.tol, self.max_iterations, self.record, self.transforming = tol, max_iterations, record, transforming
+    def root(self, value, samples, without=None):
+        """The root `value`, differentiable in the samples and in the closure."""
+        return implicit_function(self.residual, value.detach(), samples, self.tol, self.max_iterations, self.record, without)
 
-    def solve(self, b):
-        """x with J x = b."""
-        return self._gmres(self._products()[0], b)
+    def solve(self, z, samples, b, transposed, without=None):
+        """x with J x = b, or J^T x = b; differentiable in z, the samples, b and the closure."""
+        with torch.no_grad(), tangents(False):
+            products = jacobian_products(lambda z: self.residual(z, *(s.detach() for s in samples)), z.detach())
+            x = self.gmres(products[transposed], b.detach())
+        return self.linear(x, z, samples, b, transposed, without)
 
-    def solve_transposed(self, b):
-        """x with J^T x = b; outside transforms on the very graph that the rest of the backward pass uses."""
-        if self.transforming:
-            return self._gmres(self._products()[1], b)
-        return self._gmres(lambda w: torch.autograd.grad(*self.edges, w, retain_graph=True)[0], b)
+    def linear(self, x, z, samples, b, transposed, without=None):
+        """The same for a solution x found before: the root of J x - b is an implicit function too."""
+        def residual(x, b, z, *samples):
+            return jacobian_products(lambda z: self.residual(z, *samples), z)[transposed](x) - b
+        return _Equation(residual, self.tol, self.max_iterations, self.record).root(x, (b, z, *samples), without)
 
-    def _products(self):
-        with without_autocast(self.z):
-            return jacobian_products(lambda z: self.residual(z, *self.samples), self.z.detach())
-
-    def _gmres(self, product, b):
+    def gmres(self, product, b):
+        """x with product(x) = b."""
         def apply(v):
             return product(v.view(b.shape)).reshape(v.shape)
 
         with without_autocast(b):  # a backward pass may run within a context that the forward solve had left
-            solution = gmres(apply, b.flatten(1), self.tol, self.max_iterations)
+            solution = gmres(apply, as_rows(b), self.tol, self.max_iterations)
         if self.record is not None:
             self.record.append(solution._replace(value=None))
-        return solution.value.view(b.shape)
+        return solution.value.view(b.shape).detach()
 
 
-class _ImplicitFunction(torch.autograd.Function):
-    """The value z; derivatives as if z were -J^-1 r, r being the residual at z as a function of everything else."""
+class _Graph:
+    """An equation at its root, where torch.autograd records: the graph of the residual, and what that graph hangs on."""
+
+    def __init__(self, equation, z, samples, edges, inputs, hidden):
+        self.equation, self.z, self.samples = equation, z, samples
+        self.edges, self.inputs, self.hidden = edges, inputs, hidden
+
+    def solve_transposed(self, b):
+        """u with J^T u = b, on the very graph that the rest of the backward pass uses; a constant."""
+        return self.equation.gmres(lambda w: torch.autograd.grad(*self.edges, w, retain_graph=True)[0], b.detach())
+
+    def gradients(self, u, g):
+        """(d residual/d input)^T u for each input, itself differentiable in g, the inputs, and the root that they make.
+
+        The graph at hand stands at a constant root, so the residual is recorded again, at one with derivatives.
+        """
+        if self.hidden:
+            raise RuntimeError("an implicit step is differentiated again, but its field holds a computed tensor that "
+                               "only an autograd.Function in it uses: pass it through a torch function first")
+        equation, again, gate = self.equation, torch.is_grad_enabled(), _Gate()
+        with torch.enable_grad():
+            z = equation.root(self.z, self.samples)
+            u = equation.linear(u, z, self.samples, -g, True)
+            z_in, *samples_in = (_Passage.apply(tensor, gate) for tensor in (z, *self.samples))
+            r = equation.residual(z_in, *samples_in)
+            inside = {id(sample): own for sample, own in zip(self.samples, samples_in)}
+            targets = [inside.get(id(tensor), tensor) for tensor in self.inputs]
+            found = torch.autograd.grad(r, targets, u, create_graph=again, allow_unused=True)
+        gate.open = True
+        return found
+
+
+class _Gate:
+    """Closed at first: a gradient of the residual in one input must not count its way through another."""
+
+    open = False
+
+
+class _Passage(torch.autograd.Function):
+    """The identity, whose backward pass stops at a closed gate."""
 
     @staticmethod
-    def forward(r, z, jacobian):
-        # The very memory that r's graph holds; a transform may not see a view of an input.
-        return z.clone() if transforming() else z.view_as(z)
+    def forward(x, gate):
+        return x.view_as(x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.jacobian = inputs[2]
+        ctx.gate = inputs[1]
 
     @staticmethod
     def backward(ctx, g):
-        u = -ctx.jacobian.solve_transposed(g.detach())
-        return (_FirstOrderOnly.apply(u, g) if g.requires_grad else u), None, None
+        return g if ctx.gate.open else None, None
 
     @staticmethod
-    def jvp(ctx, r_tangent, z_tangent, _):
-        return -ctx.jacobian.solve(r_tangent)
+    def jvp(ctx, tangent, _):
+        return tangent.view_as(tangent)
 
 
-class _FirstOrderOnly(torch.autograd.Function):
-    """u, which depends on g by a solve that records nothing: to differentiate it again is an error, not a wrong number."""
+class _ImplicitFunction(torch.autograd.Function):
+    """The value z; derivatives as if z were -J^-1 r, r being the residual at z as a function of everything else.
+
+    First derivatives go through the graph of r. Where they are to be differentiated, they go to `inputs` directly.
+    """
 
     @staticmethod
-    def forward(u, g):
-        return u.clone()
+    def forward(r, z, graph, *inputs):
+        return z.view_as(z)  # the very memory that r's graph holds
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.graph = inputs[2]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("an implicit step has first derivatives only; for products with its Jacobian use torch.func.jvp")
+    def backward(ctx, g):
+        if g is None:  # a pass that a closed gate has stopped
+            return None, None, None, *(None for _ in ctx.graph.inputs)
+        if torch._C._functorch.is_legacy_batchedtensor(g):
+            raise RuntimeError("torch.autograd's batched gradients (is_grads_batched=True, vectorize=True) do not pass through "
+                               "an implicit step; torch.func.jacrev, jacfwd, hessian and vmap do")
+        u = -ctx.graph.solve_transposed(g)
+        if torch.is_grad_enabled() or dual_level():
+            return None, None, None, *ctx.graph.gradients(u, g)
+        return u, None, None, *(None for _ in ctx.graph.inputs)
+
+    @staticmethod
+    def jvp(ctx, r_tangent, *_):
+        graph = ctx.graph
+        if r_tangent is None:
+            return torch.zeros_like(graph.z)
+        z = graph.equation.root(graph.z, graph.samples)  # torch suspends forward mode within this rule
+        return graph.equation.solve(z, graph.samples, -r_tangent, False)
+
+
+def _inputs(r, z, samples, first, residual):
+    """The tensors but z at which the graph of r leaves the evaluation of the residual, and whether some could not be found.
+
+    Nodes of the evaluation have numbers from `first` on. Edges to older ones belong to the samples, or to tensors computed
+    before that the closure holds; autograd does not give those away, so a second evaluation looks out for them.
+    """
+    known = {(sample.grad_fn, sample.output_nr): sample for sample in samples if sample.grad_fn is not None}
+    found, unknown, seen, edges = {}, set(), set(), [(r.grad_fn, r.output_nr)]
+    while edges:
+        edge = edges.pop()
+        node = edge[0]
+        if node is None or edge in seen:
+            continue
+        seen.add(edge)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        elif edge in known:
+            found[id(known[edge])] = known[edge]
+        elif node._sequence_nr() >= first:
+            edges.extend(node.next_functions)
+        else:
+            unknown.add(edge)
+    found.pop(id(z), None)
+    if unknown:
+        with torch.no_grad(), _Lookout(unknown) as lookout:
+            residual(z.detach(), *samples)
+        found.update((id(tensor), tensor) for tensor in lookout.found.values())
+        unknown -= lookout.found.keys()
+    return tuple(found.values()), bool(unknown)
+
+
+class _Lookout(TorchFunctionMode):
+    """Finds the tensors at some edges of a graph among the arguments of torch's functions."""
+
+    def __init__(self, edges):
+        super().__init__()
+        self.edges, self.found = edges, {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        for tensor in unwrap_dead_wrappers(tuple(v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor))):
+            if tensor.requires_grad and (edge := (tensor.grad_fn, tensor.output_nr)) in self.edges:
+                self.found[edge] = tensor
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,39 @@
+"""Fields as functions: what a stage hands to its scheme."""
+from itertools import chain
+
+import torch
+from torch import nn
+
+from odenets.errors import InputError
+
+
+def as_function(field, n, running):
+    """A field of a stage as f(t, y), with the shape checked.
+
+    Backward passes call f when the forward pass is over, and torch.func.functional_call may have put other parameters back;
+    f has those that the module has now, whenever it is called.
+
+    Args:
+        field: Module, the n-th of the stage.
+        n: Its number, for the error.
+        running: A list that is emptied when the forward pass is over.
+    """
+    own = dict(_tensors(field))
+
+    def f(t, y):
+        if running or all(tensor is own[name] for name, tensor in _tensors(field)):
+            slope = field(t, y)
+        else:
+            slope = torch.func.functional_call(field, own, (t, y))
+        if slope.shape != y.shape:
+            raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
+                             f"shape")
+        return slope
+
+    f.autonomous = getattr(field, "autonomous", False)
+    return f
+
+
+def _tensors(field):
+    """Pairs (name, tensor) of the parameters and buffers; a plain function, which `precise` may have made of it, has none."""
+    return chain(field.named_parameters(), field.named_buffers()) if isinstance(field, nn.Module) else ()
