@@ -38,7 +38,7 @@ from experiments.harness.run.subject import load_subjects
 from experiments.harness.training import data
 from experiments.harness.words import radius
 from odenets.errors import InputError
-from stability.attacks.images import check_logits
+from stability.attacks.images import check_logits, evaluated
 from stability.attacks.threats import THREATS
 
 AUDITS = ("none", "quick", "full")
@@ -123,7 +123,7 @@ def _check_fits(subject, test):
     x, y = test.images[:64], test.labels
     try:
         with torch.no_grad():
-            logits = subject.net(x)
+            logits = evaluated(subject.net, x)
     except Exception as error:  # the user's code may raise whatever it likes
         raise InputError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
     try:

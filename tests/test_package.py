@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ["odenets", "stability", "experiments"]  # imports go leftwards only
@@ -96,3 +97,14 @@ def test_environments_agree():
     pip = {line.strip()[2:] for line in lines if line.startswith("      - ")}
     assert pip - {"-e ."} == wanted
     assert f"- python{project['requires-python']}" in {line.strip() for line in lines}
+
+
+def test_the_first_example_of_the_readme(capsys):
+    torch.manual_seed(0)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## In Python")[1]
+    names = {}
+    exec(compile(re.search("```python\n(.*?)```", section, re.S)[1], "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "('finite_differences', True), ('exact_gradient', True)" in printed and "upper bound" in printed
+    assert names["stage"].stats.batch == len(names["x"]) and names["stage"].stats.converged.all()
+    assert all(parameter.dtype == torch.float32 for parameter in names["net"].parameters())

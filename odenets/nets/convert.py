@@ -5,6 +5,7 @@ from itertools import groupby
 from torch import nn
 
 from odenets.errors import InputError
+from odenets.nets.guard import Guard
 from odenets.nets.stage import ODEStage, stages
 
 
@@ -12,18 +13,23 @@ class Increment(nn.Module):
     """The autonomous field f(t, y) = block(y) - y, of which the block is one explicit Euler step with h = 1.
 
     Args:
-        block: (B, ...) -> (B, ...) of the same shape; it must not write into its argument.
+        block: (B, ...) -> (B, ...) of the same shape; where it writes into its argument it is handed copies.
+        reads_only: The block is known not to: not even the first evaluation of a pass needs a copy.
     """
 
     autonomous = True
+    takes_guard = True  # the block is guarded, not the whole: y is needed once more behind it
 
-    def __init__(self, block):
+    def __init__(self, block, reads_only=False):
         super().__init__()
-        self.block = block
+        self.block, self.reads_only = block, reads_only
 
-    def forward(self, t, y):
-        """dy/dt at y; t is not used."""
-        return self.block(y) - y
+    def forward(self, t, y, guard=None):
+        """dy/dt at y; t is not used. `guard`: the `Guard` of the pass, if this is part of one."""
+        guard = guard or Guard()
+        if self.reads_only:
+            guard.trust(self.block)
+        return guard(self.block, y) - y
 
 
 def convert(model, scheme="explicit", substeps=1):
@@ -105,7 +111,7 @@ def _integrated(layer, scheme, substeps):
         if not integrable:
             children |= run
             continue
-        stage = ODEStage([Increment(block) for block in run.values()], scheme, substeps=substeps)
+        stage = ODEStage([Increment(block, _reads_only(block)) for block in run.values()], scheme, substeps=substeps)
         for module in (stage, stage.fields, *stage.fields):
             module.training = layer.training  # not train(): the blocks keep their modes
         first = next(iter(run))  # the stage takes the name of its first block, so that no other child is renamed
@@ -121,6 +127,15 @@ def _keeps_shape(block):
 
     # The addition of the skip connection sees to it that the channels agree.
     return isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is None and block.stride == 1
+
+
+def _reads_only(block):
+    """Whether a block runs torchvision's own forward, whose in-place ReLUs act on what its convolutions returned."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    own = type(block).forward in (BasicBlock.forward, Bottleneck.forward) and "forward" not in vars(block)
+    hooked = block._forward_pre_hooks or block.conv1._forward_pre_hooks
+    return own and type(block.conv1) is nn.Conv2d and not hooked
 
 
 def _keys(model):

@@ -1,30 +1,32 @@
 """Fields as functions: what a stage hands to its scheme."""
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import nn
 
 from odenets.errors import InputError
+from odenets.nets.guard import guarded
 
 
-def as_function(field, n, running):
+def as_function(field, n, running, guard):
     """A field of a stage as f(t, y), with the shape checked.
 
     Backward passes call f when the forward pass is over, and torch.func.functional_call may have put other parameters back;
     f has those that the module has now, whenever it is called.
 
     Args:
-        field: Module, the n-th of the stage.
+        field: Module or function, the n-th of the stage.
         n: Its number, for the error.
         running: A list that is emptied when the forward pass is over.
+        guard: The `Guard` of the pass: the state stays as it is, whatever the field writes into.
     """
-    own = dict(_tensors(field))
+    own, evaluate = dict(_tensors(field)), guarded(field, guard)
+    with_own = guarded(partial(_called, field, own), guard)
 
     def f(t, y):
-        if running or all(tensor is own[name] for name, tensor in _tensors(field)):
-            slope = field(t, y)
-        else:
-            slope = torch.func.functional_call(field, own, (t, y))
+        current = running or all(tensor is own[name] for name, tensor in _tensors(field))
+        slope = (evaluate if current else with_own)(t, y)
         if slope.shape != y.shape:
             raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
                              f"shape")
@@ -32,6 +34,10 @@ def as_function(field, n, running):
 
     f.autonomous = getattr(field, "autonomous", False)
     return f
+
+
+def _called(field, tensors, t, y):
+    return torch.func.functional_call(field, tensors, (t, y))
 
 
 def _tensors(field):

@@ -2,6 +2,7 @@
 import torch
 from torch import nn
 
+from odenets.nets.guard import Guard, guarded
 from odenets.schemes.multistep import LMResNet
 
 
@@ -24,7 +25,9 @@ class LearnedLMStage(nn.Module):
 
     def forward(self, y, trajectory=False):
         """The state at the end, (B, ...); with `trajectory`, all states (1 + fields, B, ...), y first."""
-        states = [y, y + self.fields[0](0.0, y)]
-        for n, (field, k) in enumerate(zip(self.fields[1:], self.k), start=1):
-            states.append((1 - k) * states[-1] + k * states[-2] + field(float(n), states[-1]))
+        guard = Guard()
+        first, *others = (guarded(field, guard) for field in self.fields)
+        states = [y, y + first(0.0, y)]
+        for n, (f, k) in enumerate(zip(others, self.k), start=1):
+            states.append((1 - k) * states[-1] + k * states[-2] + f(float(n), states[-1]))
         return torch.stack(states) if trajectory else states[-1]

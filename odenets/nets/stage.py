@@ -8,6 +8,7 @@ from torch import nn
 
 from odenets.errors import InputError, NoStatistics
 from odenets.nets.functions import as_function
+from odenets.nets.guard import Guard
 from odenets.schemes import GRADIENTS, get_scheme
 from odenets.solve.krylov import Solution
 from odenets.solve.log import Record
@@ -21,6 +22,7 @@ class ODEStage(nn.Module):
 
     Args:
         fields: Callables f(t, y) -> dy/dt, (B, ...) -> (B, ...), each sample on its own; modules among them are registered.
+            One that writes into y, such as a block that begins with an in-place ReLU, is handed copies; see `Guard`.
         scheme: A spec ("rk4", "implicit_euler(tol=1e-6)") or a `Scheme`.
         interval: Length of time for each field.
         substeps: Steps for each field; the step size is interval / substeps.
@@ -60,6 +62,9 @@ class ODEStage(nn.Module):
     def forward(self, y, trajectory=False, guesses=None):
         """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first.
         `guesses`: where a caller wants the solves to start, see `WarmStart`."""
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():  # where writes to a tensor are counted
+                return self.forward(y, trajectory, guesses)
         if self.scheme.looks_at_values and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             raise InputError(f"{self.scheme} looks at values to see when it is done, which torch.export and torch.jit.trace cannot "
                              "record: export an explicit scheme, ie_skip, or implicit_euler(fixed=true) and the like")
@@ -67,14 +72,16 @@ class ODEStage(nn.Module):
         y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]
         self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
-        step, running = self.scheme.stepper(), [True]
+        step, running, guard = self.scheme.stepper(), [True], Guard()
         for n, field in enumerate(fields):
-            f = as_function(field, n, running)
+            f = as_function(field, n, running, guard)
             for k in range(self.substeps):
                 y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
                 if trajectory:
                     states.append(y)
         running.clear()
+        if self.scheme.implicit and y.requires_grad:
+            y = y.clone()  # the next layer may write into it, and the backward pass needs the root
         return (torch.stack(states) if trajectory else y).to(dtype)
 
     @property

@@ -4,7 +4,11 @@
 
 repeated `iterations` times. The square carries no 1/2, so that grad L = 2 (I - theta h J_f(y))^T r(y). As a truncated
 iteration it has a polynomial R in z and conj z: never A-stable, and for a non-normal Jacobian the eigenvalues of the step
-are not R(h lambda). Source: Li, He, Lin, Implicit Euler Skip Connections, ICML 2020; the sign of its last stage corrected.
+are not R(h lambda). Source: Li, He, Lin, Implicit Euler Skip Connections, ICML 2020, proceedings.mlr.press/v119/li20e.html.
+
+Two flaws of the authors' code are not repeated here. The sign of theta f(y) in the last stage's residual is flipped, so that
+the correction raises the residual of the implicit equation. And the bottleneck net corrects with another function than f,
+random and frozen in part: of nine slots of weights that the correction should share with the block, two are never shared.
 """
 from dataclasses import dataclass
 

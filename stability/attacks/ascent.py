@@ -100,7 +100,7 @@ def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_star
     Returns:
         Images like x: of each the point where it fell, else that of the highest score.
     """
-    check_images(x, y)
+    x = check_images(x, y)
     check_threat(threat)
     for name, value in (("restarts", restarts), ("batch_size", batch_size), ("targets", 1 if targets is None else targets)):
         check_count(name, value)

@@ -39,7 +39,7 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
         from pyautoattack import AutoAttack
     except ImportError:
         raise MissingExtra("AutoAttack needs the package pyautoattack: pip install \"odenets[autoattack]\"") from None
-    check_images(x, y)
+    x = check_images(x, y)
     check_count("batch_size", batch_size)
     if x.dim() != 4 or x.dtype != torch.float32:
         raise InputError(f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}; of "

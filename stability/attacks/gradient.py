@@ -23,7 +23,7 @@ KEEP = ("best", "last")
 
 def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
     """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
-    check_images(x, y)
+    x = check_images(x, y)
     check_threat(threat)
     check_count("batch_size", batch_size)
     objective, parts = objective_named(loss), []
@@ -42,7 +42,8 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
     Args:
         net: x -> logits (B, classes). One that takes `indices` too is told which images it sees: `odenets.WarmStart(net)`
             starts its solves at the step before, image by image.
-        x: Images (B, ...) in [0, 1].
+        x: Images (B, ...) in [0, 1]; beyond by rounding, up to 1e-6, they are clipped, and the ball is
+            round the clipped image.
         y: Labels (B,), whole numbers from 0 to classes - 1.
         threat: `Linf` or `L2`.
         steps: Gradient steps for each restart.

@@ -7,18 +7,26 @@ from torch import nn
 
 from stability.errors import InputError
 
+ROUNDING = 1e-6  # beyond [0, 1]: what a resize or a change of precision leaves behind
+
 
 def check_images(x, y):
-    """Refuse what is no batch of images in [0, 1] with its labels."""
+    """The images, clipped to [0, 1] where they lie outside by rounding, up to 1e-6: the ball is then that of the clipped ones.
+
+    Refuses what is no batch of images in [0, 1] with its labels.
+    """
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.dim() < 2 or not len(x):
         found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise InputError(f"images must be a floating-point tensor (B, ...) with B >= 1, got {found}")
     low, high = (float(value) for value in x.detach().aminmax())
-    if not (low >= 0 and high <= 1):
-        raise InputError(f"images must lie in [0, 1], got [{low:g}, {high:g}]: put the normalisation into the model")
+    excess = max(-low, high - 1)
+    if not excess <= ROUNDING:
+        raise InputError(f"images must lie in [0, 1], got [{low:.9g}, {high:.9g}], {excess:.3g} beyond (up to "
+                         f"{ROUNDING:g} counts as rounding and is clipped): put the normalisation into the model")
     if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
         found = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, torch.Tensor) else type(y).__name__
         raise InputError(f"labels must be int64, one for each of the {len(x)} images and on their device, got {found}")
+    return x if excess <= 0 else x.detach().clamp(0, 1)
 
 
 def check_logits(logits, y, trusted=None):
@@ -61,7 +69,14 @@ def accepts_indices(call):
 
 def told(net):
     """(x, indices) -> logits: a network that wants to know which images it sees, such as a warm-started one, is told."""
-    return net if accepts_indices(net) else lambda x, indices: net(x)
+    if accepts_indices(net):
+        return lambda x, indices: net(x.clone(), indices)
+    return lambda x, indices: evaluated(net, x)
+
+
+def evaluated(net, x):
+    """net(x), x unharmed: networks begin with in-place layers, or normalise their images where they lie."""
+    return net(x.clone())
 
 
 def split(size, *tensors):

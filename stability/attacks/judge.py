@@ -55,7 +55,7 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         ValueError: As for `pgd`; an attack is no callable, or returned no such images; the judge returned something else;
             `state` is of other images, labels or another threat.
     """
-    check_images(x, y)
+    x = check_images(x, y)
     check_threat(threat)
     check_count("batch_size", batch_size)
     judge = judge or (lambda x: (net(x), None))
@@ -124,7 +124,7 @@ def _judged(judge, net, x, y, batch_size):
     wrong, untrusted = [], []
     with evaluating(net), torch.no_grad():
         for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
-            logits, trusted = _verdict(judge(x_part), y_part)
+            logits, trusted = _verdict(judge(x_part.clone()), y_part)  # a network may write into its images
             untrusted.append(~trusted)
             wrong.append((logits.argmax(1) != y_part) | ~trusted)
     return torch.cat(wrong), torch.cat(untrusted)

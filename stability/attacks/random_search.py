@@ -59,7 +59,7 @@ def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=N
 
     Source: Andriushchenko et al. (2020), ECCV, algorithms 1 to 3.
     """
-    check_images(x, y)
+    x = check_images(x, y)
     check_count("queries", queries)
     if x.dim() != 4:
         raise InputError(f"square needs images (B, channels, height, width), got shape {tuple(x.shape)}")
@@ -82,7 +82,7 @@ def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=N
 def _search(net, x, y, threat, queries, start, draw, propose, generator, indices, batch_size):
     """Random search: start(generator, shape, dtype) -> (...) and draw(...) -> (block, ...) belong to one image,
     propose(query, drawn (B, ...), delta (B, ...)) -> new perturbations (B, ...) to all that are left."""
-    check_images(x, y)
+    x = check_images(x, y)
     check_count("batch_size", batch_size)
     indices, (base,) = identities(indices, x), seeds(generator, 1)
     with evaluating(net), torch.inference_mode(False), torch.no_grad():

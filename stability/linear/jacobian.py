@@ -90,7 +90,7 @@ def dense_jacobians(f, y, rows=256):
     for start in range(0, n, count):
         start = min(start, n - count)  # the last rows once more rather than another graph
         units = torch.eye(n, dtype=y.dtype, device=y.device)[start:start + count].repeat(len(y), 1)
-        J[:, start:start + count] = apply(units).view(len(y), count, n)
+        J[:, start:start + count] = apply(units).reshape(len(y), count, n)
     return J
 
 
@@ -107,13 +107,13 @@ def reverse_product(f, y):
     _check_mode(f)
     with torch.inference_mode(False), torch.enable_grad():
         state = y.detach().clone().requires_grad_()
-        value = f(state)
+        value = f(state.clone())  # f may write into its argument
     _check_value(value, y)
     if not value.requires_grad:
         raise InputError("f(y) does not depend on y as far as autograd can see; remove detach() or no_grad() inside f")
 
     def product(v):
-        return torch.autograd.grad(value, state, v.view(y.shape), retain_graph=True)[0].reshape(v.shape)
+        return torch.autograd.grad(value, state, v.reshape(y.shape), retain_graph=True)[0].reshape(v.shape)
 
     _check_independence(product, y)
     return product
@@ -132,7 +132,7 @@ def forward_product(f, y):
 
     def product(v):
         with torch.inference_mode(False), torch.no_grad():
-            return torch.func.jvp(f, (y.clone(),), (v.view(y.shape).clone(),))[1].reshape(v.shape)
+            return torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.reshape(y.shape).clone(),))[1].reshape(v.shape)
 
     try:
         product(torch.zeros_like(y).reshape(len(y), -1))
@@ -145,14 +145,14 @@ def _double_reverse(f, y, refusal):
     reverse = reverse_product(f, y)
     with torch.inference_mode(False), torch.enable_grad():
         state = y.clone().requires_grad_()
-        value = f(state)
+        value = f(state.clone())
         cotangent = torch.zeros_like(value, requires_grad=True)
         (pulled,) = torch.autograd.grad(value, state, cotangent, create_graph=True)
 
     def product(v):
-        return torch.autograd.grad(pulled, cotangent, v.view(y.shape), retain_graph=True)[0].reshape(v.shape)
+        return torch.autograd.grad(pulled, cotangent, v.reshape(y.shape), retain_graph=True)[0].reshape(v.shape)
 
-    u, w = (direction(y.numel(), seed).to(y).view(len(y), -1) for seed in (1, 2))
+    u, w = (direction(y.numel(), seed).to(y).reshape(len(y), -1) for seed in (1, 2))
     try:
         image = product(u)
     except RuntimeError:  # the backward pass is not differentiable at all
@@ -205,7 +205,7 @@ def _check_mode(f):
 
 def _check_independence(reverse, y):
     if len(y) > 1:
-        v = torch.zeros_like(y).view(len(y), -1)
+        v = torch.zeros_like(y).reshape(len(y), -1)
         v[0] = direction(v.shape[1], 0).to(v)
         if bool(reverse(v)[1:].any()):
             raise InputError("f mixes the samples of a batch: sample 0 of its value depends on other samples of y (a "

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from odenets import stages
+from stability.attacks.images import evaluated
 from stability.attacks.judge import MISCLASSIFIED
 from stability.attacks.random_search import square
 from stability.masking.subject import Check, allowed, before_the_judge, configured
@@ -64,7 +65,7 @@ def large_epsilon(case):
     """Fails where images survive although the ball holds every image there is: the attack is then led astray."""
     name, count = "large_epsilon", len(case.x)
     with torch.no_grad():
-        predicted = torch.cat([case.net(part).argmax(1) for part in case.x.split(case.batch_size)])
+        predicted = torch.cat([evaluated(case.net, part).argmax(1) for part in case.x.split(case.batch_size)])
         constant = len(predicted.unique()) == 1 and bool((case.net(_probes(case)).argmax(1) == predicted[0]).all())
     if constant or not bool((predicted == case.y).any()):
         return Check(name, None, {}, {}, "the network tells none of these images apart: there is nothing to break")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import odenets
-from stability.attacks.images import check_images, check_logits, evaluating, given_or_new
+from stability.attacks.images import check_images, check_logits, evaluated, evaluating, given_or_new
 from stability.attacks.losses import input_gradient
 from stability.attacks.threats import check_threat
 from stability.errors import InputError
@@ -75,14 +75,14 @@ def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=No
     if not many_steps or any(more <= less for less, more in zip((steps, *many_steps), many_steps)):
         raise InputError(f"many_steps must ascend from steps on, got {many_steps} after {steps}")
     sources = tuple(map(odenets.get_scheme, sources))
-    check_images(x, y)
+    x = check_images(x, y)
     check_threat(threat)
     generator = given_or_new(generator)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     with evaluating(net), torch.inference_mode(False), torch.enable_grad():
         x, y = x.detach().clone(), y.clone()
         first = x[:1].clone().requires_grad_()
-        logits = net(first)
+        logits = evaluated(net, first)
         check_logits(logits, y[:1])
         chosen = [name for name in CHECKS if checks is None or name in checks]
         if input_gradient(logits, first) is None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from odenets import converged, stages, tightened
+from stability.attacks.images import evaluated
 from stability.attacks.losses import input_gradient, objective_named
 from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, configured
 
@@ -46,7 +47,7 @@ def finite_differences(case, directions=7, images=64):
     step, limit = (1e-8 if exact else 1e-6, 0.01) if double else (2e-3, 0.1)
     @torch.no_grad()
     def value(x):
-        return objective(net(x), y).double()
+        return objective(evaluated(net, x), y).double()
 
     generator = torch.Generator().manual_seed(case.seed)
     x = x.lerp(torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x), 0.01)
@@ -116,7 +117,7 @@ def _gradient(net, x, y, loss, batch_size):
     parts = []
     for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
         point = x_part.detach().clone().requires_grad_()
-        logits = net(point)
+        logits = evaluated(net, point)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))  # as attacks do
         parts.append(input_gradient(objective_named(loss)(precise, y_part), point, logits, precise))
     return torch.cat(parts)
@@ -127,7 +128,7 @@ def _in_double(net, x):
     try:
         copy = deepcopy(net).double()
         with torch.no_grad():
-            usable = copy(x[:1].double()).dtype == torch.float64
+            usable = evaluated(copy, x[:1].double()).dtype == torch.float64
     except (RuntimeError, TypeError, NotImplementedError):
         usable = False
     return (copy, x.double()) if usable else (net, x)

@@ -9,7 +9,7 @@ from torch import nn
 
 from odenets import converged, stages, tightened
 from stability.attacks.gradient import pgd
-from stability.attacks.images import accepts_indices, evaluating
+from stability.attacks.images import accepts_indices, evaluated, evaluating
 from stability.attacks.judge import worst_case
 from stability.masking.roots import off_path
 
@@ -82,7 +82,7 @@ class Case:
     @torch.no_grad()
     def logits(self, x):
         """The network's, at its present settings, in batches."""
-        return torch.cat([self.net(part) for part in x.split(self.batch_size)])
+        return torch.cat([evaluated(self.net, part) for part in x.split(self.batch_size)])
 
     @property
     def iterated(self):
@@ -95,7 +95,7 @@ def cold_judge(net, tol=JUDGE_TOLERANCE):
     connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer."""
     def judge(x):
         with tightened(net, tol):
-            logits, solved = net(x), converged(net)
+            logits, solved = evaluated(net, x), converged(net)
             return logits, solved if solved is None else solved & ~off_path(net, x, logits, solved)
     return judge
 
@@ -115,7 +115,7 @@ def before_the_judge(attack, batch_size=512):
 
     def on_its_function(net, x, y, indices):
         with tightened(net, ATTACK_TOLERANCE, max_iterations=1):
-            adversarial = attack(net, x, y, **({"indices": indices} if tell else {})).detach()
+            adversarial = attack(net, x.clone(), y, **({"indices": indices} if tell else {})).detach()
             fell = _wrong(net, adversarial, y, batch_size)
         with tightened(net, JUDGE_TOLERANCE):
             again = fell & ~_wrong(net, adversarial, y, batch_size)
@@ -130,7 +130,7 @@ def before_the_judge(attack, batch_size=512):
 @torch.no_grad()
 def _wrong(net, x, y, batch_size):
     with evaluating(net):  # as the attack did and the judge will
-        return torch.cat([net(part).argmax(1) for part in x.split(batch_size)]) != y
+        return torch.cat([evaluated(net, part).argmax(1) for part in x.split(batch_size)]) != y
 
 
 def allowed(share, count):

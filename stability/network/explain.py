@@ -100,7 +100,7 @@ def _first_broken(net, x, along):
     for place in along:
         if not (place.state.isfinite().all() and place.slope(place.state).isfinite().all()):
             return place.stage, place.block
-    return None if net(x).isfinite().all() else (math.inf, 0)
+    return None if net(x.clone()).isfinite().all() else (math.inf, 0)
 
 
 def _number(z):

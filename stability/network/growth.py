@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from odenets.nets.guard import guarded
 from stability.errors import InputError
 from stability.linear.jacobian import _check_independence, _check_mode, _check_state, _load_decompositions, direction
 from stability.network.places import check_net, trajectories
@@ -100,9 +101,11 @@ def _linearised(field):
 
     The state travels with its sample, for a solver evaluates parts of a batch.
     """
+    evaluate = guarded(field)
+
     def f(t, pair):
         v, y = pair.unbind(1)
-        image = torch.func.jvp(lambda y: field(t, y), (y.detach(),), (v,))[1]
+        image = torch.func.jvp(lambda y: evaluate(t, y), (y.detach(),), (v,))[1]
         return torch.stack([image, torch.zeros_like(v)], 1)
     return f
 
@@ -182,7 +185,7 @@ def _states(maps, y):
         _check_mode(f)
         with torch.inference_mode(False), torch.enable_grad():
             state = states[-1].detach().clone().requires_grad_()
-            value = f(state)
+            value = f(state.clone())
         if not bool(torch.isfinite(value).all()):
             raise InputError("a state on the way holds NaN or Inf")
         if value.dtype != y.dtype:
@@ -195,7 +198,7 @@ def _states(maps, y):
 
 
 def _pulled(value, state, v):
-    return torch.autograd.grad(value, state, v.view_as(value))[0]
+    return torch.autograd.grad(value, state, v.reshape(value.shape))[0]
 
 
 def _push(f, y, Q):
@@ -211,13 +214,13 @@ def _tangents(f, y, v):
     _load_decompositions()
     try:
         with torch.no_grad():
-            return torch.func.jvp(f, (y,), (v,))
+            return torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.clone(),))
     except (RuntimeError, NotImplementedError):
         # An operation without forward mode, such as the backward pass of GroupNorm in ie_skip: the pullback is linear in its
         # cotangent, and the pullback of that is J v. Implicit steps refuse this way, but offer the other.
         with torch.enable_grad():
             state = y.detach().clone().requires_grad_()
-            values = f(state)
+            values = f(state.clone())
             cotangents = tuple(torch.zeros_like(value, requires_grad=True) for value in values)
             (pulled,) = torch.autograd.grad(values, state, cotangents, create_graph=True)
             return tuple(value.detach() for value in values), torch.autograd.grad(pulled, cotangents, v)
@@ -228,6 +231,6 @@ def _pull(f, y, Q):
     p = Q.shape[2]
     with torch.enable_grad():
         states = y.detach().repeat_interleave(p, 0).requires_grad_()
-        value = f(states)
+        value = f(states.clone())
         (pulled,) = torch.autograd.grad(value, states, Q.mT.reshape(value.shape))
     return pulled.reshape(len(y), p, -1).mT

@@ -45,17 +45,17 @@ def log_norm_estimate(f, y, iterations=6):
         raise InputError(f"iterations must be at least 1, got {iterations}")
     with torch.enable_grad():
         state = y.detach().requires_grad_()
-        value = f(state)
+        value = f(state.clone())  # f may write into its argument
         cotangent = torch.zeros_like(value, requires_grad=True)
         (pulled,) = torch.autograd.grad(value, state, cotangent, create_graph=True)
 
     def symmetric(v):
-        v = v.view_as(y)
+        v = v.reshape(y.shape)
         pulled_back = torch.autograd.grad(value, state, v, retain_graph=True)[0]
         pushed = torch.autograd.grad(pulled, cotangent, v, retain_graph=True)[0]  # the pullback is linear: its own is J v
         return (pulled_back + pushed).flatten(1) / 2
 
-    v = _rightmost(symmetric, y.detach().flatten(1), iterations).view_as(y)
+    v = _rightmost(symmetric, y.detach().flatten(1), iterations).reshape(y.shape)
     # J v again, for the parameters this time: an image of v that depends on them.
     (image,) = torch.autograd.grad(value, state, v, create_graph=True)
     return (image * v).flatten(1).sum(1)

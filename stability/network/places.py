@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import odenets
+from odenets.nets.guard import guarded
 from odenets.schemes import Scheme
 from stability.errors import InputError
 from stability.linear.jacobian import _check_state
@@ -30,7 +31,7 @@ class Place:
 
     def slope(self, y):
         """dy/dt at the beginning of the block."""
-        return self.field(self.time, y)
+        return guarded(self.field)(self.time, y)
 
     def increment(self, y):
         """h f(y): its Jacobian has the eigenvalues h lambda."""
@@ -38,12 +39,13 @@ class Place:
 
     def step(self, y):
         """The first time step of the block; not for multistep schemes, whose step depends on more than y."""
-        return self.scheme.step(self.field, self.time, y, self.step_size)
+        return self.scheme.step(guarded(self.field), self.time, y, self.step_size)
 
     def advance(self, y):
         """All time steps of the block, with the same exception."""
+        f = guarded(self.field)
         for k in range(self.substeps):
-            y = self.scheme.step(self.field, self.time + k * self.step_size, y, self.step_size)
+            y = self.scheme.step(f, self.time + k * self.step_size, y, self.step_size)
         return y
 
 
@@ -65,13 +67,13 @@ def trajectories(net, x):
 
     def keep(stage, args, states):
         found.append((stage, states))
-        return states[-1]
+        return states[-1].clone()  # the next layer may write into it
 
     stages = odenets.stages(net).values()
     hooks = [hook for stage in stages for hook in (stage.register_forward_pre_hook(ask, prepend=True, with_kwargs=True),
                                                    stage.register_forward_hook(keep))]
     try:
-        output = net(x)
+        output = net(x.clone())  # its first layer may write into it
     finally:
         for hook in hooks:
             hook.remove()

@@ -40,3 +40,25 @@ def test_logits_of_low_precision_are_attacked_too(attack):
     net, x, y = conv_net(), images(dtype=torch.float32), torch.arange(16) % 3
     moved = attack(lambda x: net(x).half(), x, y, Linf(0.1))
     assert moved.dtype == torch.float32 and not torch.equal(moved, x)
+
+
+@pytest.mark.parametrize("attack", [stability.fgsm, stability.pgd, stability.apgd, stability.square, stability.noise])
+def test_rounding_beyond_the_box_is_clipped(attack):
+    x = images(dtype=torch.float32)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 1 + 2e-7, -1e-7
+    net, y, before = conv_net(), torch.arange(16) % 3, x.clone()
+    moved = attack(net, x, y, Linf(0.1))
+    assert torch.equal(moved, attack(net, x.clamp(0, 1), y, Linf(0.1))) and torch.equal(x, before)
+    verdicts = [stability.worst_case(net, images, y, Linf(0.1), [lambda net, x, y: x]) for images in (x, x.clamp(0, 1))]
+    assert torch.equal(verdicts[0].x_adv, verdicts[1].x_adv) and verdicts[0].question == verdicts[1].question
+    assert 0 <= verdicts[0].x_adv.min() and verdicts[0].x_adv.max() <= 1
+
+
+@pytest.mark.parametrize("value, beyond", [(1 + 1e-5, "1.00001], 1e-05 beyond"), (-3e-6, "-3e-06, .*3e-06 beyond"),
+                                           (2.0, "2], 1 beyond"), (float("nan"), "nan")])
+def test_an_image_outside_the_box_is_told_by_how_much(value, beyond):
+    x = X.clone()
+    x[0, 0, 0, 0] = value
+    for call in (lambda: stability.pgd(linear_net(), x, Y, Linf(0.1)), lambda: stability.audit(linear_net(), x, Y, Linf(0.1))):
+        with pytest.raises(ValueError, match=beyond.replace("]", r"\]").replace("+", r"\+")):
+            call()

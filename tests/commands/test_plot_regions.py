@@ -63,10 +63,35 @@ def test_a_spectrum_is_drawn_on_top_and_its_growth_is_printed(tmp_path, capsys):
                                                if len(dots.get_offsets()) == 3)
 
 
+@pytest.mark.parametrize("content", [
+    b"\xef\xbb\xbfre,im\r\n-1,2\r\n0.5,-3\r\n", b"re;im\r\n-1;2\r\n0.5;-3\r\n", b"re;im\n-1,0;2\n0,5;-3\n",
+    b"re\tim\n-1\t2\n0.5\t-3\n",
+    b"# re,im\n-1,2\n# a comment\n0.5,-3\n",
+    b"# re im\n-1.0e+00 2.0e+00\n5.0e-01 -3.0e+00\n", b"-1+2j\n0.5-3j\n",
+    b"\xef\xbb\xbflambda\n(-1+2j)\n(0.5-3j)\n", b"z\n -1+2i\n0.5 - 3i\n", b" (-1.0e+00+2.0e+00j)\n (5.0e-01+-3.0e+00j)\n",
+    b'"re","im"\n"-1","2"\n0.5,-3\n'])
+def test_a_spectrum_as_other_programs_write_it(tmp_path, content):
+    (tmp_path / "z.csv").write_bytes(content)
+    assert read_spectrum(tmp_path / "z.csv")(None)["0"].tolist() == [[-1, 2], [0.5, -3]]
+
+
+def test_a_spectrum_as_numpy_writes_it(tmp_path):
+    z = np.array([-1 + 2j, 0.5 - 3j, -1e-17 - 1e300j])
+    np.savetxt(tmp_path / "z.txt", z)
+    np.savetxt(tmp_path / "parts.txt", np.stack([z.real, z.imag], 1), header="re im")
+    np.savetxt(tmp_path / "parts.csv", np.stack([z.real, z.imag], 1), header="re,im", delimiter=",")
+    for name in ("z.txt", "parts.txt", "parts.csv"):
+        assert read_spectrum(tmp_path / name)(None)["0"].tolist() == np.stack([z.real, z.imag], 1).tolist()
+
+
 @pytest.mark.parametrize("name, content, named", [
     ("missing.csv", None, "No such file"), ("a.csv", "x,y\n1,2\n", "must be a CSV whose first line names the columns re"),
     ("a.csv", "", "first line has nothing"), ("a.csv", "re,im\n", "no eigenvalues below its header"),
     ("a.csv", "re,im\n1,2\n3,left\n", "line 3: re and im must be finite numbers, got 3,left"),
+    ("a.csv", "re\n1\n", "must be a CSV whose first line names the columns re"),
+    ("a.csv", "1;2\n3;4\n", "must be a CSV whose first line"),
+    ("a.csv", "z\n1-2j\n1-2k\n", "line 3: this must be a finite complex number such as -1+2j, got 1-2k"),
+    ("a.csv", "re;im\n1.000,5;2\n", "line 2: re and im"),
     ("a.csv", "re,im\n1\n", "line 2: re and im"), ("a.csv", "re,im\nnan,1\n", "line 2: re and im"),
     ("a.csv", b"re,im\n\xff\xfe", "not a text file"), ("r.jsonl", '{"scheme": "rk4"\n', "line 1: not a record of a run"),
     ("r.jsonl", '{"scheme": "rk4"}\n[]\n', "line 2: not a record"),

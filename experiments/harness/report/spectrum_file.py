@@ -14,13 +14,15 @@ def read_spectrum(path):
 
     Args:
         path: A records.jsonl, of which a scheme gets the nets trained with it, or all nets where there are none; or a CSV
-            with a header that names the columns re and im, the same eigenvalues for all schemes.
+            with a header that names the columns re and im, the same eigenvalues for all schemes. Commas, semicolons (numbers
+            may then have decimal commas), tabs or spaces separate, and a # may stand before the header; or one column of
+            complex literals, 1-2j or (1-2j), with a header or without.
 
     Raises:
         ValueError: The file cannot be read, or holds no eigenvalues; says where.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8-sig")  # with a byte-order mark or without
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"cannot read --spectrum {str(path)!r} ({reason})") from None
@@ -52,20 +54,52 @@ def _read_clouds(text, path):
 
 
 def _read_csv(text, path):
-    rows = csv.reader(text.splitlines())
-    header = [name.strip().lower() for name in next(rows, [])]
-    if not {"re", "im"} <= {*header}:
-        raise InputError(f"--spectrum {str(path)!r} must be a CSV whose first line names the columns re and im (h*lambda), or "
-                         f"a records.jsonl; its first line has {', '.join(header)[:80] or 'nothing'}")
+    """(n, 2) real and imaginary parts, from two columns or one of complex literals."""
+    lines = [(number, line.strip().lstrip("#").strip()) for number, line in enumerate(text.splitlines(), 1)
+             if number == 1 or not line.lstrip().startswith("#")]  # savetxt puts a # before the header
+    lines = [(number, line) for number, line in lines if line]
+    first = lines[0][1] if lines else ""
+    delimiter = next((mark for mark in ";\t," if mark in first), None)
+    header = [name.strip().lower() for name in _cells(first, delimiter)]
+    if {"re", "im"} <= {*header}:
+        return _points(lines[1:], path, lambda cells: [_real(cells[header.index(name)], delimiter) for name in ("re", "im")],
+                       delimiter, "re and im must be finite numbers")
+    if delimiter is None and first and not {"re", "im"} & {*header}:
+        rows = lines if np.isfinite(_complex([first])).all() else lines[1:]
+        return _points(rows, path, _complex, delimiter, "this must be a finite complex number such as -1+2j")
+    raise InputError(f"--spectrum {str(path)!r} must be a CSV whose first line names the columns re and im (h*lambda), one "
+                     f"column of complex numbers such as -1+2j, or a records.jsonl; its first line has "
+                     f"{', '.join(header)[:80] or 'nothing'}")
+
+
+def _points(lines, path, parse, delimiter, needed):
     points = []
-    for row in filter(None, rows):
+    for number, line in lines:
         try:
-            points.append([float(row[header.index(name)]) for name in ("re", "im")])
+            points.append(parse(_cells(line, delimiter)))
         except (ValueError, IndexError):
             points.append([np.nan])
         if not np.isfinite(points[-1]).all():
-            raise InputError(f"--spectrum {str(path)!r}, line {rows.line_num}: re and im must be finite numbers, "
-                             f"got {','.join(row)[:80]}")
+            raise InputError(f"--spectrum {str(path)!r}, line {number}: {needed}, got {line[:80]}")
     if not points:
         raise InputError(f"--spectrum {str(path)!r} holds no eigenvalues below its header")
     return np.array(points)
+
+
+def _cells(line, delimiter):
+    return next(csv.reader([line], delimiter=delimiter), []) if delimiter else line.split()
+
+
+def _real(text, delimiter):
+    # Where semicolons separate, commas are decimal: so do spreadsheets write in half of Europe.
+    return float(text.replace(",", ".") if delimiter == ";" else text)
+
+
+def _complex(cells):
+    """[re, im] of a literal as Python, NumPy or MATLAB write it; [nan] where it is none."""
+    literal = "".join(cells).lower().strip("()").replace("i", "j").replace("+-", "-")
+    try:
+        value = complex(literal)
+    except ValueError:
+        return [np.nan]
+    return [value.real, value.imag]

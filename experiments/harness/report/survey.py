@@ -67,7 +67,7 @@ def survey(net, images, labels, epsilon, block=None):
     with odenets.tightened(net, STEP_TOL):
         if labels is None:
             with torch.no_grad():
-                labels = net(x).argmax(1)
+                labels = net(x.clone()).argmax(1)
         adversarial = stability.pgd(net, x, labels, stability.Linf(epsilon), generator=torch.Generator().manual_seed(0)) - x
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype).to(x)
         noise *= (adversarial.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)

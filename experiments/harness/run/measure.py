@@ -7,6 +7,7 @@ import torch
 import odenets
 import stability
 from experiments.harness.run.schema import AuditResult, CheckResult, Measurement, Metric, SolverStatistics
+from stability.attacks.images import evaluated
 from stability.masking.subject import configured
 
 DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
@@ -96,7 +97,7 @@ def measure_solver(net, split, batch_size=500):
     solved, solutions, backward = [], [], None
     for x, y in zip(split.images.split(batch_size), split.labels.split(batch_size)):
         with torch.set_grad_enabled(backward is None):
-            logits = net(x)
+            logits = evaluated(net, x)
             if odenets.converged(net) is None:
                 return None
             solved.append(odenets.converged(net))
@@ -115,7 +116,7 @@ def measure_solver(net, split, batch_size=500):
 @torch.no_grad()
 def explain_unsolved(net, split, count=500, shown=8):
     """Why equations stay unsolved, in sentences, from the first images that leave one so; None where there are none."""
-    net(images := split.images[:count])
+    evaluated(net, images := split.images[:count])
     solved = odenets.converged(net)
     if solved is None or solved.all():
         return None
