@@ -11,7 +11,7 @@ training images (dense, so that it shows what any such knowledge of the block co
 
     python experiments/compare_solvers.py runs/compare --roots [--scheme implicit_euler] [--images 256] [--out FILE.csv]
 
-asks whether the net's answers hang on the solver instead: how many of the test images, and of these after PGD (20 steps, the
+asks whether a net's answers hang on the solver instead: how many of the test images, and of these after PGD (20 steps, the
 run's middle radius), get other logits (by 2 % of their spread) or another class when their equations are solved cold at 1e-4,
 1e-5 or 1e-7 than at the judge's 1e-6, float32, or at 1e-8 in float64; how many of those the judge recognises
 (`stability.path_dependent`), how many it distrusts in all, and what recognising them costs beside the cold solve.
@@ -55,8 +55,7 @@ def main(argv=None):
     parser.add_argument("--tol", default="1e-3", help="relative residual of each image")
     parser.add_argument("--images", default="256", help="test images")
     parser.add_argument("--roots", action="store_true", help="count answers that hang on the path of the solver instead")
-    parser.add_argument("--scheme", help="with --roots: read every net with this scheme; default: the one trained with, where it "
-                                         "is implicit")
+    parser.add_argument("--scheme", help="with --roots: read every net with this scheme; default: the one trained with")
     parser.add_argument("--out", help="write the table to this CSV file too")
     args = parser.parse_args(argv)
     tol, images = parse_numbers(args.tol, "--tol", float, 1e-12)[0], parse_numbers(args.images, "--images", int, 1)[0]
@@ -127,7 +126,7 @@ def _measure(increment, x, near, typical, tol):
 
 
 def _roots(net, test, epsilon, scheme):
-    """Rows of `ROOT_COLUMNS` after the seed, for the images and for adversarial ones; none where nothing nonlinear is solved."""
+    """Rows of `ROOT_COLUMNS` after the seed, of the images and of adversarial ones; none where nothing nonlinear is solved."""
     if scheme:
         odenets.set_scheme(net, scheme)
     hanging = stability.path_dependent(net, test.images)
@@ -150,8 +149,8 @@ def _disagreements(net, x, hanging):
         classes |= both & (logits.argmax(1) != reference.argmax(1))
     with continued(net):
         again = _solved(net, x, 1e-6)[2]
-    return (len(x), int((~solved).sum()), int(other.sum()), int(classes.sum()), int((other & hanging).sum()), int(hanging.sum()),
-            most, round(cold), round(again))
+    counts = (int(values.sum()) for values in (~solved, other, classes, other & hanging, hanging))
+    return len(x), *counts, most, round(cold), round(again)
 
 
 def _solved(net, x, tol):

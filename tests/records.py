@@ -49,7 +49,7 @@ def measured(scheme, seed, epsilons=(0.05, 0.1, 0.15), total=450, gap=0.0, detac
                     *(under("pgd20", eps, "detached", 0.02) for eps in epsilons if detached))
     metrics = tuple(Metric(stage, block, metric, base + own.normal(0, 0.1))
                     for stage, block in blocks for metric, base in (("step_norm", 1.9), ("log_norm", 0.5)))
-    solver = SolverStatistics(0.0007, 0.0321, 8.1, 17, 9.3, None, 0.0432) if "implicit" in scheme else None
+    solver = SolverStatistics(0.0007, 0.0321, 8.1, 17, 9.3, None, 0.0432, 0.0155) if "implicit" in scheme else None
     return record(
         scheme, seed, parameters=65226, history=history, measurements=measurements, stability=metrics,
         trained_as=f"{scheme}(tol=0.01,max_iterations=20)" if scheme == "implicit_euler" else scheme,

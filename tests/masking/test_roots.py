@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
+from test_report import run
 from torch import nn
 
 import odenets
 import stability
+from experiments.harness.report import evaluation as evaluation_report
+from experiments.harness.report import sentences as findings
 from experiments.harness.run import measure as evaluation
 from experiments.harness.training.data import Split
 from odenets.solve.continuation import Continuation
@@ -190,6 +193,19 @@ def test_the_share_travels_to_the_records():
     assert measured["path_dependent"] == elsewhere <= measured["untrusted"]
     assert evaluation.measure_solver(nn.Sequential(net, nn.Linear(2, 2)), Split(x, y))["path_dependent_share"] > 0
     assert "path_dependent" not in evaluation.measure_attack(healthy(), Split(x, y), "clean", 0.0, "exact", 0)
+
+
+def test_headlines_say_so():
+    config, records = run()
+    assert not any("hangs" in sentence for sentence in findings.headline(config, records))
+    measurement = records[0]["measurements"][-1]
+    measurement["path_dependent"] = measurement["untrusted"] = 3
+    (said,) = (sentence for sentence in findings.headline(config, records) if "hangs" in sentence)
+    assert records[0]["scheme"] in said and f"{300 / measurement['total']:.1f} %" in said
+    record = {"network": "mine", "audit": None, "measurements": [
+        {"attack": "clean", "epsilon": 0.0, "gradient": "exact", "correct": 3, "total": 8, "untrusted": 2, "path_dependent": 2,
+         "bits": "e0"}]}
+    assert "up to 2 of them count as broken" in evaluation_report.sentences({}, [record])[0]
 
 
 def test_a_step_that_grows_finds_the_first_other_root():

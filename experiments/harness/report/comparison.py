@@ -141,7 +141,8 @@ def _solver(found, folder):
         rows.append((arm.label, used + looser, mean(solver("unconverged_share"), 100),
                      mean(solver("training_unconverged_share"), 100), mean(solver("backward_unconverged_share"), 100),
                      mean(solver("training_backward_unconverged_share"), 100), mean(solver("path_dependent_share"), 100),
-                     iterations, mean(solver("evaluations_mean")), percent(worst), *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks"))))
+                     iterations, mean(solver("evaluations_mean")), percent(worst),
+                     *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks"))))
     note = ("Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to \u2016h f(x)\u2016; "
             "empty where nothing is solved. Unsolved: share of test images with an equation that did not converge at that "
             "tolerance. Unsolved gradients: share with a linear system of the backward pass that did not; they follow a wrong "
