@@ -2,7 +2,6 @@
 from functools import partial
 
 import pytest
-import torch
 from audited import Wrapped, accuracy, sample, shipped, trained, verdicts
 
 import odenets

@@ -2,23 +2,25 @@
 
 All fields are separable, so that every root is found independently, coordinate by coordinate, by scipy on a bracket.
 """
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from records import measurement, record, run
 from scipy.optimize import brentq
-from test_report import run
 from torch import nn
 
 import odenets
 import stability
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.report import sentences as findings
+from experiments.harness.report.arms import comparison
 from experiments.harness.run import measure as evaluation
 from experiments.harness.training.data import Split
-from odenets.solve.continuation import Continuation
 from odenets.errors import InputError
+from odenets.solve.continuation import Continuation
 
 STIFF = 6.0  # w - 6 sin w = y has five roots and more around y = pi
 
@@ -190,22 +192,20 @@ def test_the_share_travels_to_the_records():
     net, (x, y) = sick(), images()
     measured = evaluation.measure_attack(net, Split(x, y), "clean", 0.0, "exact", 0)
     elsewhere = int(lands_elsewhere(net, x).sum())
-    assert measured["path_dependent"] == elsewhere <= measured["untrusted"]
-    assert evaluation.measure_solver(nn.Sequential(net, nn.Linear(2, 2)), Split(x, y))["path_dependent_share"] > 0
-    assert "path_dependent" not in evaluation.measure_attack(healthy(), Split(x, y), "clean", 0.0, "exact", 0)
+    assert measured.path_dependent == elsewhere <= measured.untrusted
+    assert evaluation.measure_solver(nn.Sequential(net, nn.Linear(2, 2)), Split(x, y)).path_dependent_share > 0
+    assert evaluation.measure_attack(healthy(), Split(x, y), "clean", 0.0, "exact", 0).path_dependent == 0
 
 
 def test_headlines_say_so():
     config, records = run()
-    assert not any("hangs" in sentence for sentence in findings.headline(config, records))
-    measurement = records[0]["measurements"][-1]
-    measurement["path_dependent"] = measurement["untrusted"] = 3
-    (said,) = (sentence for sentence in findings.headline(config, records) if "hangs" in sentence)
-    assert records[0]["scheme"] in said and f"{300 / measurement['total']:.1f} %" in said
-    record = {"network": "mine", "audit": None, "measurements": [
-        {"attack": "clean", "epsilon": 0.0, "gradient": "exact", "correct": 3, "total": 8, "untrusted": 2, "path_dependent": 2,
-         "bits": "e0"}]}
-    assert "up to 2 of them count as broken" in evaluation_report.sentences({}, [record])[0]
+    assert not any("hangs" in sentence for sentence in findings.headline(comparison(config, records)))
+    *rest, last = records[0].measurements
+    records[0] = replace(records[0], measurements=(*rest, replace(last, path_dependent=3, untrusted=3)))
+    (said,) = (sentence for sentence in findings.headline(comparison(config, records)) if "hangs" in sentence)
+    assert records[0].scheme in said and f"{300 / last.total:.1f} %" in said
+    mine = record(network="mine", measurements=(replace(measurement("clean", 0.0, [1, 1, 1, 0, 0, 0, 0, 0]), path_dependent=2),))
+    assert "up to 2 of them count as broken" in evaluation_report.sentences([mine])[0]
 
 
 def test_a_step_that_grows_finds_the_first_other_root():

@@ -59,9 +59,10 @@ def _results(found, folder):
         "interval has no width, which is no certainty." if len(seeds) > 1 else
         "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
         "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed.")
-    note = Markup("{} <b>Cannot tell</b> means that the interval of the difference covers zero. <b>Untrusted</b>: images counted "
-                  "as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at another "
-                  "root than the one connected to the state, so that the answer hangs on the solver. All comparisons are with {}.").format(meaning, found.arms[0].name)
+    note = Markup("{} <b>Cannot tell</b> means that the interval of the difference covers zero. <b>Untrusted</b>: images "
+                  "counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at "
+                  "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
+                  "with {}.").format(meaning, found.arms[0].name)
     return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 7)), Text(note, note=True)))
 
 
@@ -112,8 +113,8 @@ def _detached(found, folder):
                 rows.append((found.attack_at(eps), arm.label, *values, points(gap.value), interval(gap, "+"), verdict))
     if len(rows) == 1:
         return None
-    text = Markup("The detached gradient keeps a scheme's value but differentiates its explicit predictor x + h f(x) instead. An "
-                  "attack that follows it follows a wrong slope: where accuracy comes out higher, the difference is "
+    text = Markup("The detached gradient keeps a scheme's value but differentiates its explicit predictor x + h f(x) instead. "
+                  "An attack that follows it follows a wrong slope: where accuracy comes out higher, the difference is "
                   "<b>gradient masking</b>, not robustness. Where it comes out lower, the exact attack missed images, and the "
                   "lower figure is the truer bound.")
     return Section("Exact against detached gradient", (Text(text), Table(rows, (2, 3, 4, 5))))

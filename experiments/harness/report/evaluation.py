@@ -112,8 +112,8 @@ def _figure(config, records, folder):
     arms = tuple(Arm(record.network, record.scheme, record.field, record.trained_substeps, record.substeps, (record,))
                  for record in records)
     figure = figures.accuracy_figure(Comparison(config, arms))
-    caption = ("Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over images; "
-               "dashed along the detached gradient.")
+    caption = ("Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over "
+               "images; dashed along the detached gradient.")
     return Section("Figure", (Figure(figures.save(figure, folder, "accuracy"), caption),))
 
 

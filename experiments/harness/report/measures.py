@@ -1,13 +1,15 @@
 """What the stability measures of a run say: field by field, and against robustness across its nets."""
+from dataclasses import dataclass
+
 import numpy as np
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 import stability
 from experiments.harness.report import statistics
-from experiments.harness.report.statistics import LEVEL, Estimate
+from experiments.harness.report.arms import Arm, Comparison
+from experiments.harness.report.association import FEWEST, rank_association
+from experiments.harness.report.statistics import Estimate
+from experiments.harness.run.schema import Record
 
-FEWEST = 5  # nets below which a rank correlation is not worth an interval
 SHOWN = ("log_norm", "max_abs_R", "step_norm")  # of a field, in the table of scheme and field
 EXTRA = {"lyapunov": "leading Lyapunov exponent of a stage's steps, mean over stages",
          "lyapunov_end_to_end": "leading Lyapunov exponent of the net, from input to output",
@@ -15,91 +17,96 @@ EXTRA = {"lyapunov": "leading Lyapunov exponent of a stage's steps, mean over st
          "kreiss": "Kreiss constant of a step"}
 
 
-def meaning(metric):
+def meaning(metric: str) -> str:
     """A measure in words, for tables."""
     known = stability.PREDICTORS.get(metric)
     return known.meaning if known else EXTRA.get(metric, metric)
 
 
-def mean_of(record, metric):
+def mean_of(record: Record, metric: str) -> float | None:
     """Mean of a measure over the blocks (or stages) of a net; None where it was not measured or is not finite."""
-    values = [row["value"] for row in record["stability"] if row["metric"] == metric]
+    values = record.values(metric)
     return float(np.mean(values)) if values and np.isfinite(values).all() else None
 
 
-def rank_correlation(x, y, level=LEVEL):
-    """Spearman's correlation with an interval by Fisher's transform, whose variance takes ranks into account.
+def grouping(found: Comparison) -> tuple[str, dict[object, list[Arm]]]:
+    """What nets are grouped by where measures are compared across them: (what, in the plural, {group: its arms}).
 
-    Args:
-        x, y: As many numbers each, at least `FEWEST`; neither constant.
-
-    Source: Bonett & Wright (2000), Psychometrika 65, 23-28: variance (1 + r^2/2)/(n - 3).
+    Of scheme, field and steps the one with the most values: decided by the design of a run, not by its outcome. The others are
+    averaged over, as seeds are; what they change is common to all groups where no case is missing.
     """
-    n, r = len(x), float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
-    half = ndtri((1 + level) / 2) * np.sqrt((1 + r * r / 2) / (n - 3))
-    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
-    return Estimate(r, float(np.tanh(z - half)), float(np.tanh(z + half)), n, "nets", level)
+    factors = {"schemes": lambda arm: arm.scheme, "fields": lambda arm: arm.field,
+               "numbers of steps": lambda arm: (arm.trained_substeps, arm.substeps)}
+    groups = {what: {} for what in factors}
+    for arm in found.arms:
+        for what, of in factors.items():
+            if arm.records:
+                groups[what].setdefault(of(arm), []).append(arm)
+    what = max(groups, key=lambda name: len(groups[name]))
+    return what, groups[what]
 
 
-def correlations(records, epsilon):
-    """{metric: Estimate} of its rank correlation with robust accuracy at a radius, across the nets of a run.
+def correlations(found: Comparison, epsilon: float) -> dict[str, Estimate]:
+    """{metric: its rank correlation with robust accuracy at a radius, across the groups of a run's nets}.
 
-    Only where at least `FEWEST` nets have the measure and neither side is constant.
+    Only where at least `FEWEST` groups have the measure and neither side is constant: see `rank_association`.
     """
-    found, metrics = {}, dict.fromkeys(row["metric"] for record in records for row in record["stability"])
+    result, metrics = {}, dict.fromkeys(row.metric for record in found.records for row in record.stability)
+    what, groups = grouping(found)
     for metric in metrics:
-        pairs = []
-        for record in records:
-            masks, value = statistics.masks_of([record], record["scheme"], epsilon), mean_of(record, metric)
-            if masks and value is not None:
-                pairs.append((value, masks[record["seed"]].mean()))
-        x, y = np.array(pairs).reshape(-1, 2).T
-        if len(x) >= FEWEST and np.ptp(x) > 0 and np.ptp(y) > 0:
-            found[metric] = rank_correlation(x, y)
-    return found
+        nets = []
+        for group, arms in groups.items():
+            for arm in arms:
+                masks = arm.masks(epsilon)
+                nets += [(value, masks[record.seed].mean(), group) for record in arm.records
+                         if record.seed in masks and (value := mean_of(record, metric)) is not None]
+        x, y, names = zip(*nets) if nets else ((), (), ())
+        if len(set(names)) >= FEWEST:
+            estimate = rank_association(x, y, names, over=what)
+            result |= {metric: estimate} if estimate else {}
+    return result
 
 
-def by_field(config, records):
-    """For each field and each scheme on it: what a table of scheme and field shows, at the middle radius.
+@dataclass(frozen=True)
+class FieldRow:
+    """A scheme on a field, at the middle radius. gap: paired difference of robust accuracy to the first scheme on the same
+    field, None for that one. shown: {measure of `SHOWN`: its mean, None where it was not measured}."""
 
-    Args:
-        config, records: With the arms of `findings.arms`, each of one scheme and one field.
+    arm: Arm
+    clean: Estimate
+    robust: Estimate
+    gap: Estimate | None
+    shown: dict[str, float | None]
 
-    Returns:
-        A list of dicts: field, arm, scheme, clean and robust (`Estimate`), gap (paired difference of robust accuracy to the
-        first scheme on the same field; None for that one), and a mean for each of `SHOWN`. Empty where there is one field.
-    """
-    if len(config.get("fields", ())) < 2:
+
+def by_field(found: Comparison) -> list[FieldRow]:
+    """For each field and each scheme on it what a table of scheme and field shows; empty where there is one field."""
+    if len(found.config.fields) < 2:
         return []
-    found, epsilon = [], statistics.middle(statistics.radii(records)) or 0.0
-    for arm in config["schemes"]:
-        own = [record for record in records if record["scheme"] == arm]
-        field, scheme = own[0].get("field", "residual"), own[0].get("spec", arm)
-        first = next(a for a in config["schemes"] if any(
-            r["scheme"] == a and r.get("field", "residual") == field for r in records))
-        masks, reference = (statistics.masks_of(records, name, epsilon) for name in (arm, first))
-        if masks:
-            values = {metric: [v for record in own if (v := mean_of(record, metric)) is not None] for metric in SHOWN}
-            found.append({"field": field, "arm": arm, "scheme": scheme,
-                          "clean": statistics.accuracy(statistics.masks_of(records, arm, 0.0)),
-                          "robust": statistics.accuracy(masks),
-                          "gap": None if arm == first else statistics.difference(masks, reference),
-                          **{metric: float(np.mean(v)) if v else None for metric, v in values.items()}})
-    return found
+    rows, epsilon = [], found.middle
+    for arm in (arm for arm in found.arms if arm.masks(epsilon)):
+        first, masks = next(other for other in found.arms if other.field == arm.field and other.records), arm.masks(epsilon)
+        values = {metric: [v for record in arm.records if (v := mean_of(record, metric)) is not None] for metric in SHOWN}
+        rows.append(FieldRow(
+            arm, statistics.accuracy(arm.masks(0.0)), statistics.accuracy(masks),
+            None if arm is first else statistics.difference(masks, first.masks(epsilon)),
+            {metric: float(np.mean(v)) if v else None for metric, v in values.items()}))
+    return rows
 
 
-def field_sentences(config, records):
+def field_sentences(found: Comparison):
     """Where the scheme matters, in words; nothing where the run has one field."""
-    rows = by_field(config, records)
+    rows = by_field(found)
     words = {"higher": "more", "lower": "less"}
-    for field in dict.fromkeys(row["field"] for row in rows):
-        own = [row for row in rows if row["field"] == field]
-        moves = [f"{row['scheme']} is {words[row['gap'].verdict]} robust than {own[0]['scheme']} by "
-                 f"{100 * abs(row['gap'].value):.1f} points" for row in own if row["gap"] and row["gap"].verdict in words]
-        unclear = [row["scheme"] for row in own if row["gap"] and row["gap"].verdict == "cannot tell"]
-        norms = [row["log_norm"] for row in own if row["log_norm"] is not None]
+    for field in dict.fromkeys(row.arm.field for row in rows):
+        own = [row for row in rows if row.arm.field == field]
+        first = own[0].arm.scheme
+        moves = [f"{row.arm.scheme} is {words[row.gap.verdict]} robust than {first} by {100 * abs(row.gap.value):.1f} points"
+                 for row in own if row.gap and row.gap.verdict in words]
+        unclear = [row.arm.scheme for row in own if row.gap and row.gap.verdict == "cannot tell"]
+        norms = [row.shown["log_norm"] for row in own if row.shown["log_norm"] is not None]
         known = f" (mean \u03bc\u2082(hJ) {min(norms):.2g} to {max(norms):.2g})" if norms else ""
         if unclear:
-            moves.append(f"{', '.join(unclear)} against {own[0]['scheme']}: cannot tell")
+            moves.append(f"{', '.join(unclear)} against {first}: cannot tell")
         if moves:
             yield f"On {field}{known}: {'; '.join(moves)}."

@@ -77,8 +77,8 @@ def _audited(found):
     hanging = [arm.name for arm in found.arms if any(m.path_dependent for r in arm.records for m in r.measurements)]
     if hanging:
         worst = max(m.path_dependent / m.total for record in found.records for m in record.measurements)
-        yield (f"Steps of {', '.join(hanging)} have several roots: of up to {percent(worst)} % of the images the answer hangs on "
-               "the path of the solver, and they count as broken.")
+        yield (f"Steps of {', '.join(hanging)} have several roots: of up to {percent(worst)} % of the images the answer hangs "
+               "on the path of the solver, and they count as broken.")
     failed = [arm.name for arm in found.arms if arm.label != arm.name]
     if failed:
         yield (f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an "
@@ -110,8 +110,8 @@ def caveats(found):
         (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
                   "that both schemes have."),
         (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the "
-               f"{norm_symbol(config.threat)} ball was run on every image. A longer attack, another loss, a black-box attack or "
-               "another norm can break more."),
+               f"{norm_symbol(config.threat)} ball was run on every image. A longer attack, another loss, a black-box attack "
+               "or another norm can break more."),
         (config.settings.training == "standard", "The nets were trained without attacks. Adversarial training can change "
                                                  "which scheme is ahead."),
         (overfitted, f"Catastrophic overfitting in training ({'; '.join(overfitted)}): at some epoch PGD broke held-out images "

@@ -1,6 +1,7 @@
-"""What a run records, as objects. JSON is their edge: `from_json` reads what any version has written, `to_json` writes today's."""
+"""What a run records, as objects. JSON is their edge: `from_json` reads what any version wrote, `to_json` writes today's."""
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -124,11 +125,11 @@ class Record:
     epoch: int | None = None
     history: tuple[Epoch, ...] = ()
     stability: tuple[Metric, ...] = ()
-    cloud: Mapping[str, Any] = field(default_factory=dict)
+    cloud: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     solver: SolverStatistics | None = None
     unsolved: str | None = None
     audit: AuditResult | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     version: int = VERSION
 
     @property
@@ -176,7 +177,7 @@ def _migrated(entry: dict) -> dict:
         raise InputError(f"a record of version {version}, and this version of odenets reads up to {VERSION}")
     if version == VERSION:
         return entry
-    known = {f.name for f in fields(Record)}
+    known = {f.name for f in dataclasses.fields(Record)}
     new = {key: value for key, value in entry.items() if key in known} | {"version": VERSION}
     new.setdefault("trained_as", new["scheme"])
     new.setdefault("trained_substeps", new["substeps"])

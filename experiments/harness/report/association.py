@@ -1,0 +1,110 @@
+"""Does a measure go with an outcome across groups of nets? A rank correlation, its interval and its test, for few groups."""
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+
+from experiments.harness.report.statistics import LEVEL, Estimate
+from odenets.errors import InputError
+
+FEWEST = 5  # groups: of k there are k! orders, so that no p-value is below 2/k!, and 2/4! = 0.083
+EXACT = 8  # groups up to which all orders are enumerated
+DRAWS, SEED = 10_000, 0
+# Correlations of a normal distribution at which that of ranks is tabulated: evenly spaced by Fisher's transform.
+GRID = np.tanh(np.linspace(0, 3.2, 65))
+
+
+def rank_association(x, y, groups, level=LEVEL, over="schemes"):
+    """Spearman's correlation of group means, with an interval and a verdict that hold for few groups.
+
+    Nets of one group, such as the seeds of one scheme, are alike: what chance gave the scheme it gave to all of them. They
+    are therefore one observation, their mean, and the number of groups is that of the sample.
+
+    The interval inverts a test: it holds the correlations under which a rank correlation as far out as this one has a
+    probability above (1 - level)/2, on the side it lies. For ranks of a bivariate normal sample, be it distorted by any
+    increasing functions, it covers with at least its level at any number of groups, and it has a width where all groups stand
+    in the same order. Zero is outside only where the exact permutation test, valid for any distribution, says so too; below
+    `FEWEST` groups it never is.
+
+    Args:
+        x, y: A number for each net.
+        groups: Which group each net belongs to.
+        level: Of the interval; the test is two-sided at 1 - level.
+        over: What the groups are, in the plural, for tables.
+
+    Returns:
+        An `Estimate` whose n counts groups; its verdict is the claim. None below 3 groups and where either side is constant.
+
+    Source: Clopper & Pearson (1934), Biometrika 26, for intervals that invert a discrete test; Pitman (1937), Supplement to
+    the JRSS 4, for the permutation test; Hurlbert (1984), Ecological Monographs 54, for why replicates of one treatment are no
+    sample of treatments; Kruskal (1958), JASA 53, for Spearman's correlation of a normal distribution, (6/pi) asin(rho/2).
+    """
+    if not len(x) == len(y) == len(groups):
+        raise InputError(f"x, y and groups must be equally long, got {len(x)}, {len(y)} and {len(groups)}")
+    x, y = (_means(np.asarray(values, dtype=float), groups) for values in (x, y))
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    value, tail = float(spearmanr(x, y).statistic), (1 - level) / 2
+    p = permutation_p(x, y)
+    low, high = _interval(value, len(x), tail, p)
+    if p > 1 - level:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Estimate(value, low, high, len(x), over, level)
+
+
+def permutation_p(x, y):
+    """Two-sided p-value of Spearman's correlation under all orders of y (beyond `EXACT` values, under random ones)."""
+    a, b = rankdata(x), rankdata(y)
+    null, added = _null(tuple(np.sort(a)), tuple(np.sort(b)))
+    statistic = a @ b
+    tails = ((null >= statistic - 1e-9).sum(), (null <= statistic + 1e-9).sum())
+    return float(min(1.0, 2 * (min(tails) + added) / (len(null) + added)))
+
+
+def _means(values, groups):
+    found = {}
+    for value, group in zip(values, groups):
+        found.setdefault(group, []).append(value)
+    return np.array([np.mean(own) for own in found.values()])
+
+
+@lru_cache(maxsize=16)
+def _null(a, b):
+    """(sums of products of ranks under permutations, 1 where these are a sample, among which the data count too)."""
+    if len(a) <= EXACT:
+        return np.array(list(permutations(b))) @ np.array(a), 0
+    random = np.random.default_rng(SEED)
+    return random.permuted(np.tile(b, (10 * DRAWS, 1)), axis=1) @ np.array(a), 1
+
+
+@lru_cache(maxsize=8)
+def _tabulated(n):
+    """(grid, draws): for each correlation of `GRID`, Spearman's of samples of n from a bivariate normal."""
+    random = np.random.default_rng(SEED)
+    x, noise = np.sort(random.normal(size=(DRAWS, n))), random.normal(size=(DRAWS, n))
+    table = np.empty((len(GRID), DRAWS), dtype=np.float32)
+    for row, rho in zip(table, GRID):
+        # x ascends, so that its ranks are the places j; the sum of j * rank is that of order * j.
+        order = np.argsort(rho * x + np.sqrt(1 - rho**2) * noise)
+        row[:] = 12 * (order @ np.arange(n)) / (n**3 - n) - 3 * (n - 1) / (n + 1)
+    return table
+
+
+@lru_cache(maxsize=1024)
+def _interval(value, n, tail, p):
+    """Of Spearman's correlation in the population; p is that of the test of zero."""
+    table, grid = _tabulated(n), 6 / np.pi * np.arcsin(np.concatenate([-GRID[:0:-1], GRID]) / 2)
+
+    def lowest(value):
+        """Where the share of draws at least as large as `value`, which rises with the correlation, crosses the tail."""
+        above, below = (table >= value - 1e-5).mean(1), (table <= 1e-5 - value).mean(1)
+        share = np.concatenate([below[:0:-1], above])
+        share[len(GRID) - 1] = p / 2 if value > 0 else 1 - p / 2  # known better than by draws
+        left_out = np.flatnonzero(share <= tail)
+        if not len(left_out):
+            return -1.0
+        at = left_out[-1]
+        return float(np.interp(tail, share[at : at + 2], grid[at : at + 2])) if at + 1 < len(grid) else float(grid[at])
+
+    return lowest(value), -lowest(-value)
