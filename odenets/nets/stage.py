@@ -66,8 +66,8 @@ class ODEStage(nn.Module):
             with torch.inference_mode(False), torch.no_grad():  # where writes to a tensor are counted
                 return self.forward(y, trajectory, guesses)
         if self.scheme.looks_at_values and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            raise InputError(f"{self.scheme} looks at values to see when it is done, which torch.export and torch.jit.trace cannot "
-                             "record: export an explicit scheme, ie_skip, or implicit_euler(fixed=true) and the like")
+            raise InputError(f"{self.scheme} looks at values to see when it is done, which torch.export and torch.jit.trace do "
+                             "not record: take an explicit scheme, ie_skip, or implicit_euler(fixed=true) and the like")
         self._refuse_impure_fields()
         y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]

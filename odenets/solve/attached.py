@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_map_only
 
 from odenets.solve.transforms import bare, levels, lowered, mapped, mapping, maps, plain_dual_level, tangents
 
+DUAL = -1  # beside the numbers of transforms, which begin at 1, and 0 for torch.autograd
+
 
 def attached_at_levels(equation, z, samples, without):
     """z with its derivatives under transforms of torch.func, each of which differentiates once, and plain autograd below.
@@ -24,9 +26,8 @@ def attached_at_levels(equation, z, samples, without):
         samples: As in `root`.
         without: A level to leave out, or None.
     """
-    r, active = equation.residual(z, *samples), levels()
-    if bare(r).requires_grad or plain_dual_level():
-        active = [0, *active]
+    r = equation.residual(z, *samples)
+    active = [0] * bare(r).requires_grad + [DUAL] * plain_dual_level() + levels()
     if mapping():
         with torch.no_grad():
             blank = [torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (z, *samples)]
@@ -35,6 +36,11 @@ def attached_at_levels(equation, z, samples, without):
         r = equation.residual(z, *samples) if count else r
         z = _Attached.apply(z, r, equation, level, *samples)
     return z
+
+
+def attached_to_dual(equation, z, samples):
+    """z with its tangents for dual numbers of torch.autograd.forward_ad; its derivatives for torch.autograd are there."""
+    return _Attached.apply(z, equation.residual(z, *samples), equation, DUAL, *samples)
 
 
 class _Attached(torch.autograd.Function):
@@ -50,14 +56,15 @@ class _Attached(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         z, _, ctx.equation, ctx.level, *samples = inputs
         ctx.maps = _restored(ctx)
-        ctx.here, ctx.unused = ctx.level == (levels() or [0])[-1], (None,) * len(samples)
+        here = (levels() or [0])[-1]
+        ctx.backwards, ctx.forwards, ctx.unused = ctx.level == here, ctx.level == (here or DUAL), (None,) * len(samples)
         ctx.save_for_backward(z, *samples)
         ctx.save_for_forward(z, *samples)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, g):
-        if g is None or not ctx.here:
+        if g is None or not ctx.backwards:
             return g, None, None, None, *ctx.unused
         if ctx.equation.maps_closure and ctx.maps != _restored(ctx):
             raise RuntimeError("the field holds tensors that torch.func.vmap maps over, and the gradient is taken outside the "
@@ -70,13 +77,13 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, z_tangent, r_tangent, *_):
-        tangent = r_tangent if ctx.here else z_tangent
+        tangent = r_tangent if ctx.forwards else z_tangent
         if tangent is None:
             return torch.zeros_like(ctx.saved_tensors[0])
-        if not ctx.here:
+        if not ctx.forwards:
             return tangent.clone()
         equation, tensors = ctx.equation.lowered(), unwrap_dead_wrappers(ctx.saved_tensors)
-        if not ctx.level:
+        if ctx.level == DUAL:
             z, *samples = tensors
             return equation.solve(z, samples, -r_tangent, False)
         # torch suspends all forward mode within this rule, but those of the levels around have to go on.

@@ -1,8 +1,7 @@
 """Differentiable roots: the solver finds them, the implicit function theorem differentiates them, as often as wanted.
 
-With residual(z(p), p) = 0, dz = -J^-1 (d residual/dp) dp, J = d residual/dz. A backward pass is the solve J^T u = -g and the
-product (d residual/dp)^T u. Both depend on p, on g and on the root: to differentiate them again, the linear system is an
-implicit function itself (u is the root of J^T u + g), and the product is taken at a root that has its derivatives.
+With residual(z(p), p) = 0, dz = -J^-1 (d residual/dp) dp. A backward pass is the solve J^T u = -g and the product
+(d residual/dp)^T u. To differentiate it again, u is the root of J^T u + g, and the product is taken at a root with derivatives.
 """
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
@@ -10,7 +9,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from odenets.solve.attached import Lowered, attached_at_levels
+from odenets.solve.attached import Lowered, attached_at_levels, attached_to_dual
 from odenets.solve.krylov import as_rows, gmres, jacobian_products
 from odenets.solve.precision import without_autocast
 from odenets.solve.transforms import dual_level, tangents, transforming
@@ -54,22 +53,25 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
         record: As in `root`.
         without: Number of a transform's level at which it shall be a constant, or None.
     """
-    dual = dual_level()
     equation = _Equation(residual, tol, max_iterations, record)
-    if transforming():
-        return attached_at_levels(equation, value.detach(), samples, without)
-    if not (torch.is_grad_enabled() or dual):
-        return value
+    if transforming() or not (torch.is_grad_enabled() or dual_level()):
+        return attached_at_levels(equation, value.detach(), samples, without) if transforming() else value
+    with tangents(False):
+        z = _recorded(equation, value, samples) if torch.is_grad_enabled() else value
+    return attached_to_dual(equation, z, samples) if dual_level() else z
+
+
+def _recorded(equation, value, samples):
+    """The root with its derivatives for torch.autograd."""
     z = value.detach()
     z.requires_grad_()
     first = torch._C._autograd._get_sequence_nr()
-    with torch.enable_grad():
-        r = residual(z, *samples)
-    inputs, hidden = _inputs(r, z, samples, first, residual)
-    if not (dual or inputs or hidden):
+    r = equation.residual(z, *samples)
+    inputs, hidden = _inputs(r, z, samples, first, equation.residual)
+    if not (inputs or hidden):
         return value  # a constant, which must not require gradients
     # The edges of the graph, not the tensor: nobody needs the value of the residual again.
-    edges = None if r.grad_fn is None else (get_gradient_edge(r), get_gradient_edge(z))
+    edges = get_gradient_edge(r), get_gradient_edge(z)
     return _ImplicitFunction.apply(r, z.detach(), _Graph(equation, z, samples, edges, inputs, hidden), *inputs)
 
 
@@ -200,14 +202,6 @@ class _ImplicitFunction(torch.autograd.Function):
         if torch.is_grad_enabled() or dual_level():
             return None, None, None, *ctx.graph.gradients(u, g)
         return u, None, None, *(None for _ in ctx.graph.inputs)
-
-    @staticmethod
-    def jvp(ctx, r_tangent, *_):
-        graph = ctx.graph
-        if r_tangent is None:
-            return torch.zeros_like(graph.z)
-        z = graph.equation.root(graph.z, graph.samples)  # torch suspends forward mode within this rule
-        return graph.equation.solve(z, graph.samples, -r_tangent, False)
 
 
 def _inputs(r, z, samples, first, residual):

@@ -123,8 +123,8 @@ def forward_product(f, y):
     """v -> J v for each sample: y (B, ...), v and result (B, n).
 
     torch.func.jvp, though a double vjp is about three times as fast through GroupNorm (0.7 against 2.3 ms for a block
-    of 16 channels, 32 samples of 8x8, on one core): where a backward pass is itself not differentiable, as at an
-    implicit root, the double vjp is silently wrong. It stands in where torch refuses the jvp (of a GroupNorm's backward
+    of 16 channels, 32 samples of 8x8, on one core): where a backward pass cannot be differentiated, as that of many a
+    custom function, the double vjp is silently wrong. It stands in where torch refuses the jvp (of a GroupNorm's backward
     pass, which ie_skip holds), and then has to satisfy <J u, w> = <u, J^T w>.
     """
     _load_decompositions()

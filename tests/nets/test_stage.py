@@ -1,5 +1,7 @@
 import copy
+import inspect
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -219,7 +221,7 @@ def test_copies_after_a_transform(name, device):
     assert torch.allclose(copy.deepcopy(stage)(y), stage(y)) and torch.equal(pickle.loads(pickle.dumps(stage))(y), stage(y))
 
 
-@pytest.mark.parametrize("name", [name for name in odenets.list_schemes() if name != "adaptive"])
+@pytest.mark.parametrize("name", odenets.list_schemes())
 def test_an_empty_batch_stays_empty(name, device):
     assert odenets.ODEStage([lambda t, y: torch.sin(y)], name)(torch.rand(0, 3, 2, device=device)).shape == (0, 3, 2)
 
@@ -235,6 +237,67 @@ def test_batch_norm_without_running_statistics_is_refused():
 
     with pytest.raises(ValueError, match="without running statistics"):
         odenets.ODEStage([Field()], "implicit").eval()(torch.rand(4, 3))
+
+
+@pytest.mark.parametrize("name", odenets.list_schemes())
+def test_a_state_without_further_axes(name, device, generator):
+    """(B,) is (B, 1), in value and gradient; and a field without the state has J = 0."""
+    y = torch.randn(5, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+    for field in (lambda t, y: torch.sin(y), lambda t, y: torch.ones(y.shape, dtype=y.dtype, device=y.device)):
+        stage = odenets.ODEStage([field], name, substeps=2)
+        for gradient in GRADIENTS:
+            odenets.set_gradient(stage, gradient)
+            flat, column = stage(y), stage(y[:, None])[:, 0]
+            assert torch.allclose(flat, column, atol=1e-12)
+            assert torch.allclose(*(torch.autograd.grad(value.sum(), y)[0] for value in (flat, column)), atol=1e-12)
+    if name != "lm_resnet":  # whose step is h / (1 + k)
+        assert torch.allclose(flat, y + 1)
+
+
+@pytest.mark.parametrize("name", odenets.list_schemes())
+def test_tightened_on_every_scheme(name):
+    scheme = odenets.get_scheme(name)
+    tight = scheme.tightened(1e-12, 300)
+    if "tol" in scheme.parameters:
+        assert tight.tol <= 1e-12 and tight.max_iterations >= 300
+    else:
+        assert tight == scheme
+
+
+def test_statistics_are_absent_to_python_before_a_pass(device):
+    stage = odenets.ODEStage([lambda t, y: -y], "implicit")
+    assert not hasattr(stage, "stats") and "fields" in dict(inspect.getmembers(stage))
+    with pytest.raises(AttributeError, match="no statistics yet"):
+        _ = stage.stats
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = stage.nothing_of_the_kind
+
+
+@pytest.mark.parametrize("spec", ["rk4", "ie_skip(iterations=2,theta=0.5)", "implicit(fixed=true,max_iterations=4)"])
+def test_export(spec, generator):
+    stage = odenets.ODEStage(_fields(2), spec, substeps=2).eval()
+    exported = torch.export.export(stage, (torch.randn(2, 4, 5, 5, generator=generator),)).module()
+    y = torch.randn(2, 4, 5, 5, generator=generator)
+    assert torch.allclose(exported(y), stage(y), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["implicit", "bdf2", "rosenbrock_euler", "exponential_euler", "adaptive"])
+def test_what_cannot_be_exported_says_so(name):
+    stage, y = odenets.ODEStage(_fields(1), name), torch.rand(1, 4, 3, 3)
+    for record in (torch.export.export, torch.jit.trace):
+        with pytest.raises(ValueError, match="looks at values to see when it is done"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            record(stage, (y,))
+
+
+def test_traces():
+    stage, y = odenets.ODEStage(_fields(2), "rk4"), torch.rand(2, 4, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.allclose(torch.jit.trace(stage, y)(2 * y), stage(2 * y))
+        odenets.set_scheme(stage, "ie_skip")
+        with pytest.raises(ValueError, match="use torch.export"):
+            torch.jit.trace(stage, y)
 
 
 def test_a_tableau_of_ones_own():

@@ -100,16 +100,6 @@ def test_memory_of_a_training_step_does_not_grow_with_iterations(device, generat
     assert many > 2 * few and tight == loose
 
 
-def test_second_derivatives_are_refused(device, generator):
-    """They would be silently wrong; the step's own skip connection must not lead around the error."""
-    W, x, g = _setting(device, generator)
-    g.requires_grad_()
-    for value in (_root(W, x), odenets.ODEStage([lambda t, y: torch.tanh(y @ W)], "implicit")(x)):
-        (gradient,) = torch.autograd.grad(value, x, g, create_graph=True)
-        with pytest.raises(RuntimeError, match="first derivatives only"):
-            torch.autograd.grad(gradient.sum(), g)
-
-
 def test_root_without_gradients_records_no_graph(device, generator):
     W, x, _ = _setting(device, generator)
     with torch.no_grad():
