@@ -18,7 +18,6 @@ run's middle radius), get other logits (by 2 % of their spread) or another class
 """
 import copy
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,11 @@ from rich.table import Table
 
 import odenets
 import stability
-from experiments.harness.command import Parser, parse_numbers, run_cli
+from experiments.harness.command import Parser, parse_one, run_cli
 from experiments.harness.run.case import load_data
 from experiments.harness.run.checkpoints import load_net
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.folder import read_config
 from odenets.errors import InputError
 from odenets.solve.krylov import gmres, jacobian_products, row_norm
 from odenets.solve.nonlinear import SOLVERS, Broyden
@@ -58,12 +59,13 @@ def main(argv=None):
     parser.add_argument("--scheme", help="with --roots: read every net with this scheme; default: the one trained with")
     parser.add_argument("--out", help="write the table to this CSV file too")
     args = parser.parse_args(argv)
-    tol, images = parse_numbers(args.tol, "--tol", float, 1e-12)[0], parse_numbers(args.images, "--images", int, 1)[0]
+    tol, images = parse_one(args.tol, "--tol", float, 1e-12), parse_one(args.images, "--images", int, 1)
     folder = Path(args.run)
     paths = sorted(folder.glob("checkpoints/*.pt"))
     if not paths:
         raise InputError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
-    config = json.loads((folder / "config.json").read_text())
+    needed = ("schemes", "dataset", "data_dir", "download", "train_limit", "test_limit", "audit_epsilon", "epochs")
+    config = RunConfig.from_json(read_config(folder / "config.json", needed))
     data, console = load_data(config), Console()
     test, reference = data.test.first(images), data.train.images[:REFERENCES]
     rows, columns = [], ROOT_COLUMNS if args.roots else COLUMNS
@@ -72,10 +74,10 @@ def main(argv=None):
     for path in track(paths, description="checkpoints", console=console, transient=True):
         net, saved = load_net(path)
         if args.roots:
-            rows += [(saved["scheme"], saved["seed"], *row) for row in _roots(net, test, config["audit_epsilon"], args.scheme)]
+            rows += [(saved["scheme"], saved["seed"], *row) for row in _roots(net, test, config.audit_epsilon, args.scheme)]
             continue
-        moved = stability.pgd(net, test.images, test.labels, stability.Linf(config["audit_epsilon"] / 8), steps=1,
-                              step_size=config["audit_epsilon"] / 8, random_start=False)
+        moved = stability.pgd(net, test.images, test.labels, stability.Linf(config.audit_epsilon / 8), steps=1,
+                              step_size=config.audit_epsilon / 8, random_start=False)
         for place, near, typical in zip(*(stability.places(net, images) for images in (test.images, moved, reference))):
             measured = _measure(place.increment, place.state, near.state, typical.state, tol)
             rows += [(saved["scheme"], saved["seed"], place.stage, place.block, *row) for row in measured]

@@ -31,18 +31,20 @@ from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.report.statistics import middle
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.config import EvaluationConfig
+from experiments.harness.run.failures import failure_of, forget, keep
 from experiments.harness.run.folder import Run, saving
-from experiments.harness.run.runner import progress_bars, sentence
+from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.schema import Record
-from experiments.harness.run.subject import load_subjects
+from experiments.harness.run.subject import load_subjects, logits_of
 from experiments.harness.training import data
 from experiments.harness.words import radius
 from odenets.errors import InputError
-from stability.attacks.images import check_logits, evaluated
+from stability.attacks.images import check_logits
 from stability.attacks.threats import THREATS
 
 AUDITS = ("none", "quick", "full")
 SEED = 0  # of the noise of the attacks
+FAILED = "measurement"  # the traceback of the one that ended a run
 
 
 @run_cli
@@ -121,15 +123,11 @@ def _epsilons(args, dataset):
 def _check_fits(subject, test):
     """Refuse a network that cannot take these images, gives NaN, or knows fewer classes than there are labels."""
     x, y = test.images[:64], test.labels
-    try:
-        with torch.no_grad():
-            logits = evaluated(subject.net, x)
-    except Exception as error:  # the user's code may raise whatever it likes
-        raise InputError(f"{subject.name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
+    logits = logits_of(subject.net, x, subject.name)
     try:
         # Of all labels the extreme ones decide; they stand in for those of these images.
         check_logits(logits, torch.cat([y.aminmax()[index][None] for index in (0, 1)]).repeat(len(x))[: len(x)])
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{subject.name}: {error}") from error
 
 
@@ -161,10 +159,12 @@ def _measure(run, config, subjects, test, console):
             try:
                 found = _measured(subject.net, test, name, epsilon, gradient, threat, config)
             except Exception as error:  # of a user's network in the backward pass, of memory that is too small
-                raise InputError(f"{subject.name} fails in {name}{at}: {sentence(error)}; "
-                                 f"what was measured before is in {run.folder}") from error
+                told = keep(failure_of(error), run.folder, FAILED)
+                raise InputError(f"{subject.name} fails in {name}{at}: {told}; what was measured before is in {run.folder}"
+                                 ) from error
             seconds = {"measurement": round(time.perf_counter() - start, 2)}
             run.append([replace(_description(subject, config), **found, seconds=seconds)])
+            forget(run.folder, FAILED)
             progress.advance(task)
 
 

@@ -16,7 +16,7 @@ import odenets
 from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
 from experiments.harness.experiment import DEFAULTS
 from experiments.harness.report import survey as mapping
-from experiments.harness.run.subject import load_subject
+from experiments.harness.run.subject import load_subject, logits_of
 from experiments.harness.training import data
 from odenets.errors import InputError
 
@@ -44,6 +44,7 @@ def main(argv=None):
         scheme = args.scheme or next(iter(odenets.stages(net).values())).scheme
         odenets.set_scheme(net, scheme, substeps)
     images, labels, source = _images(args, subject, next(net.parameters()).device)
+    logits_of(net, images, subject.name)
     epsilon = parse_one(args.epsilon, "--epsilon", float, 1e-9) or (8 / 255 if args.shape else _middle(source))
     block = args.block and tuple(parse_numbers_pair(args.block))
     out = Path(args.out or f"runs/map_spectra-{time.strftime('%Y%m%d-%H%M%S')}")

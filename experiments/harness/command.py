@@ -12,7 +12,7 @@ from rich.table import Table
 
 import odenets
 import stability
-from odenets.errors import InputError
+from odenets.errors import InputError, Unsolved
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -32,12 +32,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_cli(main):
-    """Wrap a script's main(argv=None): ValueError and OSError become one sentence on stderr and exit code 2."""
+    """Wrap a script's main(argv=None): errors that are expected become one sentence on stderr and exit code 2.
+
+    Expected are those of `odenets.errors`, which are written to be read, and what the system says of files and processes. Any
+    other exception, a ValueError too, is a fault of the program and keeps its traceback.
+    """
     @functools.wraps(main)
     def wrapped(argv=None):
         try:
             return main(argv)
-        except (ValueError, OSError) as error:
+        except (InputError, Unsolved, OSError) as error:
             known = isinstance(error, OSError) and error.filename and error.strerror
             print(f"{Path(sys.argv[0]).name}: {f'{error.filename}: {error.strerror}' if known else error}", file=sys.stderr)
             sys.exit(2)

@@ -84,6 +84,9 @@ def make_config(args, script, substeps, fields=("residual",)):
     parse_choice(args.threat, "--threat", tuple(THREATS))
     parse_choice(args.audit, "--audit", AUDITED)
     check_out(args)
+    seeds = parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0)
+    if max(seeds) >= 2**63:
+        raise InputError(f"--seeds must be below 2^63, as torch's generators take them; got {max(seeds)}")
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = statistics.middle(sorted(epsilons))
@@ -94,7 +97,7 @@ def make_config(args, script, substeps, fields=("residual",)):
         train_limit=parse_one(args.train_limit, "--train-limit", int, 1),
         test_limit=parse_one(args.test_limit, "--test-limit", int, 1), model=args.model,
         settings=training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
-        seeds=tuple(parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0)),
+        seeds=tuple(seeds),
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
         threat=args.threat, epsilons=tuple(epsilons), audit=args.audit, audit_epsilon=middle,
         device=str(parse_device(args.device)), workers=parse_one(args.workers, "--workers", int, 1), smoke=args.smoke)

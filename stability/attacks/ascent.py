@@ -16,7 +16,7 @@ from stability.attacks.images import (
     told,
 )
 from stability.attacks.losses import input_gradient, likeliest_wrong, margin, objective_named
-from stability.attacks.threats import check_threat, confine, representable, shrunk, working_precision
+from stability.attacks.threats import check_threat, confine, representable, rows, shrunk, working_precision
 from stability.errors import InputError
 
 
@@ -80,12 +80,22 @@ def look(net, objective, point, images, differentiate=True):
         if gradient is None:
             raise InputError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
                              "square and noise need no gradient")
-        if not bool(torch.isfinite(gradient).all()):
-            raise InputError("the gradient of the loss holds NaN or Inf")
-        gradient = gradient.to(point.dtype)
     logits, loss = logits.detach(), loss.detach()
-    return Look(logits.argmax(1) != images.y, loss, loss if images.target is None else margin(logits, images.y), gradient,
+    wrong = logits.argmax(1) != images.y
+    if differentiate:
+        gradient = _usable(gradient, wrong).to(point.dtype)
+    return Look(wrong, loss, loss if images.target is None else margin(logits, images.y), gradient,
                 image.detach().to(point.dtype))
+
+
+def _usable(gradient, wrong):
+    """The gradient; 0 where it is none for an image that has fallen, which needs no more. InputError where one stands."""
+    found = torch.isfinite(gradient).flatten(1).all(1)
+    if bool(found.all()):
+        return gradient
+    if not bool((found | wrong).all()):
+        raise InputError("the gradient of the loss holds NaN or Inf")
+    return gradient.masked_fill(~rows(found, gradient), 0.0)
 
 
 def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_start=True, generator=None, indices=None,

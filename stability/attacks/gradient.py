@@ -48,8 +48,9 @@ def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", resta
         threat: `Linf` or `L2`.
         steps: Gradient steps for each restart.
         step_size: Size of a step, in the norm of the threat; by default 2.5 * epsilon / steps.
-        loss: "cross_entropy"; "margin", the largest wrong logit minus the right one, which never saturates; or "dlr", which
-            does not depend on the scale of the logits either (see losses.py).
+        loss: "cross_entropy"; "margin", the largest wrong logit minus the right one, which never saturates; "dlr", which
+            does not depend on the scale of the logits either; or "plain_cross_entropy", whose gradient vanishes where
+            the softmax saturates (see losses.py).
         restarts: Runs; an image goes through them until one succeeds.
         random_start: Start uniformly in the ball rather than at the image. Without it one restart is all there is.
         generator: Draws one number for each run; by default a new generator with seed 0.

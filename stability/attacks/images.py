@@ -30,14 +30,23 @@ def check_images(x, y):
 
 
 def check_logits(logits, y, trusted=None):
-    """Refuse what is no tensor of logits, NaN (where trusted), a wrong shape, and labels that the logits know nothing of."""
+    """Refuse what is no tensor of logits, a wrong shape, values that tell no class, and labels that the logits know nothing of.
+
+    Values are looked at where `trusted`. Single classes may be -inf, masked; NaN, +inf and an image without a class may not.
+    """
     if not isinstance(logits, torch.Tensor) or not logits.dtype.is_floating_point:
         found = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError(f"the network must return a floating-point tensor of logits, got {found}")
     if logits.dim() != 2 or len(logits) != len(y):
         raise InputError(f"the network must return logits ({len(y)}, classes), got shape {tuple(logits.shape)}")
-    if bool(torch.isnan(logits if trusted is None else logits[trusted]).any()):
-        raise InputError("the logits hold NaN: check the weights")
+    if logits.shape[1] < 2:
+        raise InputError("the network must tell at least 2 classes apart, its logits have 1: nothing could be misclassified")
+    held = logits if trusted is None else logits[trusted]
+    for found, name in ((torch.isnan(held), "NaN"), (held == torch.inf, "+Inf")):
+        if bool(found.any()):
+            raise InputError(f"the logits hold {name}: check the weights")
+    if bool((held == -torch.inf).all(1).any()):
+        raise InputError("the logits of an image are all -Inf: no class is left for it")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= logits.shape[1]:
         raise InputError(f"labels must lie in 0 to {logits.shape[1] - 1}, theirs reach from {low} to {high}")

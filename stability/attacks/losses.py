@@ -1,7 +1,10 @@
 """Losses that attacks climb: functions (logits, y, target) -> (B,), larger where y is further from being predicted.
 
-With a target (B,), a wrong class for each image, they grow as the logits move towards that class.
+With a target (B,), a wrong class for each image, they grow as the logits move towards that class. Logits of -inf are classes
+that a mask has taken away: losses look at those that are left. Where there is a way up for an image none of them is flat.
 """
+from math import log
+
 import torch
 from torch.nn import functional as F
 
@@ -9,7 +12,23 @@ from stability.errors import InputError
 
 
 def cross_entropy(logits, y, target=None):
-    """Cross-entropy of the right class; minus that of the target. Its gradient fades where the softmax saturates."""
+    """Cross-entropy of the right class; minus that of the target.
+
+    Where 1 - p cannot be told from 0 any more, its logarithm: the log-odds of being wrong. They grow in the same direction and
+    lie below every cross-entropy, so that neither an ascent nor a comparison notices, but their gradient is right: that of the
+    cross-entropy, p - 1 at the right class, is rounded to 0 there, and soon afterwards everywhere.
+    """
+    plain = plain_cross_entropy(logits, y, target)
+    if target is None:
+        with torch.no_grad():
+            faint = (_log_odds(logits, y) < log(torch.finfo(logits.dtype).eps)) & (_largest_wrong(logits, y) > -torch.inf)
+        if bool(faint.any()):
+            plain = plain.index_put((faint,), _log_odds(logits[faint], y[faint]))
+    return plain
+
+
+def plain_cross_entropy(logits, y, target=None):
+    """The same as the textbooks have it: its gradient fades, in float32 to 0, where the softmax saturates."""
     if target is None:
         return F.cross_entropy(logits, y, reduction="none")
     return -F.cross_entropy(logits, target, reduction="none")
@@ -28,7 +47,9 @@ def dlr(logits, y, target=None):
     """Difference of logits ratio: the margin over a spread of the logits, which no scaling of the logits changes.
 
     The spread is that of the largest and the third logit; with a target, of the largest and the mean of the third and the
-    fourth, so that it does not vanish where the target is among the first.
+    fourth, so that it does not vanish where the target is among the first. Where the ratio tells nothing of an image,
+    its margin is its loss instead: where a mask leaves fewer classes, gaps overflow, the first logits tie (0/0), or the second
+    and the third do, for the ratio is then -1 wherever the first one moves.
 
     Raises:
         ValueError: Fewer than 3 classes, 4 with a target.
@@ -41,10 +62,14 @@ def dlr(logits, y, target=None):
                          f"the logits have {logits.shape[1]}; choose margin")
     ordered = logits.topk(needed, dim=1)[0]
     spread = ordered[:, 0] - ordered[:, 2:].mean(1)
-    return margin(logits, y, target) / spread.clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
+    gap, unit, least = margin(logits, y, target), torch.finfo(logits.dtype).eps, torch.finfo(logits.dtype).tiny ** 0.5
+    tie = 8 * unit * torch.maximum(ordered[:, 0].abs(), ordered[:, -1].abs())  # what rounding leaves of one
+    tells = (spread >= least) & (spread <= 1 / least) & ((gap + spread).abs() > tie) & (gap.abs() <= spread / least)
+    # Chosen before the division: a NaN there would reach the gradient through `where`.
+    return gap / torch.where(tells, spread, 1.0)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr, "plain_cross_entropy": plain_cross_entropy}
 
 
 def objective_named(name):
@@ -75,10 +100,20 @@ def input_gradient(loss, x, logits=None, precise=None):
 
 
 def likeliest_wrong(logits, y, count):
-    """The `count` wrong classes of largest logit, (B, count), the largest first."""
+    """The `count` wrong classes of largest logit, (B, count), the largest first.
+
+    Where a mask leaves fewer of them, these in turn: nothing leads to a class whose logit is -inf.
+    """
     if not 1 <= count < logits.shape[1]:
         raise InputError(f"targets must lie in 1 to {logits.shape[1] - 1}, the number of wrong classes; got {count}")
-    return logits.scatter(1, y[:, None], -torch.inf).topk(count, dim=1)[1]
+    ordered, classes = logits.scatter(1, y[:, None], -torch.inf).topk(count, dim=1)
+    left = (ordered > -torch.inf).sum(1, keepdim=True).clamp_min(1)
+    return classes.gather(1, torch.arange(count, device=logits.device) % left)
+
+
+def _log_odds(logits, y):
+    """Of being wrong: log((1 - p) / p) for the probability p of the right class."""
+    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
 
 
 def _largest_wrong(logits, y):

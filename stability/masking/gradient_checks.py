@@ -8,17 +8,17 @@ from torch import nn
 from odenets import converged, stages, tightened
 from stability.attacks.images import evaluated
 from stability.attacks.losses import input_gradient, objective_named
-from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, configured
+from stability.masking.subject import JUDGE_TOLERANCE, PLAIN, Check, allowed, configured
 
 
 def zero_gradients(case):
     """Fails where the input gradient vanishes: attacks then stand still."""
     shares = {}
-    for loss in ("cross_entropy", "margin"):
+    for name, loss in (("cross_entropy", PLAIN), ("margin", "margin")):
         gradient = _gradient(case.net, case.x, case.y, loss, case.batch_size)
         # Far below any honest gradient, and still far above the smallest float32: sign and direction are intact above
         # it.
-        shares[loss] = float((gradient.flatten(1).abs().amax(1) < 1e-20).double().mean())
+        shares[name] = float((gradient.flatten(1).abs().amax(1) < 1e-20).double().mean())
     count = len(case.x)
     limit = allowed(0.02, count) / count
     worst = max(shares.values())

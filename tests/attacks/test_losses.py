@@ -9,7 +9,7 @@ def by_hand(name, logits, right, target):
     """One image, in plain numbers."""
     ordered, exp = sorted(logits, reverse=True), [2.718281828459045 ** value for value in logits]
     wrong = max(value for index, value in enumerate(logits) if index != right) if target is None else logits[target]
-    if name == "cross_entropy":
+    if name.endswith("cross_entropy"):
         probability = exp[right if target is None else target] / sum(exp)
         return float(torch.tensor(probability).log()) * (-1 if target is None else 1)
     if name == "margin":

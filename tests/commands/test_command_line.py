@@ -11,6 +11,7 @@ from experiments.harness.experiment import add_arguments, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
 from experiments.harness.training.settings import TrainingSettings
+from odenets.errors import Divergence, InputError, MissingExtra, Unsolved
 
 BAD = [
     (["--schemes", "explicit,magic"], "unknown scheme 'magic'; choose from explicit, implicit"),
@@ -28,6 +29,7 @@ BAD = [
     (["--schemes", "explicit", "--seeds", ","], "--seeds is empty"),
     (["--schemes", "explicit", "--seeds", "0,0"], "--seeds names 0 twice"),
     (["--schemes", "explicit", "--attacks", "pgf"], "unknown attack 'pgf'"),
+    (["--schemes", "explicit", "--seeds", str(2**63)], "--seeds must be below 2^63"),
     (["--schemes", "explicit", "--threat", "l1"], "unknown --threat 'l1'; choose from linf, l2"),
     (["--schemes", "explicit", "--attacks", ""], "--attacks is empty"),
     (["--schemes", "explicit", "--dataset", "imagenet"], "unknown --dataset 'imagenet'; choose from digits, mnist"),
@@ -132,3 +134,20 @@ def test_an_error_of_the_system_is_told_without_its_number(tmp_path, capsys):
         main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.endswith(f"{tmp_path / 'absent'}: No such file or directory\n")
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (InputError("wrong"), 2), (Unsolved("wrong"), 2), (Divergence("wrong"), 2), (MissingExtra("wrong"), 2), (OSError("wrong"), 2),
+    (ChildProcessError("wrong"), 2), (ValueError("wrong"), None), (RuntimeError("wrong"), None), (KeyError("wrong"), None),
+    (AssertionError("wrong"), None)])
+def test_expected_errors_alone_become_a_sentence(error, code, capsys):
+    @options.run_cli
+    def main(argv=None):
+        raise error
+    with pytest.raises(BaseException) as stopped:
+        main()
+    if code is None:
+        assert stopped.value is error and capsys.readouterr().err == "", "its traceback is Python's to print, exit code 1"
+    else:
+        assert isinstance(stopped.value, SystemExit) and stopped.value.code == code
+        assert capsys.readouterr().err.endswith(": wrong\n")

@@ -18,6 +18,7 @@ from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import checkpoints
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.schema import Measurement
+from odenets.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--epsilons", "0.1", "--test-limit", "20", "--audit-images", "6", "--device", "cpu"]
@@ -155,7 +156,9 @@ def test_a_network_that_fails_in_an_attack_leaves_a_sentence_and_what_came_befor
                        "--audit", "none", "--out", "out"])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and len(error.strip().splitlines()) == 1
-    assert "own.py:stuck fails in fgsm at 0.1: one of the variables needed for gradient" in error
+    assert "own.py:stuck fails in fgsm at 0.1: RuntimeError: one of the variables needed for gradient" in error
+    assert f"(traceback: {Path('out/failures/measurement.txt')}); what" in error
+    assert "input_gradient" in Path("out/failures/measurement.txt").read_text()
     assert error.strip().endswith("what was measured before is in out")
     assert len(Path("out/records.jsonl").read_text().splitlines()) == 2
 
@@ -187,7 +190,7 @@ BAD = [
     (["own.py:few", "--dataset", "digits"], "own.py:few: labels must lie in 0 to 3, theirs reach from 0 to 9"),
     (["own.py:nan", "--dataset", "digits"], "own.py:nan: the logits hold NaN"),
     (["own.py:pair", "--dataset", "digits"], "must return a floating-point tensor of logits, got tuple"),
-    (["own.py:Lost", "--dataset", "digits"], "own.py:Lost cannot take images of shape (1, 8, 8): KeyError: 'logits'"),
+    (["own.py:Lost", "--dataset", "digits"], "own.py:Lost cannot take images of shape (1, 8, 8): KeyError at "),
     (["net.pt", "--dataset", "mnist"], "net.pt was trained on digits, and --dataset says mnist; leave --dataset out"),
     (["colour.pt"], "colour cannot take images of shape (1, 8, 8): "),
     (["old.pt"], "another architecture than this version's small: "),
@@ -229,3 +232,20 @@ def test_the_example_of_the_readme(folder, capsys):
     assert evaluate.main([*lines[1].split(), "--out", "out"]) == 0
     assert {row["attack"] for row in rows("out/accuracy.csv")} == {"clean", "fgsm", "pgd20", "square200", "worst"}
     assert "mynet.py:make" in capsys.readouterr().out
+
+
+def test_an_error_in_the_users_code_names_the_line(folder, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["own.py:Lost", "--dataset", "digits", "--out", "out"])
+    line = 1 + OWN.splitlines().index('        return {}["logits"]')
+    assert f"own.py:{line}: 'logits'" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(folder, monkeypatch):
+    """A ValueError is not what a user has done wrong just because InputError is one too."""
+    def faulty(*arguments):
+        raise ValueError("operands could not be broadcast")
+    monkeypatch.setattr(evaluation_report, "merged", faulty)
+    with pytest.raises(ValueError, match="broadcast") as caught:
+        evaluate.main([save(folder / "net.pt"), "--attacks", "fgsm", *QUICK, "--audit", "none", "--out", "out"])
+    assert not isinstance(caught.value, InputError)

@@ -7,10 +7,10 @@ import pytest
 from records import compared, run
 from rich.console import Console
 
+from experiments.harness import experiment
 from experiments.harness.report import comparison as report
 from experiments.harness.report import figures, regions
 from experiments.harness.report.arms import comparison
-from experiments.harness import experiment
 from experiments.harness.run import runner
 from experiments.harness.run.folder import Run
 

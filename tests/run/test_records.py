@@ -102,7 +102,7 @@ def test_a_run_of_an_earlier_version_is_resumed_and_a_changed_one_refused(tmp_pa
 def test_a_damaged_configuration_is_named(text, tmp_path):
     Run(tmp_path / "run", {})
     (tmp_path / "run" / "config.json").write_bytes(text)
-    with pytest.raises(ValueError, match="config.json is damaged .*choose another --out"):
+    with pytest.raises(ValueError, match="config.json is damaged .*give another folder"):
         Run(tmp_path / "run", {}, resume=True)
 
 

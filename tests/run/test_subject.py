@@ -28,6 +28,15 @@ def wrong(): return [make()]
 def training(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
 def failing(): raise RuntimeError("no weights\\nanywhere")
 def quitting(): raise SystemExit(7)
+def loaded(prefix, net=None, cut=""):
+    net = net or make()
+    net.load_state_dict({prefix + key.removeprefix(cut): value for key, value in net.state_dict().items()})
+def parallel(): loaded("module.")
+def compiled(): loaded("_orig_mod.")
+def wrapped(): loaded("", nn.DataParallel(make()), "module.")
+def unloadable():
+    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)])
+    net.load_state_dict({"3.weight": nn.Linear(3, 3).weight, "3.bias": net[3].bias, "extra": net[3].bias})
 """
 
 
@@ -37,8 +46,9 @@ def folder(tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps({}))
     (tmp_path / "own.py").write_text(CODE)
     (tmp_path / "helper.py").write_text("CLASSES = 10")
+    (tmp_path / "broken.py").write_text("import helper\ndef make(:\n")
     yield tmp_path
-    for name in ("own", "evaluated_own", "evaluated_typed", "helper"):
+    for name in ("own", "evaluated_own", "evaluated_typed", "evaluated_broken", "helper"):
         sys.modules.pop(name, None)
 
 
@@ -76,8 +86,17 @@ def test_an_import_path(folder, name, monkeypatch):
     ("run", "holds no finished checkpoint"), ("own.py", "as in own.py:NAME"),
     ("absent.py:make", "FileNotFoundError: no file absent.py"), ("no_such_package:make", "ModuleNotFoundError"),
     ("own.py:nobody", "AttributeError: .*nobody"), ("own.py:wrong", "own.py:wrong gave a list; it must be, or return, a torch"),
-    ("own.py:number", "TypeError: 'int' object is not callable"), ("own.py:failing", "RuntimeError: no weights$"),
-    ("own.py:quitting", "own.py:quitting cannot be had: SystemExit: 7"),
+    ("own.py:number", "TypeError: 'int' object is not callable"),
+    ("own.py:failing", r"own.py:failing cannot be had: RuntimeError at .*own.py:17: no weights$"),
+    ("broken.py:make", r"broken.py:make cannot be had: SyntaxError at .*broken.py:2: "),
+    ("own.py:unloadable", r"unloadable cannot be had: RuntimeError at .*own.py:\d+: Error.s. in loading state_dict for "
+                          r"Sequential: missing 0.weight, 0.bias, 1.weight, and 3 more; unexpected extra; size mismatch for 3"),
+    ("own.py:parallel", r"unexpected module.1.weight, module.1.bias; DataParallel and DistributedDataParallel put 'module.' "
+                        r"before the keys: load {key.removeprefix\('module.'\): value"),
+    ("own.py:compiled", r"torch.compile put '_orig_mod.' before the keys"),
+    ("own.py:wrapped", r"missing module.1.weight, module.1.bias; unexpected 1.weight, 1.bias; the network is wrapped by "
+                       r"DataParallel"),
+    ("own.py:quitting", r"own.py:quitting cannot be had: SystemExit at .*own.py:18: 7"),
     ("own.py:training", r"1 is a BatchNorm2d in training mode.*return net.eval\(\)")])
 def test_what_cannot_be_had_is_a_sentence(folder, text, sentence, monkeypatch):
     monkeypatch.chdir(folder)

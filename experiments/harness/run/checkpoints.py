@@ -19,7 +19,7 @@ ARCHITECTURE = ("model", "num_classes", "in_channels", "scheme", "substeps")
 META = (*ARCHITECTURE, "dataset", "seed", "training", "epochs", "epoch")
 
 
-class Damaged(ValueError):
+class Damaged(InputError):
     """The file is not what was once written."""
 
 

@@ -45,7 +45,7 @@ class Run:
             if not (self.folder / "config.json").is_file():
                 raise InputError(f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
                                  f"choose another --out")
-            before = _comparable(_read_config(self.folder / "config.json"))
+            before = _comparable(read_config(self.folder / "config.json"))
             if before.get("experiment") != config.get("experiment"):
                 whose = f"a run of {before['experiment']}" if "experiment" in before else "the config.json of something else"
                 raise InputError(f"{folder} holds {whose}, and this is {config.get('experiment')}; choose another --out")
@@ -195,13 +195,16 @@ def _holds_something(path):
     return any(entry.suffix != ".tmp" for entry in path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _read_config(path):
+def read_config(path, needed=()):
+    """The configuration of a run from its config.json; InputError where it is damaged or lacks what is `needed`."""
     try:
         config = json.loads(path.read_bytes().decode())
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); choose another --out") from None
+        raise InputError(f"{path} is damaged ({error}); give another folder") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path} is damaged (it holds no JSON object); choose another --out")
+        raise InputError(f"{path} is damaged (it holds no JSON object); give another folder")
+    if missing := [key for key in needed if key not in config]:
+        raise InputError(f"{path} is not that of a run of compare_schemes.py ({', '.join(missing)} missing)")
     return config
 
 

@@ -13,14 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import odenets
 from experiments.harness.run import partials
 from experiments.harness.run.case import run_case
+from experiments.harness.run.failures import failure_of, forget, keep
 from experiments.harness.words import radius
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
 # activation to the system and fault it in again, 12 to 26 % of the time of a training step.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
                       "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-# What a case may raise without ending the others: solvers that give up, steps that vanish, memory that is too small.
-CASE_ERRORS = (ValueError, RuntimeError, AssertionError, ArithmeticError, MemoryError)
 _updates = None  # the queue to the parent, in a worker
 
 
@@ -40,9 +39,11 @@ def run_cases(run, config, cases, console, workers=None):
         workers: Processes; by default one for each core, one in all where a GPU does the work.
 
     Returns:
-        {case name: sentence} of the cases that failed; the others are kept.
+        {case name: sentence} of the cases that failed, whatever by; the others are kept. What was not expected leaves its
+        traceback in the run's folder, and its sentence says where.
 
     Raises:
+        OSError: What is found cannot be written.
         ChildProcessError: A worker was killed; what had ended by then is kept.
     """
     todo = run.missing(cases)
@@ -62,11 +63,12 @@ def run_cases(run, config, cases, console, workers=None):
 
         def finished(case, records, failure):
             if failure:
-                failures[case.name] = failure
-                console.print(f"{case.name}: failed: {failure}", markup=False, highlight=False)
+                failures[case.name] = keep(failure, run.folder, case.name)
+                console.print(f"{case.name}: failed: {failures[case.name]}", markup=False, highlight=False, soft_wrap=True)
             if records:
                 run.append(records)
                 partials.remove(run.path("checkpoints"), case.name)
+                forget(run.folder, case.name)
                 console.print(_line(case, records[0]), markup=False, highlight=False, soft_wrap=True)
             progress.advance(overall)
 
@@ -92,11 +94,7 @@ def _in_turn(run, config, todo, workers, progress, finished):
 
             def say(sentence, case=case):
                 _say(progress, case.name, sentence)
-            try:
-                records, failure = run_case(config, run.folder, case, report, say), None
-            except CASE_ERRORS as error:
-                records, failure = [], sentence(error)
-            finished(case, records, failure)
+            finished(case, *_attempt(config, run.folder, case, report, say))
     finally:
         torch.set_num_threads(threads)
 
@@ -119,12 +117,14 @@ def _in_processes(run, config, todo, workers, progress, finished):
                         if case.name in bars:
                             progress.remove_task(bars.pop(case.name))
                         try:
-                            records, failure = future.result(), None
+                            found = future.result()
                         except BrokenProcessPool:
                             raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
-                        except CASE_ERRORS as error:
-                            records, failure = [], sentence(error)
-                        finished(case, records, failure)
+                        except OSError:
+                            raise
+                        except Exception as error:  # of the way back
+                            found = [], failure_of(error)
+                        finished(case, *found)
                 _show(updates, bars, progress)
             except BaseException:
                 for process in list(pool._processes.values()):
@@ -150,8 +150,18 @@ def _end_with(parent):
 
 
 def _work(config, folder, case):
-    return run_case(config, folder, case, lambda *update: _updates.put((case.name, *update)),
+    return _attempt(config, folder, case, lambda *update: _updates.put((case.name, *update)),
                     lambda sentence: _updates.put((case.name, sentence)))
+
+
+def _attempt(config, folder, case, report, say):
+    """(records, `Failure` or None) of a case. A failure is text: not every exception survives the way between processes."""
+    try:
+        return run_case(config, folder, case, report, say), None
+    except OSError:  # a full disk is no matter of one case
+        raise
+    except Exception as error:  # of any kind: the other cases go on, and nothing of this one is lost
+        return [], failure_of(error)
 
 
 def _show(updates, bars, progress):
@@ -171,14 +181,6 @@ def _show(updates, bars, progress):
 
 def _say(progress, name, sentence):
     progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
-
-
-def sentence(error):
-    """The first line of an error's message; its name before it, except where the message was written to stand alone."""
-    line, name = (str(error).strip().splitlines() or [""])[0], type(error).__name__
-    if type(error) in (ValueError, RuntimeError):
-        return line or name
-    return f"{name}: {line}" if line else name
 
 
 def _line(case, record):

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from experiments.harness.run import checkpoints
+from experiments.harness.run.failures import sentence
 from odenets.errors import InputError
 
 FORMS = "a checkpoint of a run, the folder of a run, package.module:callable or path/to/file.py:callable"
@@ -64,6 +66,15 @@ def load_subject(text, device="cpu"):
     return subjects[0]
 
 
+def logits_of(net, x, name):
+    """The network's answer to images; InputError, with the user's line, where it cannot take them."""
+    try:
+        with torch.no_grad():
+            return net(x)
+    except Exception as error:  # the user's code may raise whatever it likes
+        raise InputError(f"{name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
+
+
 def _of_run(path, device):
     net, meta = checkpoints.load_net(path, device)
     return Subject(path.stem, net, str(path), meta)
@@ -76,8 +87,7 @@ def _imported(text, device):
             found = getattr(_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
             net = found if isinstance(found, nn.Module) else found()
     except (Exception, SystemExit) as error:  # the user's code may raise whatever it likes
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{text} cannot be had: {type(error).__name__}{': ' * bool(reason)}{reason}") from error
+        raise InputError(f"{text} cannot be had: {sentence(error)}") from error
     if not isinstance(net, nn.Module):
         raise InputError(f"{text} gave a {type(net).__name__}; it must be, or return, a torch.nn.Module")
     for part, module in net.named_modules():
