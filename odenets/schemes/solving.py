@@ -13,11 +13,12 @@ import torch
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
 from odenets.solve.continuation import Continuation
-from odenets.solve.krylov import as_rows, row_norm
+from odenets.solve.krylov import as_rows
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
 from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
+from odenets.solve.scaling import scaled_norm
 
 METHODS = {**SOLVERS, "continuation": Continuation}
 # Unknowns solved together; CUDA wants larger kernels.
@@ -130,6 +131,6 @@ def solve_stages(solve, f, times, block, bases, y, h):
         return rows[0] if count == 1 else torch.stack(rows, 1)
 
     # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
-    floor = 4 * torch.finfo(y.dtype).eps * row_norm(as_rows(y.detach()))
+    floor = 4 * torch.finfo(y.dtype).eps * scaled_norm(as_rows(y.detach()))
     stages = solve(equations, bases[0] if count == 1 else torch.stack(bases, 1), floor)
     return [stages] if count == 1 else list(stages.unbind(1))

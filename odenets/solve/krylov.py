@@ -4,6 +4,7 @@ from typing import NamedTuple
 import torch
 
 from odenets.errors import InputError
+from odenets.solve.scaling import power_of_two
 from odenets.solve.transforms import anywhere, everywhere, over_maps
 
 
@@ -127,6 +128,8 @@ def phi1(apply, b, tol, max_iterations):
 
     Source: Saad (1992), SIAM J. Numer. Anal. 29, section 5.2; phi_1 from the exponential of an augmented matrix, ibid. (10).
     """
+    unit = power_of_two(b)
+    b = b / unit
     beta = torch.linalg.vector_norm(b, dim=1, keepdim=True)
     eps = torch.finfo(b.dtype).eps
     tol = max(tol, 4 * eps)
@@ -154,10 +157,43 @@ def phi1(apply, b, tol, max_iterations):
         entries = [[c[i] if i < len(c) else zero for c in columns] + [zero + (i == 0)] for i in range(m)]
         rows = [torch.cat(row, 1) for row in entries]
         augmented = torch.stack([*rows, torch.zeros_like(rows[0])], 1)  # (H e_1; 0 0)
-        weights = torch.linalg.matrix_exp(augmented)[:, :m, m]
+        weights = Exponential.apply(augmented)[:, :m, m]
         estimate = torch.where(active, (length[:, 0] * weights[:, -1].abs()).detach(), estimate)
         iterations = iterations + active
         approximation = beta * torch.einsum("bm,mbn->bn", weights, torch.stack(basis[:m]))
         value = torch.where(active[:, None], approximation, value)
         active = active & (estimate > tol)
-    return Solution(value, estimate <= tol, estimate, iterations, float(len(columns)))
+    return Solution(value * unit, estimate <= tol, estimate, iterations, float(len(columns)))
+
+
+class Exponential(torch.autograd.Function):
+    """exp(A) of matrices (B, m, m), with a derivative that is linear in what it is applied to.
+
+    torch's own takes the exponential of (A E; 0 A) as it stands: where E is much larger than A, as the cotangents of a state
+    of norm 1e6 are, the scaling that suits E leaves few digits of A (in float32 a gradient 14 % off).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A):
+        return torch.linalg.matrix_exp(A)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, G):
+        return _derivative_of_exponential(ctx.saved_tensors[0].mH, G)
+
+    @staticmethod
+    def jvp(ctx, T):
+        return _derivative_of_exponential(ctx.saved_tensors[0], T)
+
+
+def _derivative_of_exponential(A, E):
+    unit = power_of_two(E.flatten(1))[:, :, None]
+    block = torch.cat([torch.cat([A, E / unit], 2), torch.cat([torch.zeros_like(A), A], 2)], 1)
+    return Exponential.apply(block)[:, :len(A[0]), len(A[0]):] * unit

@@ -13,6 +13,7 @@ import torch
 from odenets.errors import InputError, Unsolved
 from odenets.solve.krylov import Solution, check_settings, gmres, jacobian_products, row_dot, row_norm
 from odenets.solve.precision import check_precision
+from odenets.solve.scaling import power_of_two, relative, safe_to_square
 from odenets.solve.transforms import bare, everywhere, mapping, over_maps
 
 
@@ -71,20 +72,26 @@ class Solver(ABC):
         check_precision(guess, type(self).__name__)
         batch = len(guess)
         z = guess.flatten(1) if guess.dim() > 1 else guess[:, None]
+        units = ()  # of the rows, where their squares would leave the range of the dtype
 
         def flat(z):
-            r = residual(z.view(len(z), *guess.shape[1:]), *samples)
+            r = residual((z * units[0] if units else z).view(len(z), *guess.shape[1:]), *samples)
             if r.shape[1:] != guess.shape[1:]:
                 raise InputError(f"the residual has shape {tuple(r.shape)} at a state of shape {tuple(guess.shape)}")
-            return r.reshape(z.shape)
+            return r.reshape(z.shape) / units[0] if units else r.reshape(z.shape)
 
         r = flat(z)
         mapped = mapping()  # torch.func.vmap hides axes: what differs along them cannot choose which rows go on
         differentiable = r.requires_grad or mapped  # somebody wants the derivative of the iteration itself
         norm = row_norm(r.detach())
-        if not self.fixed and not everywhere(torch.isfinite(norm)):
-            raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
-        scale = norm if scale is None else scale
+        sound = safe_to_square(norm, r, floor)
+        if not self.fixed and not everywhere(sound):  # the whole equation in units of its first residual: r(u z) / u
+            units = (power_of_two(r),)
+            z, r, floor = z / units[0], r / units[0], floor / units[0][:, 0]
+            norm, scale = row_norm(r.detach()), None if scale is None else scale / units[0][:, 0]
+            if not everywhere(torch.isfinite(norm)):
+                raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
+        scale, whole = norm if scale is None else scale, units
         target = self.tol * scale + floor
         best_z, best, active = z, norm, norm > target
         value, final = z, norm  # of all samples; rows leave the iteration by being written here
@@ -101,9 +108,9 @@ class Solver(ABC):
                 best_z, best = torch.where(better[:, None], z, best_z), torch.where(better, norm, best)
                 if n < self.max_iterations:
                     step = method.send(Iterate(z, r, flat, None))
-            counts = torch.full_like(iterations, self.max_iterations)
-            return Solution(best_z.view(guess.shape), best <= target, _relative(best, scale), counts, 1.0 + self.max_iterations,
-                            scale=scale)
+            # Without a branch that depends on data there is no change of units: what may leave the range is not converged.
+            return Solution(best_z.view(guess.shape), (best <= target) & sound, relative(best, scale),
+                            torch.full_like(iterations, self.max_iterations), 1.0 + self.max_iterations, scale=scale)
 
         for n in range(1, self.max_iterations + 1):
             alive = len(active) * float(bare(active).double().mean()) if mapped else int(active.sum())
@@ -114,7 +121,7 @@ class Solver(ABC):
                 value, final = value.index_copy(0, rows, best_z), final.index_copy(0, rows, best)
                 keep = active.nonzero()[:, 0]
                 z, step, best_z, best, target, rows = _select(keep, z, step, best_z, best, target, rows)
-                samples = _select(keep, *samples)
+                samples, units = _select(keep, *samples), _select(keep, *units)
                 active = active[keep]
             elif alive < len(active):
                 step = torch.where(active[:, None], step, 0)  # freeze in place: autograd needs the shapes to stay
@@ -138,13 +145,10 @@ class Solver(ABC):
         value, final = (best_z, best) if mapped else (value.index_copy(0, rows, best_z), final.index_copy(0, rows, best))
         converged = final <= self.tol * scale + floor
         if self.on_failure == "raise" and not everywhere(converged):
-            raise Unsolved(failure_sentence(converged, _relative(final, scale), self))
-        return Solution(value.view(guess.shape), converged, _relative(final, scale), iterations, evaluations, scale=scale)
-
-
-
-def _relative(norm, scale):
-    return norm / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+            raise Unsolved(failure_sentence(converged, relative(final, scale), self))
+        residual, value = relative(final, scale), value * whole[0] if whole else value
+        scale = scale * whole[0][:, 0] if whole else scale
+        return Solution(value.view(guess.shape), converged, residual, iterations, evaluations, scale=scale)
 
 
 def failure_sentence(converged, residual, solver):

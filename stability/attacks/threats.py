@@ -5,6 +5,7 @@ from numbers import Real
 import torch
 
 from stability.errors import InputError
+from stability.scaling import scaled_norm
 
 BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
@@ -69,7 +70,7 @@ class L2:
 
     def size(self, delta):
         """(B,) Euclidean norm of each sample."""
-        return delta.flatten(1).norm(dim=1)
+        return scaled_norm(delta)
 
     def project(self, delta):
         """The nearest perturbation of size <= epsilon, (B, ...)."""

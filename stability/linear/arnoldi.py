@@ -9,10 +9,11 @@ import torch
 
 from stability.errors import InputError
 from stability.linear.jacobian import direction
+from stability.scaling import power_of_two
 
 MEMORY = 2**29  # bytes of basis vectors held at once
 DIMENSION = 48  # basis vectors of a sample: fewer cost more restarts, more cost more orthogonalisation
-EXACT = 160  # up to so many entries the basis may fill the space: nothing can then be missed
+EXACT = 160  # up to so many entries the basis fills the space, where its size is left open: nothing can then be missed
 
 
 class Memory(NamedTuple):
@@ -61,10 +62,13 @@ def kept_size(m, k):
 
 
 class Krylov:
-    """Orthonormal bases V (B, m + 1, n) and matrices H (B, m + 1, m) with A V_m = V_{m+1} H; apply: (B, n) -> (B, n)."""
+    """Orthonormal bases V (B, m + 1, n) and matrices H (B, m + 1, m) with A V_m = V_{m+1} H; apply: (B, n) -> (B, n).
 
-    def __init__(self, apply, like, count, n, limit):
-        self.apply, self.m, self.n, self.products = apply, 0, n, 0
+    A is `apply` divided by `unit` (B, 1), by default the power of two of its first product: no square leaves its range.
+    """
+
+    def __init__(self, apply, like, count, n, limit, unit=None):
+        self.apply, self.m, self.n, self.products, self.unit = apply, 0, n, 0, unit
         self.V = torch.zeros(count, limit + 1, n, dtype=like.dtype, device=like.device)
         self.H = torch.zeros(count, limit + 1, limit, dtype=like.dtype, device=like.device)
         # The same start for every sample: what a sample gives does not depend on its place in the batch.
@@ -73,8 +77,7 @@ class Krylov:
     def grow(self, m):
         """Extend to dimension m <= n."""
         for j in range(self.m, m):
-            w = self.apply(self.V[:, j].contiguous())
-            self.products += 1
+            w = self._product(j)
             size = w.norm(dim=1)
             w, self.H[:, :j + 1, j] = self._orthogonalise(w, j + 1, size)
             rest = w.norm(dim=1)
@@ -84,12 +87,22 @@ class Krylov:
             # zero.
             ended = rest <= 10 * torch.finfo(w.dtype).eps * size
             if bool(ended.any()):
-                fresh = direction(self.n, self.products).to(w).expand_as(w)
-                fresh, _ = self._orthogonalise(fresh, j + 1, torch.full_like(size, torch.inf))
-                w = torch.where(ended[:, None], fresh, w)
+                w = torch.where(ended[:, None], self._fresh(j + 1, self.products), w)
             self.H[:, j + 1, j] = torch.where(ended, 0, rest)
             self.V[:, j + 1] = w / w.norm(dim=1, keepdim=True)
         self.m = m
+
+    def _product(self, j):
+        w = self.apply(self.V[:, j].contiguous())
+        self.products += 1
+        if self.unit is None:
+            self.unit = power_of_two(w)
+        return w / self.unit
+
+    def _fresh(self, count, seed):
+        """(B, n), orthogonal to the first `count` vectors of each basis."""
+        fresh = direction(self.n, seed).to(self.V).expand(len(self.V), -1)
+        return self._orthogonalise(fresh, count, torch.full_like(fresh[:, 0], torch.inf))[0]
 
     def _orthogonalise(self, w, count, size):
         basis = self.V[:, :count]
@@ -102,7 +115,7 @@ class Krylov:
         return w, c[:, 0]
 
     def hessenberg(self):
-        """(B, m + 1, m), H as a host array in float64."""
+        """(B, m + 1, m), H as a host array in float64, in units of `unit`."""
         return self.H[:, :self.m + 1, :self.m].double().cpu().numpy()
 
     def select(self, rows, apply):
@@ -110,7 +123,7 @@ class Krylov:
         for place, row in enumerate(rows.tolist()):
             if place != row:  # in place: there may be no memory for a second basis
                 self.V[place], self.H[place] = self.V[row], self.H[row]
-        self.apply, self.V, self.H = apply, self.V[:len(rows)], self.H[:len(rows)]
+        self.apply, self.V, self.H, self.unit = apply, self.V[:len(rows)], self.H[:len(rows)], self.unit[rows]
 
     def restart(self, Z, T, b):
         """Shrink to the basis V Z, on which A is T, with coupling b to the next vector."""
@@ -119,4 +132,17 @@ class Krylov:
         self.V[:, :p], self.V[:, p] = Z.mT @ self.V[:, :m], self.V[:, m].clone()
         self.H.zero_()
         self.H[:, :p, :p], self.H[:, p, :p] = T, b
+        self.m = p
+
+    def deflate(self, Q, seed):
+        """Start with the rows of Q (B, p, n), orthonormal and taken as invariant, and a random direction behind them.
+
+        A Krylov space holds one copy of a multiple eigenvalue, whatever its size: the others are in the complement.
+        """
+        p = Q.shape[1]
+        self.V[:, :p] = Q
+        for j in range(p):
+            self.H[:, :p, j] = (self.V[:, :p] @ self._product(j)[:, :, None])[:, :, 0]
+        w = self._fresh(p, seed)
+        self.V[:, p] = w / w.norm(dim=1, keepdim=True)
         self.m = p

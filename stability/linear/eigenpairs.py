@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.linalg import lapack
 
-from stability.linear.arnoldi import MEMORY, Krylov, basis_size, kept_size, memory_of
+from stability.linear.arnoldi import EXACT, MEMORY, Krylov, basis_size, kept_size, memory_of
 
 MAX_PRODUCTS = 3000
 
@@ -24,7 +24,8 @@ class Spectrum:
     residuals: (B, k), ||J^T w - lambda w|| / scale of the unit eigenvector, from an actual product. A backward error:
         lambda is an exact eigenvalue of a matrix that differs from J by so much.
     scale: (B, k), |lambda| or, where that is larger, 10 eps ||J|| / tol: below it rounding decides.
-    converged: (B, k) bool, residual <= tol.
+    converged: (B, k) bool, residual <= tol; behind the first value only where `settled`, for a copy may be missing.
+    settled: (B,) bool, the search ended within its products, and found nothing that is wanted more.
     steps: (B,) int, size of the Krylov space before its first restart.
     products: products with J^T spent on the sample that needed most.
     vectors: (B, k, n) complex eigenvectors on the device where they were asked for, else None.
@@ -34,6 +35,7 @@ class Spectrum:
     residuals: torch.Tensor
     scale: torch.Tensor
     converged: torch.Tensor
+    settled: torch.Tensor
     steps: torch.Tensor
     products: int
     vectors: torch.Tensor | None = None
@@ -68,36 +70,104 @@ def leading(operator, like, count, n, search):
     """
     chunk = memory_of(count, n, like.element_size(), search.k, search.dimension, search.memory).chunk
     parts = [_leading(operator, rows, like, n, search) for rows in torch.arange(count, device=like.device).split(chunk)]
-    names = ["values", "residuals", "scale", "converged", "steps", *["vectors"] * search.vectors]
+    names = ["values", "residuals", "scale", "converged", "settled", "steps", *["vectors"] * search.vectors]
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **joined, products=max(part.products for part in parts))
 
 
 def _leading(operator, rows, like, n, search):
-    k, tol, count, eps = search.k, search.tol, len(rows), torch.finfo(like.dtype).eps
-    limit = basis_size(n, k, search.dimension)
+    k, tol, count, limit = search.k, search.tol, len(rows), basis_size(n, search.k, search.dimension)
     krylov = Krylov(operator(rows), like, count, n, limit)
-    values, scale = np.zeros((count, k), complex), np.zeros((count, k))
-    X = torch.zeros(count, 2 * k, n, dtype=like.dtype, device=like.device)  # real and imaginary parts of eigenvectors
-    pending, steps, m = torch.arange(count), torch.full((count,), limit), min(limit, max(20, 2 * k + 4))
+    m = limit if limit == n <= EXACT else min(limit, max(20, 2 * k + 4))
+    found = _iterated(krylov, operator, rows, search, m)
+    unit, found.unit, spent = found.unit, None, krylov.products
+    del krylov
+    # A copy of a multiple eigenvalue, or one that the first start missed, shows in the complement of what was found. Of the
+    # first eigenvalue alone a copy says nothing new.
+    pending, passes = (found.settled & ~found.full) if k > 1 else np.zeros(count, bool), 0
+    while pending.any():
+        passes, before, widths = passes + 1, pending.copy(), _widths(found.theta)
+        pending[:] = False
+        deepest = 0
+        for p in np.unique(widths[before]):
+            group = np.flatnonzero(before & (widths == p))
+            here = torch.from_numpy(group).to(rows.device)
+            Q = _orthonormal(found.X[here], found.theta[group])
+            krylov = Krylov(operator(rows[here]), like, len(group), n, limit, unit[here])
+            krylov.deflate(Q, passes)
+            again = _iterated(krylov, operator, rows[here], search._replace(max_products=search.max_products - spent),
+                              min(limit, p + 20), p)
+            deepest = max(deepest, krylov.products)
+            del krylov
+            key, key_before = (_key(theta, search.which) for theta in (again.theta, found.theta[group]))
+            outside = (again.X - again.X @ Q.mT @ Q).norm(dim=2).view(len(group), 2, k).amax(1).cpu().numpy()
+            new = ((key > key_before + tol * again.size) & (outside > 0.1)).any(1)
+            pending[group] = new & again.settled & ~again.full
+            for name in ("theta", "size", "settled", "full"):
+                getattr(found, name)[group] = getattr(again, name)
+            found.X[here] = again.X
+        spent += deepest
+    residuals, more = _residuals(operator(rows), found.X, found.theta, unit)
+    unit = unit.double().cpu()
+    residuals = torch.from_numpy(residuals) / torch.from_numpy(found.size)
+    vectors = torch.complex(*found.X.split(k, 1)) if search.vectors else None
+    settled = torch.from_numpy(found.settled)
+    converged = (residuals <= tol) & (settled[:, None] | (torch.arange(k) == 0))
+    return Spectrum(torch.from_numpy(found.theta) * unit, residuals, torch.from_numpy(found.size) * unit, converged, settled,
+                    found.steps, spent + more, vectors)
+
+
+@dataclass
+class _Found:
+    """Of each sample, in units of the Krylov computation: theta and size (B, k), eigenvectors X (B, 2k, n) as real and
+    imaginary parts, steps before a restart; settled: within the products allowed; full: the basis filled the space."""
+
+    theta: np.ndarray
+    size: np.ndarray
+    X: torch.Tensor
+    steps: torch.Tensor
+    settled: np.ndarray
+    full: np.ndarray
+    unit: torch.Tensor | None = None
+
+
+def _iterated(krylov, operator, rows, search, m, locked=0):
+    """Grow and restart `krylov` from dimension m on until each sample's wanted pairs stand; a `_Found`.
+
+    locked: Size of the space that `krylov` starts with. What lies behind it has to stand too, so far as to be known to be
+        wanted less.
+    """
+    k, tol, count, n, eps = search.k, search.tol, len(rows), krylov.n, torch.finfo(krylov.V.dtype).eps
+    limit = krylov.V.shape[1] - 1
+    X = krylov.V.new_zeros(count, 2 * k, n)
+    found = _Found(np.zeros((count, k), complex), np.zeros((count, k)), X, torch.full((count,), limit), np.zeros(count, bool),
+                   np.zeros(count, bool))
+    pending = torch.arange(count)
     wanted = _wanted_symmetric if search.symmetric else _wanted
     while True:
         krylov.grow(m)
+        found.unit = krylov.unit if found.unit is None else found.unit
         H, p = krylov.hessenberg(), m if m == n else kept_size(m, k)
-        theta, S, Z, T, b = (np.stack(part) for part in zip(*[wanted(h, k, search.which, p) for h in H]))
+        theta, S, Z, T, b = (np.stack(part) for part in zip(*[wanted(h, min(k + 2, p), search.which, p) for h in H]))
         norm = np.sqrt((H**2).sum(1)).max(1)  # max ||A v_j||: a lower bound of ||A||
         floor = norm if search.symmetric and search.which == "LR" else 10 * eps / tol * norm
-        size = np.maximum(abs(theta), np.maximum(floor, np.finfo(float).tiny)[:, None])
+        size = np.maximum(abs(theta), np.maximum(floor, np.finfo(float).tiny)[:, None])[:, :k]
         # The last row of A V = V H, applied to an eigenvector of H, is its residual.
-        done = (abs(H[:, m, m - 1, None] * S[:, -1]) <= tol / 2 * size).all(1)
-        done |= m == n or krylov.products >= search.max_products
-        values[pending[done]], scale[pending[done]] = theta[done], size[done]
+        residual, key = abs(H[:, m, m - 1, None] * S[:, -1]), _key(theta, search.which)
+        settled = (residual[:, :k] <= tol / 2 * size).all(1)
+        if locked and locked < theta.shape[1]:
+            settled &= key[:, locked] + residual[:, locked] <= key[:, k - 1] + tol * size[:, -1]
+        settled |= m == n
+        done = settled | (krylov.products >= search.max_products)
+        at = pending[done]
+        found.theta[at], found.size[at], found.settled[at], found.full[at] = theta[done, :k], size[done], settled[done], m == n
         if krylov.products == m:  # as yet unrestarted
-            steps[pending[done]] = m
+            found.steps[at] = m
         for row in np.flatnonzero(done):
-            X[pending[row]] = torch.from_numpy(np.concatenate([S[row].real, S[row].imag], 1)).to(X).T @ krylov.V[row, :m]
+            pair = np.concatenate([S[row, :, :k].real, S[row, :, :k].imag], 1)
+            X[pending[row]] = torch.from_numpy(pair).to(X).T @ krylov.V[row, :m]
         if done.all():
-            break
+            return found
         if done.any():
             pending = pending[~done]
             krylov.select(torch.from_numpy(np.flatnonzero(~done)), operator(rows[pending.to(rows.device)]))
@@ -105,13 +175,24 @@ def _leading(operator, rows, like, n, search):
             krylov.restart(Z[~done], T[~done], b[~done])
         else:
             m = min(limit, m + 2 * max(4, m // 6))
-    products = krylov.products
-    del krylov
-    residuals, more = _residuals(operator(rows), X, values)
-    scale = torch.from_numpy(scale)
-    residuals = torch.from_numpy(residuals) / scale
-    vectors = torch.complex(*X.split(k, 1)) if search.vectors else None
-    return Spectrum(torch.from_numpy(values), residuals, scale, residuals <= tol, steps, products + more, vectors)
+
+
+def _key(theta, which):
+    return abs(theta) if which == "LM" else theta.real
+
+
+def _widths(theta):
+    """(B,) dimension of the real space of each row's eigenvectors: a conjugate pair cut at the end counts whole."""
+    return (1.0 * (theta.imag == 0) + 2 * (theta.imag > 0)).sum(1).astype(int)
+
+
+def _orthonormal(X, theta):
+    """(B, p, n) rows spanning what the eigenvectors X of rows of equal `_widths` span."""
+    k = theta.shape[1]
+    rows = [[i for j in range(k) for i in ([j] if value[j].imag == 0 else [j, k + j] if value[j].imag > 0 else [])]
+            for value in theta]
+    chosen = torch.stack([x[row] for x, row in zip(X, rows)])
+    return torch.linalg.qr(chosen.mT)[0].mT
 
 
 def _wanted(h, k, which, p):
@@ -142,14 +223,16 @@ def _wanted_symmetric(h, k, which, p):
     return values[:k].astype(complex), Z[:, :k].astype(complex), Z, np.diag(values), h[m, m - 1] * Z[-1]
 
 
-def _residuals(apply, X, values):
-    """||A x - lambda x|| / ||x|| of x = X_j + i X_{k+j} by products with both parts, (B, k); and the products spent."""
+def _residuals(apply, X, values, unit):
+    """||A x - lambda x|| / ||x|| of x = X_j + i X_{k+j} by products with both parts, (B, k), in units of A as `values` are;
+    and the products spent."""
     result, products, k = np.empty(values.shape), 0, values.shape[1]
     for j in range(k):
         value = torch.from_numpy(values[:, j, None]).to(X.device)
         real, imaginary = X[:, j].contiguous(), X[:, k + j].contiguous()
         images = [apply(real), apply(imaginary) if bool(imaginary.any()) else torch.zeros_like(real)]
         products += 2 if bool(imaginary.any()) else 1
-        x, image = torch.complex(real.double(), imaginary.double()), torch.complex(*(part.double() for part in images))
+        x = torch.complex(real.double(), imaginary.double())
+        image = torch.complex(*((part / unit).double() for part in images))
         result[:, j] = ((image - value * x).norm(dim=1) / x.norm(dim=1)).cpu().numpy()
     return result, products

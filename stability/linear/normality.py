@@ -10,6 +10,7 @@ from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY
 from stability.linear.jacobian import dense_jacobians, forward_product, reverse_product
 from stability.linear.spectra import entries
+from stability.scaling import power_of_two
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +71,28 @@ def departure_from_normality(f, y, probes=32, generator=None, dense_limit=512):
 
 def _dense(f, y):
     """Henrici's number, ||J J^T - J^T J||_F, ||J||_F."""
-    J = dense_jacobians(f, y)[0].double().cpu().numpy()
+    J = dense_jacobians(f, y)[0].double()
+    unit = float(power_of_two(J[None]))
+    J = (J / unit).cpu().numpy()
     # The strict triangle of the Schur form: the difference of the squares would cancel.
     T, _ = schur(J, output="complex")
-    return np.linalg.norm(np.triu(T, 1)), np.linalg.norm(J @ J.T - J.T @ J), np.linalg.norm(J)
+    return np.linalg.norm(np.triu(T, 1)) * unit, np.linalg.norm(J @ J.T - J.T @ J) * unit**2, np.linalg.norm(J) * unit
 
 
 def _estimate(f, y, signs):
     forward, reverse = forward_product(f, y), reverse_product(f, y)
-    squares = []
+    squares, unit = [], None
     for sign in signs:
         v = sign.expand(len(y), -1).contiguous()
         up, down = forward(v), reverse(v)
-        commutator = forward(down) - reverse(up)
+        unit = power_of_two(up) if unit is None else unit
+        up, down = up / unit, down / unit
+        commutator = (forward(down) - reverse(up)) / unit
         squares.append([part.double().square().sum(1).cpu() for part in (commutator, up)])
-    for parts in zip(*squares):
+    unit = unit[:, 0].double().cpu()
+    for parts, scale in zip(zip(*squares), (unit**2, unit)):
         squares = torch.stack(parts)
         root = squares.mean(0).sqrt()
-        yield root
+        yield root * scale
         # The error of a root is that of its square over twice the root.
-        yield torch.where(root > 0, squares.std(0) / len(squares) ** 0.5 / (2 * root), 0)
+        yield torch.where(root > 0, squares.std(0) / len(squares) ** 0.5 / (2 * root), 0) * scale

@@ -14,6 +14,7 @@ from scipy.linalg import schur
 from stability.errors import InputError
 from stability.linear.jacobian import dense_jacobians, direction
 from stability.linear.spectra import entries, hessenbergs
+from stability.scaling import power_of_two
 
 BLOCK = 2**20  # entries of matrices held at once while a grid is worked through
 
@@ -86,23 +87,28 @@ def resolvent_readers(f, y, dimension, dense_limit):
 def _dense(f, y):
     for sample in y.split(1):
         J = dense_jacobians(f, sample)[0].double()
-        T, _ = schur(J.cpu().numpy(), output="complex")
-        yield np.diag(T).copy(), float(torch.linalg.matrix_norm(J, 2)), _by_pairs(_triangular, torch.from_numpy(T).to(y.device))
+        unit = float(power_of_two(J[None]))
+        T, _ = schur((J / unit).cpu().numpy(), output="complex")
+        smallest = _by_pairs(_triangular, torch.from_numpy(T).to(y.device), unit)
+        yield np.diag(T) * unit, float(torch.linalg.matrix_norm(J / unit, 2)) * unit, smallest
 
 
 def _krylov(f, y, dimension):
     for part in hessenbergs(f, y, dimension):
         for H in part:
-            eigenvalues = np.linalg.eigvals(H[:H.shape[1]]).astype(complex)
-            yield eigenvalues, np.linalg.norm(H, 2), _by_pairs(_singular, torch.from_numpy(H).to(y.device))
+            unit = float(power_of_two(torch.from_numpy(H)[None]))
+            eigenvalues = np.linalg.eigvals(H[:H.shape[1]] / unit).astype(complex) * unit
+            smallest = _by_pairs(_singular, torch.from_numpy(H / unit).to(y.device), unit)
+            yield eigenvalues, np.linalg.norm(H / unit, 2) * unit, smallest
 
 
-def _by_pairs(smallest, A):
-    """`smallest` of A at an array of z, once for each conjugate pair: A comes of a real matrix."""
+def _by_pairs(smallest, A, unit):
+    """`smallest` of A unit at an array of z, once for each conjugate pair: A comes of a real matrix."""
     def at(z):
+        z = np.asarray(z) / unit
         half, place = np.unique(np.real(z) + 1j * abs(np.imag(z)), return_inverse=True)
         chunks = torch.from_numpy(half).to(A.device).split(max(1, BLOCK // A.numel()))
-        return torch.cat([smallest(A, chunk) for chunk in chunks]).cpu().numpy()[place].reshape(np.shape(z))
+        return torch.cat([smallest(A, chunk) for chunk in chunks]).cpu().numpy()[place].reshape(np.shape(z)) * unit
 
     return at
 

@@ -18,7 +18,8 @@ class SingularValues:
 
     values: (B, k).
     residuals: (B, k), ||J^T u - s v|| / s_1 with J v = s u, from actual products: J has a singular value that near.
-    converged: (B, k) bool, residual <= tol.
+    converged: (B, k) bool, residual <= tol; behind the first value only where the search ended within its products, and
+        found no further copy.
     norm_bound: (B,), at least ||J||_2: but for a probability of 1e-9 over the start vector; certain where the Krylov
         space is the whole space. The largest value itself bounds ||J||_2 from below.
     products: products with J^T J spent on the sample that needed most.
@@ -48,22 +49,25 @@ def singular_values(f, y, k=6, tol=None, dimension=None, max_products=MAX_PRODUC
     check_count(k, n)
     search, parts = Search(k, "LM", tol, dimension, max_products, memory, symmetric=True, vectors=True), []
     for part in y.split(krylov_memory(y, k, dimension, memory).chunk):
-        found = leading(gram_operator(f, part), part, len(part), n, search)
-        parts.append((*_refined(f, part, found.vectors.real), found.steps, torch.tensor(found.products)))
-    values, residuals, steps, products = (torch.stack(part) if part[0].dim() == 0 else torch.cat(part) for part in zip(*parts))
+        gram, units = gram_operator(f, part), torch.ones(len(part), 1).to(part)
+        found = leading(lambda rows, gram=gram, units=units: gram(rows, units), part, len(part), n, search)
+        parts.append((*_refined(f, part, found.vectors.real, units), found.settled, found.steps, torch.tensor(found.products)))
+    values, residuals, units, settled, steps, products = (torch.stack(part) if part[0].dim() == 0 else torch.cat(part) for part in zip(*parts))
     bound = values[:, 0] / (1 - _missed(n, steps)).sqrt() + residuals[:, 0]
     residuals = torch.where(values[:, :1] > 0, residuals / values[:, :1], 0)
-    return SingularValues(values, residuals, residuals <= tol, bound, int(products.max()))
+    converged = (residuals <= tol) & (settled[:, None] | (torch.arange(k) == 0))
+    return SingularValues(values * units, residuals, converged, bound * units[:, 0], int(products.max()))
 
 
-def _refined(f, y, V):
-    """Singular values of J on the rows of V (B, k, n), and ||J^T u - s v||; both (B, k), float64 on the host."""
+def _refined(f, y, V, unit):
+    """Singular values of J / unit on the rows of V (B, k, n), and ||J^T u - s v|| / unit, both (B, k); and the unit (B, 1);
+    float64 on the host."""
     forward, reverse = forward_product(f, y), reverse_product(f, y)
-    images = torch.stack([forward(v.contiguous()) for v in V.unbind(1)], 1)
+    images = torch.stack([forward(v.contiguous()) / unit for v in V.unbind(1)], 1)
     W, s, U = torch.linalg.svd(images.double(), full_matrices=False)
     U, V = U.to(V), (W.mT @ V.double()).to(V)
-    back = torch.stack([reverse(u.contiguous()) for u in U.unbind(1)], 1)
-    return s.cpu(), (back.double() - s[:, :, None] * V.double()).norm(dim=2).cpu()
+    back = torch.stack([reverse(u.contiguous()) / unit for u in U.unbind(1)], 1)
+    return s.cpu(), (back.double() - s[:, :, None] * V.double()).norm(dim=2).cpu(), unit.double().cpu()
 
 
 def _missed(n, steps):

@@ -11,7 +11,8 @@ import torch
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY, Krylov, krylov_memory
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
-from stability.linear.jacobian import _check_state, forward_product, reverse_product
+from stability.linear.jacobian import _check_state, direction, forward_product, reverse_product
+from stability.scaling import power_of_two
 
 
 def spectrum(f, y, k=6, which="LM", tol=None, dimension=None, max_products=MAX_PRODUCTS, memory=MEMORY):
@@ -23,8 +24,9 @@ def spectrum(f, y, k=6, which="LM", tol=None, dimension=None, max_products=MAX_P
         k: Number of eigenvalues, at most the entries n of a sample.
         which: "LM" largest modulus, "LR" largest real part.
         tol: Relative residual, by default 1e-8 in float64 and 1e-4 in float32.
-        dimension: Basis vectors held for each sample; by default n where that is small, else enough for speed. A basis
-            smaller than n may hold one copy only of a multiple eigenvalue.
+        dimension: Basis vectors held for each sample; by default n up to 160, where nothing can be missed, else enough for
+            speed. A Krylov space holds one copy of a multiple eigenvalue: where it is smaller than n and k > 1, others are
+            sought in the complement of what was found, from a new start, until none is wanted more.
         max_products: Products with J^T after which a sample is given up, and marked.
         memory: Bytes of basis vectors held at once; see `stability.krylov_memory`.
 
@@ -62,7 +64,7 @@ def hessenbergs(f, y, dimension):
     for part in y.split(krylov_memory(y, 0, m).chunk):
         krylov = Krylov(reverse_product(f, part), y, len(part), n, m)
         krylov.grow(m)
-        yield krylov.hessenberg()
+        yield krylov.hessenberg() * krylov.unit[:, :, None].double().cpu().numpy()
 
 
 def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
@@ -86,14 +88,26 @@ def spectral_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
 
     An upper bound comes with `stability.singular_values`.
     """
-    return _extreme(gram_operator(f, y), y, "LM", tol, dimension, max_products).clamp_min(0).sqrt()
+    gram, units = gram_operator(f, y), torch.ones(len(y), 1).to(y)
+    values = _extreme(lambda rows: gram(rows, units), y, "LM", tol, dimension, max_products)
+    return values.clamp_min(0).sqrt() * units[:, 0].double().cpu()
 
 
 def gram_operator(f, y):
-    """Indices of samples -> v -> J^T J v."""
-    def gram(rows):
+    """Indices of samples, units (B, 1) -> v -> (J / unit)^T (J / unit) v.
+
+    The square of J would leave the range of the dtype where J does not. The unit of a sample is set where its operator is
+    first asked for: a power of two, from a product.
+    """
+    known = torch.zeros(len(y), dtype=torch.bool)
+
+    def gram(rows, units):
         forward, reverse = forward_product(f, y[rows]), reverse_product(f, y[rows])
-        return lambda v: reverse(forward(v))
+        if not bool(known[rows.cpu()].all()):
+            v = direction(y[0].numel(), 0).to(y).expand(len(rows), -1).contiguous()
+            units[rows], known[rows.cpu()] = power_of_two(forward(v)), True
+        unit = units[rows]
+        return lambda v: reverse(forward(v) / unit) / unit
 
     return gram
 

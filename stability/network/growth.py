@@ -8,6 +8,7 @@ from odenets.nets.guard import guarded
 from stability.errors import InputError
 from stability.linear.jacobian import _check_independence, _check_mode, _check_state, _load_decompositions, direction
 from stability.network.places import check_net, trajectories
+from stability.scaling import scaled_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ def growth(net, x, delta):
     check_net(net, x)
     if delta.shape != x.shape:
         raise InputError(f"delta must have the shape of x, {tuple(x.shape)}, got {tuple(delta.shape)}")
-    size = delta.flatten(1).norm(dim=1)
+    size = scaled_norm(delta)
     if not bool((size > 0).all() and size.isfinite().all()):
         raise InputError(f"delta must be finite and not zero for any sample; its norms are {size.tolist()}")
 
@@ -67,19 +68,19 @@ def growth(net, x, delta):
         for index, (stage, start, end, tangent) in enumerate(zip(stages, base[1:], moved[1:], tangents[1:])):
             every = slice(None, None, stage.substeps)
             labels += [(index, block) for block in range(-1, len(stage.fields))]
-            measured += [difference.flatten(1).norm(dim=1) for difference in (end - start)[every]]
-            linear += [v.flatten(1).norm(dim=1) for v in tangent[every]]
+            measured += [scaled_norm(difference) for difference in (end - start)[every]]
+            linear += [scaled_norm(v) for v in tangent[every]]
             predicted += _predicted(stage, start, end[0] - start[0])
         labels.append((len(stages), -1))
-        measured.append((moved[-1] - base[-1]).flatten(1).norm(dim=1))
-        linear.append(tangents[-1].flatten(1).norm(dim=1))
+        measured.append(scaled_norm(moved[-1] - base[-1]))
+        linear.append(scaled_norm(tangents[-1]))
         predicted.append(predicted[0])
     return Growth(tuple(labels), *(torch.stack(curve).div(size).cpu() for curve in (measured, linear, predicted)))
 
 
 def _predicted(stage, states, v):
     """Norms (B,) of v at the beginning of a stage and behind each block, each step multiplying it by R(h J)."""
-    sizes = [v.flatten(1).norm(dim=1)]
+    sizes = [scaled_norm(v)]
     if not (stage.scheme.one_step and stage.scheme.has_R):
         return [torch.full_like(sizes[0], torch.nan)] * (1 + len(stage.fields))
     size, h = sizes[0], stage.step_size
@@ -87,11 +88,11 @@ def _predicted(stage, states, v):
         for k in range(stage.substeps):
             y = states[n * stage.substeps + k]
             # Scaled to the state: a solver's floor for rounding is relative to it.
-            scale = y.flatten(1).norm(dim=1).clamp_min(1.0) / v.flatten(1).norm(dim=1).clamp_min(torch.finfo(y.dtype).tiny)
+            scale = scaled_norm(y).clamp_min(1.0) / scaled_norm(v).clamp_min(torch.finfo(y.dtype).tiny)
             scale = scale.view(-1, *[1] * (y.dim() - 1))
             pair = torch.stack([v * scale, y], 1)
             v = stage.scheme.step(_linearised(field), n * stage.interval + k * h, pair, h)[:, 0] / scale
-        size = v.flatten(1).norm(dim=1)
+        size = scaled_norm(v)
         sizes.append(size)
     return sizes
 
@@ -164,7 +165,7 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
         for f, state in zip(maps, states):
             Q, R = torch.linalg.qr(_push(f, state, Q))
             B = R @ B
-            size = B.flatten(1).norm(dim=1).clamp_min(tiny)
+            size = scaled_norm(B).clamp_min(tiny)
             B, log_scale = B / size[:, None, None], log_scale + size.log()
         U, S, _ = torch.linalg.svd(B)
         values = S[:, :k].clamp_min(tiny).log() + log_scale[:, None]

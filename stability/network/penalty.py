@@ -4,6 +4,7 @@ import torch
 from stability.errors import InputError
 from stability.linear.jacobian import direction
 from stability.network.places import places
+from stability.scaling import power_of_two
 
 
 def log_norm_penalty(net, x, target=0.0, iterations=6):
@@ -64,10 +65,12 @@ def log_norm_estimate(f, y, iterations=6):
 def _rightmost(symmetric, y, iterations):
     """(B, n) rightmost Ritz vectors of a symmetric operator, by Lanczos with full orthogonalisation."""
     q = direction(y.shape[1], 0).to(y).expand_as(y)
-    basis, images = [], []
+    basis, images, unit = [], [], None
     for _ in range(min(iterations, y.shape[1])):
         basis.append(q)
-        images.append(symmetric(q))
+        image = symmetric(q)
+        unit = power_of_two(image) if unit is None else unit  # so that no square of the operator leaves the range
+        images.append(image / unit)
         V, w = torch.stack(basis, 1), images[-1]
         size = w.norm(dim=1, keepdim=True)
         for _ in range(2):

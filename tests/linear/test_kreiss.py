@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 import stability
+from stability.linear.levels import crossings as crossings_of
+from stability.linear.levels import enclosed
 
 
 def linear(M):
@@ -100,6 +102,60 @@ def test_in_closed_form():
     expected = ((z - w) * s).max()
     assert kreiss([[0.0, a], [0, 0]], threshold=w) == pytest.approx(expected, rel=1e-8)
     assert kreiss([[0.0, a], [0, 0]], "disc", w) == pytest.approx(expected, rel=1e-8)
+
+
+def oscillators(couplings, damping):
+    """Pairs of equal oscillators, frequencies 1, 2, ..., the second driving the first: every Re lambda is -damping."""
+    parts = []
+    for place, coupling in enumerate(couplings):
+        turn = np.array([[-damping, 1.0 + place], [-1.0 - place, -damping]])
+        parts.append(np.block([[turn, coupling * np.eye(2)], [0 * turn, turn]]))
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(4 * len(parts), 4 * len(parts))))[0]
+    return Q @ scipy.linalg.block_diag(*parts) @ Q.T
+
+
+@pytest.mark.parametrize("highest", [0, 4, 8])
+def test_one_peak_among_many_of_equal_damping(highest):
+    damping, couplings = 0.01, np.full(9, 0.02)
+    couplings[highest] = 0.12
+    x = np.geomspace(1e-4, 10, 100001)
+    s = x + damping
+    expected = (x * ((0.12**2 + 4 * s**2) ** 0.5 + 0.12) / (2 * s**2)).max()  # of a pair alone, in closed form
+    A = oscillators(couplings, damping)
+    found = stability.kreiss_constant(linear(A), zeros(36))
+    assert found.values[0] == pytest.approx(expected, rel=1e-6) and abs(found.points[0].imag - 1 - highest) < 1e-3
+    assert found.values[0] <= found.bound[0] <= 1.011 * found.values[0]
+
+
+@pytest.mark.parametrize("disc", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_enclosure_finds_what_it_is_not_told(seed, disc):
+    # From no start but the real axis, without a local search; a fine grid is the oracle.
+    A = oscillators((6 if disc else 1) * np.random.default_rng(seed).uniform(0.05, 0.5, 4), 0.1)
+    A, w = (A / 5, 0.81) if disc else (A, 0.0)
+
+    def smallest(z):
+        return np.linalg.svd(np.asarray(z)[..., None, None] * np.eye(16) - A, compute_uv=False)[..., -1]
+
+    def read(d, t):  # in place of a local search
+        return np.log(d / smallest((w + d) * np.exp(1j * t) if disc else d + 1j * t)), t
+
+    (value, _), bound = enclosed(A, smallest, w, disc, (1e-3, 1e3), np.zeros(1), read, (0.0, None))
+    d, t = np.geomspace(0.01, 10, 60)[:, None], np.linspace(0, np.pi if disc else 6, 500)
+    highest = np.log(d / smallest((w + d) * np.exp(1j * t) if disc else d + 1j * t)).max()
+    assert highest <= bound and 0.1 < value <= bound <= value + 0.0101
+
+
+@pytest.mark.parametrize("disc", [False, True])
+def test_crossings_are_where_the_grid_changes_sides(disc):
+    A = stable(6, 2)
+    A, position = (A / 4, 1.1) if disc else (A, 0.1)
+    t = np.linspace(0, np.pi if disc else 12, 4001)
+    z = position * np.exp(1j * t) if disc else position + 1j * t
+    every = np.linalg.svd(z[:, None, None] * np.eye(6) - A, compute_uv=False)
+    for s in np.quantile(every[:, -1], [0.1, 0.3, 0.6]):
+        steps, change = np.nonzero(np.diff(np.sign(every - s), axis=0)), crossings_of(A, s, position, disc)
+        assert len(steps[0]) and all(abs(change - (t[i] + t[i + 1]) / 2).min() < 2 * t[1] for i in steps[0])
 
 
 def test_thresholds_shift_and_scale():

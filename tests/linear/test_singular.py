@@ -57,6 +57,30 @@ def test_multiple_and_vanishing_values():
     assert rank_one.converged.all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [12, 90, 150, 300])
+def test_skew_matrices_have_every_value_twice(n, dtype):
+    # The values of a skew matrix are |Im lambda|, in pairs, and a Krylov space holds one of each.
+    for seed in range(3):
+        A = states(n, n, seed=seed) / n**0.5
+        A = A - A.T
+        s = stability.singular_values(linear(A), torch.zeros(1, n, dtype=dtype), k=6)
+        assert s.converged.all()
+        np.testing.assert_allclose(s.values[0], torch.linalg.svdvals(A)[:6], rtol=1e-3 if dtype == torch.float32 else 1e-8)
+
+
+def test_values_of_any_multiplicity():
+    values = [4.0] * 5 + [3.0] * 2 + [2.0] * 3 + np.linspace(1, 0.1, 190).tolist()
+    s = stability.singular_values(linear(with_singular_values(values)), torch.zeros(1, 200, dtype=torch.float64), k=9)
+    assert s.converged.all()
+    np.testing.assert_allclose(s.values[0], values[:9], rtol=1e-10)
+    # Too few products to look for copies: the norm stands, the others are not vouched for.
+    s = stability.singular_values(linear(with_singular_values(values)), torch.zeros(1, 200, dtype=torch.float64), k=3,
+                                  max_products=25)
+    np.testing.assert_allclose(s.values[0, 0], 4)
+    assert s.converged[0].tolist() == [True, False, False]
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), decay=st.floats(0.0, 3.0))
 def test_values_and_bound_enclose_the_norm(seed, decay):

@@ -1,0 +1,35 @@
+"""Norms that neither under- nor overflow: squares leave the range of a dtype long before the numbers do.
+
+Scaling by a power of two is exact: where nothing left the range, a result is the same bit for bit.
+"""
+import torch
+
+
+def power_of_two(v):
+    """(B, 1) the power of two at or below the largest entry of each sample of v, (B, ...); 1 where that is 0 or not finite."""
+    v = v.detach().flatten(1)
+    if not v.shape[1]:
+        return torch.ones(len(v), 1, dtype=v.real.dtype, device=v.device)
+    largest = torch.linalg.vector_norm(v, torch.inf, dim=1, keepdim=True)
+    mantissa, _ = torch.frexp(largest)  # in [1/2, 1), so that the quotient below is a power of two and exact
+    return torch.where((largest > 0) & torch.isfinite(largest), largest / (2 * mantissa), 1)
+
+
+def scaled_norm(v):
+    """(B,) 2-norm of each sample, (B, ...), whatever its magnitude."""
+    unit, v = power_of_two(v), v.flatten(1)
+    return torch.linalg.vector_norm(v / unit, dim=1) * unit[:, 0]
+
+
+def safe_to_square(norm, v, floor=0.0):
+    """(rows,) bool: whether an iteration that starts with residuals v of these norms may square them, and what it leaves
+    of them down to `floor`; or has nothing to do, for they are zero."""
+    info = torch.finfo(norm.dtype)
+    low, high = info.tiny**0.25, info.max**0.25
+    inside = ((norm > low) | (floor > low)) & (norm < high)
+    return inside | ((norm == 0) & (v.detach() == 0).all(1))
+
+
+def relative(norm, scale):
+    """norm / scale, which may be zero."""
+    return norm / scale.clamp_min(torch.finfo(scale.dtype).tiny)
