@@ -4,20 +4,11 @@ from functools import partial
 
 import torch
 
-from stability.attacks.images import (
-    attacking,
-    check_count,
-    check_images,
-    check_logits,
-    generators,
-    identities,
-    seeds,
-    split,
-    told,
-)
+from stability.attacks.images import attacking, check_count, check_images, check_logits, identities, split, told
 from stability.attacks.losses import input_gradient, likeliest_wrong, margin, objective_named
 from stability.attacks.threats import check_threat, confine, representable, rows, shrunk, working_precision
 from stability.errors import InputError
+from stability.random import generators, seeds
 
 
 @dataclass(frozen=True, eq=False)

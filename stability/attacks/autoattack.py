@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import torch
 
-from stability.attacks.images import attacking, check_count, check_images, check_logits, given_or_new
+from stability.attacks.images import attacking, check_count, check_images, check_logits
 from stability.attacks.threats import L2, Linf
 from stability.errors import InputError, MissingExtra
+from stability.random import given_or_new
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 

@@ -4,10 +4,11 @@ from functools import partial
 import torch
 
 from stability.attacks.ascent import in_parts, look
-from stability.attacks.images import check_count, check_images, evaluating, generators, identities, seeds, told
+from stability.attacks.images import check_count, check_images, evaluating, identities, told
 from stability.attacks.losses import margin
 from stability.attacks.threats import L2, Linf, check_threat, confine, shrunk
 from stability.errors import InputError
+from stability.random import generators, seeds
 
 PLACES = ("ball", "edge")
 BLOCK = 64  # queries whose random numbers are drawn at once

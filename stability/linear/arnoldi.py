@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from stability.errors import InputError
-from stability.linear.jacobian import direction
+from stability.random import direction
 from stability.scaling import power_of_two
 
 MEMORY = 2**29  # bytes of basis vectors held at once

@@ -10,6 +10,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 
 from stability.errors import InputError
+from stability.random import direction
 
 
 def jacobian(f, y, chunk=32):
@@ -29,7 +30,7 @@ def jacobian(f, y, chunk=32):
         ValueError: y is not one sample, not float32 or float64, or not finite; f changes the shape or the dtype, or gives
             NaN or Inf.
     """
-    _check_state(y)
+    check_state(y)
     if len(y) != 1:
         raise InputError(f"jacobian takes one sample with its batch axis, got shape {tuple(y.shape)}; use y[i:i + 1]")
     reverse_product(f, y)  # refuses a bad f now rather than at the first product
@@ -83,7 +84,7 @@ def dense_jacobians(f, y, rows=256):
     Raises:
         ValueError: As for `jacobian`.
     """
-    _check_state(y)
+    check_state(y)
     n = y[0].numel()
     count = min(n, max(1, rows // len(y)))
     apply, J = reverse_product(f, repeated(y, count)), y.new_empty(len(y), n, n)
@@ -104,7 +105,7 @@ def reverse_product(f, y):
         ValueError: f changes the shape or the dtype, gives NaN or Inf, mixes the samples of a batch, or hides its
             derivative from autograd.
     """
-    _check_mode(f)
+    check_mode(f)
     with torch.inference_mode(False), torch.enable_grad():
         state = y.detach().clone().requires_grad_()
         value = f(state.clone())  # f may write into its argument
@@ -115,7 +116,7 @@ def reverse_product(f, y):
     def product(v):
         return torch.autograd.grad(value, state, v.reshape(y.shape), retain_graph=True)[0].reshape(v.shape)
 
-    _check_independence(product, y)
+    check_independence(product, y)
     return product
 
 
@@ -127,7 +128,7 @@ def forward_product(f, y):
     custom function, the double vjp is silently wrong. It stands in where torch refuses the jvp (of a GroupNorm's backward
     pass, which ie_skip holds), and then has to satisfy <J u, w> = <u, J^T w>.
     """
-    _load_decompositions()
+    load_decompositions()
     y = y.detach()
 
     def product(v):
@@ -165,21 +166,15 @@ def _double_reverse(f, y, refusal):
     return product
 
 
-def direction(n, seed):
-    """(n,) random unit vector, float64 on the host, the same on every machine and for every batch."""
-    v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return v / v.norm()
-
-
 @cache
-def _load_decompositions():
+def load_decompositions():
     # The first forward-mode product loads TorchScript, whose deprecation warning is none of our caller's business.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
-def _check_state(y):
+def check_state(y):
     # Half precision has no digits to spare for a Krylov basis: values would come out that mean nothing.
     if not isinstance(y, torch.Tensor) or y.dtype not in (torch.float32, torch.float64) or y.dim() < 1:
         raise InputError("y must be a floating-point tensor (B, ...), float32 or float64, got "
@@ -200,13 +195,13 @@ def _check_value(value, y):
         raise InputError("f gives NaN or Inf at y")
 
 
-def _check_mode(f):
+def check_mode(f):
     normed = f.modules() if isinstance(f, torch.nn.Module) else []
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in normed):
         raise InputError("f holds a BatchNorm in training mode, which mixes the samples of a batch; call eval() on it")
 
 
-def _check_independence(reverse, y):
+def check_independence(reverse, y):
     if len(y) > 1:
         v = torch.zeros_like(y).reshape(len(y), -1)
         v[0] = direction(v.shape[1], 0).to(v)

@@ -5,11 +5,11 @@ import numpy as np
 import torch
 from scipy.linalg import schur
 
-from stability.attacks.images import given_or_new
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY
 from stability.linear.jacobian import dense_jacobians, forward_product, reverse_product
 from stability.linear.spectra import entries
+from stability.random import given_or_new
 from stability.scaling import power_of_two
 
 

@@ -12,8 +12,9 @@ import torch
 from scipy.linalg import schur
 
 from stability.errors import InputError
-from stability.linear.jacobian import dense_jacobians, direction
+from stability.linear.jacobian import dense_jacobians
 from stability.linear.spectra import entries, hessenbergs
+from stability.random import direction
 from stability.scaling import power_of_two
 
 BLOCK = 2**20  # entries of matrices held at once while a grid is worked through

@@ -11,7 +11,8 @@ import torch
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY, Krylov, krylov_memory
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
-from stability.linear.jacobian import _check_state, direction, forward_product, reverse_product
+from stability.linear.jacobian import check_state, forward_product, reverse_product
+from stability.random import direction
 from stability.scaling import power_of_two
 
 
@@ -124,7 +125,7 @@ def _extreme(operator, y, which, tol, dimension, max_products):
 
 def entries(y):
     """n, the entries of a sample, of a state that is fit for analysis; else ValueError."""
-    _check_state(y)
+    check_state(y)
     return y[0].numel()
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import odenets
-from stability.attacks.images import check_images, check_logits, evaluated, evaluating, given_or_new
+from stability.attacks.images import check_images, check_logits, evaluated, evaluating
 from stability.attacks.losses import input_gradient
 from stability.attacks.threats import check_threat
 from stability.errors import InputError
@@ -13,6 +13,7 @@ from stability.masking.attack_checks import black_box, large_epsilon, more_steps
 from stability.masking.forward_checks import connected_root, deterministic, solver, tolerance
 from stability.masking.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.masking.subject import Case, Check
+from stability.random import given_or_new
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import torch
 
 from odenets.nets.guard import guarded
 from stability.errors import InputError
-from stability.linear.jacobian import _check_independence, _check_mode, _check_state, _load_decompositions, direction
+from stability.linear.jacobian import check_independence, check_mode, check_state, load_decompositions
 from stability.network.places import check_net, trajectories
+from stability.random import direction
 from stability.scaling import scaled_norm
 
 
@@ -180,10 +181,10 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
 
 
 def _states(maps, y):
-    _check_state(y)
+    check_state(y)
     states = [y]
     for f in maps:
-        _check_mode(f)
+        check_mode(f)
         with torch.inference_mode(False), torch.enable_grad():
             state = states[-1].detach().clone().requires_grad_()
             value = f(state.clone())
@@ -193,7 +194,7 @@ def _states(maps, y):
             raise InputError(f"a map gives {value.dtype} where y is {y.dtype}; convert y or the net, as in net.double()")
         if not value.requires_grad:
             raise InputError("a map does not depend on its state as far as autograd can see; remove detach() or no_grad()")
-        _check_independence(partial(_pulled, value, state), value.detach().contiguous())
+        check_independence(partial(_pulled, value, state), value.detach().contiguous())
         states.append(value.detach())
     return states
 
@@ -212,7 +213,7 @@ def _push(f, y, Q):
 
 def _tangents(f, y, v):
     """(values, J v for each of them) of a function that returns a tuple."""
-    _load_decompositions()
+    load_decompositions()
     try:
         with torch.no_grad():
             return torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.clone(),))

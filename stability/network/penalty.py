@@ -2,8 +2,8 @@
 import torch
 
 from stability.errors import InputError
-from stability.linear.jacobian import direction
 from stability.network.places import places
+from stability.random import direction
 from stability.scaling import power_of_two
 
 

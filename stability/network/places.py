@@ -9,7 +9,7 @@ import odenets
 from odenets.nets.guard import guarded
 from odenets.schemes import Scheme
 from stability.errors import InputError
-from stability.linear.jacobian import _check_state
+from stability.linear.jacobian import check_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,4 +106,4 @@ def check_net(net, x):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise InputError(f"{name} is a {type(module).__name__} in training mode, so that samples depend on each other; "
                              "call eval() first")
-    _check_state(x)
+    check_state(x)
