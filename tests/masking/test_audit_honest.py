@@ -49,9 +49,11 @@ def test_a_network_that_clamps_its_images_is_honest():
     assert verdicts(net, checks=["finite_differences"])[0].passed
 
 
-@pytest.mark.parametrize("factor", [1e-4, 4.0])  # logits lie about 5 apart: at ten times that their softmax is saturated
+@pytest.mark.parametrize("factor", [1e-4, 4.0])  # logits lie about 4 apart: at ten times that their softmax is saturated
 def test_a_moderate_temperature_is_honest(factor):
-    assert verdicts(Wrapped(trained(), after=lambda logits: factor * logits), many_steps=30)[0].passed
+    net = trained(weights="attacked")  # few images lie at the edge of the ball, where attacks as good as each other differ
+    result = verdicts(Wrapped(net, after=lambda logits: factor * logits), many_steps=30)[0]
+    assert result.passed, str(result)
 
 
 def test_tolerances_that_suffice_pass():
