@@ -1,4 +1,6 @@
 """Fields, maps and networks that write into what they are given: the same numbers as out of place, and nothing overwritten."""
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -262,7 +264,8 @@ def test_figures_along_a_network_that_writes(name):
     assert torch.equal(x, _images()[:3])
 
 
-@pytest.mark.parametrize("attack", [stability.fgsm, stability.pgd, stability.apgd, stability.square, stability.noise])
+@pytest.mark.parametrize("attack", [stability.fgsm, partial(stability.pgd, steps=5), partial(stability.apgd, steps=5),
+                                    partial(stability.square, queries=20), partial(stability.noise, draws=5)])
 def test_attacks_on_a_network_that_writes(attack):
     x, net, plain = _images(), Net(True), Net(False)
     y = plain(x).argmax(1)
