@@ -105,8 +105,9 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
     low, high = max(closest * size, 100 * (key.max() - w)), 1e3 * size
 
     def climbed(s, t):
-        found = minimize(lambda x: -float(gain(*x)), (s, t), method="Nelder-Mead",
-                         bounds=((np.log(low / size), np.log(high / size)), (0, np.pi if disc else np.inf)),
+        bounds = ((np.log(low / size), np.log(high / size)), (0, np.pi if disc else np.inf))
+        start = [np.clip(value, *between) for value, between in zip((s, t), bounds)]
+        found = minimize(lambda x: -float(gain(*x)), start, method="Nelder-Mead", bounds=bounds,
                          options={"xatol": 1e-7, "fatol": 1e-12, "maxfev": 400})
         return -found.fun, complex(at(*found.x))
 

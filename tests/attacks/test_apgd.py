@@ -7,6 +7,7 @@ from attack_problems import hilly_net, images, linear_net, margins, robust
 
 import stability
 from stability import L2, Linf
+from stability.attacks import losses
 from stability.attacks.auto_pgd import checkpoints
 
 
@@ -67,7 +68,7 @@ def test_it_is_the_algorithm_of_the_paper(threat, steps):
     moved = stability.apgd(far, x, y, threat, steps=steps, loss="margin", random_start=False)
     for one, label, found in zip(x, y, moved):
         expected = reference(lambda x, label=label: net(x) + 100 * torch.nn.functional.one_hot(label, 5), one, label, threat,
-                             steps, stability.losses.margin)
+                             steps, losses.margin)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 

@@ -170,4 +170,4 @@ def test_a_gradient_that_is_none_is_refused_where_an_image_stands():
         return torch.stack([1 + (x[:, 0] - 0.5).abs().sqrt(), x[:, 1]], 1)
 
     with pytest.raises(ValueError, match="the gradient of the loss holds NaN or Inf"):
-        look(net, objective_named("margin"), point, Images(point, y, None, torch.arange(1)))
+        look(net, objective_named("margin"), point, Images(point, y, None, torch.arange(1), stability.Linf(0.1), point.dtype))

@@ -230,7 +230,7 @@ def _moved(net, x, y, threat):
 
 def test_an_attack_that_returns_the_image_itself_does_not_pass(monkeypatch):
     x, y, _ = _images(20)
-    monkeypatch.setattr("stability.case.pgd", lambda net, x, y, threat, **settings: x)
+    monkeypatch.setattr("stability.masking.subject.pgd", lambda net, x, y, threat, **settings: x)
     check = _moved(Linear(), x, y, Linf(2 / 255))
     assert check.passed is False and check.figures == {"used_median": 0.0, "used_smallest": 0.0, "still": 1.0}
     assert "20 images left standing 20 were moved by less than 10%" in check.reason
@@ -238,7 +238,7 @@ def test_an_attack_that_returns_the_image_itself_does_not_pass(monkeypatch):
 
 def test_an_attack_that_uses_a_quarter_of_the_budget_does_not_pass(monkeypatch):
     x, y, _ = _images(20)
-    monkeypatch.setattr("stability.case.pgd", lambda net, x, y, threat, **settings: (x + threat.epsilon / 4).clamp(0, 1))
+    monkeypatch.setattr("stability.masking.subject.pgd", lambda net, x, y, threat, **settings: (x + threat.epsilon / 4).clamp(0, 1))
     assert _moved(Linear(), x, y, Linf(2 / 255)).passed is False
 
 

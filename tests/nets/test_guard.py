@@ -280,7 +280,7 @@ def test_judge_and_audit_of_a_network_that_writes():
 
     x, nets = _images(), (Net(True), Net(False))
     y = nets[1](x).argmax(1)
-    attacks = [("spoiling", spoiling), ("guarded", stability.case.before_the_judge(spoiling))]
+    attacks = [("spoiling", spoiling), ("guarded", stability.before_the_judge(spoiling))]
     verdicts = [stability.worst_case(net, x, y, Linf(0.05), attacks) for net in nets]
     assert torch.equal(x, _images()) and all(torch.equal(*(getattr(verdict, name) for verdict in verdicts))
                                              for name in ("robust", "broken_by", "x_adv"))
