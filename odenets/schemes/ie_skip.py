@@ -11,10 +11,10 @@ the correction raises the residual of the implicit equation. And the bottleneck 
 random and frozen in part: of nine slots of weights that the correction should share with the block, two are never shared.
 """
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
@@ -93,15 +93,13 @@ def _residual_and_pullback(f, t, state, base, h, exact):
     Plain autograd costs hardly more than its convolutions; torch.func composes with the transforms, but has overhead, and
     autograd.grad cannot run inside them. torch.export records neither, but the operations that they come to.
     """
-    def by_transform(state, base):
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.proxy_tensor import make_fx  # here: it brings sympy
+        return make_fx(partial(_by_autograd, f, t, h=h), _allow_non_fake_inputs=True)(state, base)(state, base)
+    if transforming():
         slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)
         residual = state - base - slope
         return residual, pullback(residual)[0]
-
-    if torch.compiler.is_exporting():
-        return make_fx(by_transform, _allow_non_fake_inputs=True)(state, base)(state, base)
-    if transforming():
-        return by_transform(state, base)
     # inference_mode forbids recording; leaving it and copying its tensors is the documented way out.
     with torch.inference_mode(False), torch.enable_grad():
         if state.is_inference():
@@ -115,3 +113,13 @@ def _residual_and_pullback(f, t, state, base, h, exact):
         else:
             pulled = torch.zeros_like(residual)  # the field does not depend on the state
     return (residual, pulled) if exact else (residual.detach(), pulled)
+
+
+def _by_autograd(f, t, state, base, h):
+    with torch.enable_grad():
+        leaf = state.detach().requires_grad_()
+        slope = h * f(t, leaf)
+        residual = state - base - slope
+        if not slope.requires_grad:
+            return residual, torch.zeros_like(residual)
+        return residual, torch.autograd.grad(slope, leaf, residual.detach(), materialize_grads=True)[0]

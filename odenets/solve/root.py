@@ -54,8 +54,11 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
         without: Number of a transform's level at which it shall be a constant, or None.
     """
     equation = _Equation(residual, tol, max_iterations, record)
-    if transforming() or not (torch.is_grad_enabled() or dual_level()):
-        return attached_at_levels(equation, value.detach(), samples, without) if transforming() else value
+    if transforming():
+        return attached_at_levels(equation, value.detach(), samples, without)
+    if not (torch.is_grad_enabled() or dual_level()):
+        return value
+    value = value.detach()  # of the tangents too, which a solve may leave
     with tangents(False):
         z = _recorded(equation, value, samples) if torch.is_grad_enabled() else value
     return attached_to_dual(equation, z, samples) if dual_level() else z

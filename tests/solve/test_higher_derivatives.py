@@ -126,6 +126,22 @@ def test_every_nesting_of_transforms(name, device):
         _close(torch.autograd.forward_ad.unpack_dual(pulled).tangent, Hu)
 
 
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("name", SOLVING)
+def test_dual_numbers_in_the_field(name, watched, device):
+    """Tangents of a tensor in the closure, beside a graph for torch.autograd and without one."""
+    x, W, u, _ = _setting(device)
+    W.requires_grad_(watched)
+    stage = _stage(name, lambda t, y: 0.2 * torch.tanh(y @ held[0]) * y)
+    held, values = [None], []
+    for sign in (1, -1):
+        held[0] = (W + sign * 1e-5 * u).detach()
+        values.append(stage(x))
+    with torch.autograd.forward_ad.dual_level():
+        held[0] = torch.autograd.forward_ad.make_dual(W, u)
+        _close(torch.autograd.forward_ad.unpack_dual(stage(x)).tangent, (values[0] - values[1]) / 2e-5)
+
+
 @pytest.mark.parametrize("name", SOLVING)
 def test_vmap(name, device):
     """Over states, and over the cotangents and tangents of jacrev and jacfwd; and per-sample gradients."""
