@@ -45,6 +45,7 @@ REFERENCES = 24  # images whose Jacobians it averages
 LADDER = (1e-4, 1e-5, 1e-7)  # tolerances of further cold solves
 ROOT_COLUMNS = ("trained with", "seed", "images", "count", "unsolved", "logits differ", "class differs", "of these distrusted",
                 "distrusted", "iterations, max", "evaluations, cold", "evaluations, continuation")
+NEEDED = ("schemes", "dataset", "data_dir", "download", "train_limit", "test_limit", "audit_epsilon", "epochs")  # of a run
 COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %", "unsolved")
 
 
@@ -64,8 +65,11 @@ def main(argv=None):
     paths = sorted(folder.glob("checkpoints/*.pt"))
     if not paths:
         raise InputError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
-    needed = ("schemes", "dataset", "data_dir", "download", "train_limit", "test_limit", "audit_epsilon", "epochs")
-    config = RunConfig.from_json(read_config(folder / "config.json", needed))
+    config = read_config(folder / "config.json")
+    missing = [key for key in NEEDED if key not in config]
+    if missing:
+        raise InputError(f"{folder / 'config.json'} is not that of a run of compare_schemes.py ({', '.join(missing)} missing)")
+    config = RunConfig.from_json(config)
     data, console = load_data(config), Console()
     test, reference = data.test.first(images), data.train.images[:REFERENCES]
     rows, columns = [], ROOT_COLUMNS if args.roots else COLUMNS

@@ -1,4 +1,4 @@
-"""Losses and attacks where logits are masked, tie or are far apart: what a linear net's classes allow is found by all of them."""
+"""Losses and attacks where logits are masked, tie or are far apart: all of them find what a linear net's classes allow."""
 import pytest
 import torch
 

@@ -137,8 +137,8 @@ def test_an_error_of_the_system_is_told_without_its_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("error", "code"), [
-    (InputError("wrong"), 2), (Unsolved("wrong"), 2), (Divergence("wrong"), 2), (MissingExtra("wrong"), 2), (OSError("wrong"), 2),
-    (ChildProcessError("wrong"), 2), (ValueError("wrong"), None), (RuntimeError("wrong"), None), (KeyError("wrong"), None),
+    (InputError("wrong"), 2), (Unsolved("wrong"), 2), (Divergence("wrong"), 2), (MissingExtra("wrong"), 2),
+    (OSError("wrong"), 2), (ChildProcessError("wrong"), 2), (ValueError("wrong"), None), (RuntimeError("wrong"), None), (KeyError("wrong"), None),
     (AssertionError("wrong"), None)])
 def test_expected_errors_alone_become_a_sentence(error, code, capsys):
     @options.run_cli

@@ -1,4 +1,4 @@
-"""Rank correlations across groups of nets: against SciPy, and by simulation what their intervals cover and tests claim falsely."""
+"""Rank correlations across groups of nets: against SciPy; what their intervals cover and what they claim falsely, simulated."""
 import numpy as np
 import pytest
 import scipy.stats

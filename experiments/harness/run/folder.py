@@ -195,16 +195,14 @@ def _holds_something(path):
     return any(entry.suffix != ".tmp" for entry in path.iterdir()) if path.is_dir() else path.exists()
 
 
-def read_config(path, needed=()):
-    """The configuration of a run from its config.json; InputError where it is damaged or lacks what is `needed`."""
+def read_config(path):
+    """The configuration of a run; InputError where it is damaged."""
     try:
         config = json.loads(path.read_bytes().decode())
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); give another folder") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} is damaged (it holds no JSON object); give another folder")
-    if missing := [key for key in needed if key not in config]:
-        raise InputError(f"{path} is not that of a run of compare_schemes.py ({', '.join(missing)} missing)")
     return config
 
 
@@ -216,8 +214,7 @@ def _comparable(config):
 def _changes(before, now, ignored=()):
     keys = [key for key in sorted({*before, *now} - {*ignored}) if before.get(key) != now.get(key)]
     words = {key: f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys}
-    # What is too long to be read, such as hashes of weights, is named only.
-    return [text if len(text) < 300 else f"{key} differ" for key, text in words.items()]
+    return [text if len(text) < 300 else f"{key} differ" for key, text in words.items()]  # hashes of weights are named only
 
 
 def _refuse_changes(folder, before, now):
