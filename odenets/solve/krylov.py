@@ -177,19 +177,23 @@ class Exponential(torch.autograd.Function):
 
     @staticmethod
     def forward(A):
+        """exp(A)."""
         return torch.linalg.matrix_exp(A)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        """Keep A."""
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, G):
+        """The adjoint of the derivative."""
         return _derivative_of_exponential(ctx.saved_tensors[0].mH, G)
 
     @staticmethod
     def jvp(ctx, T):
+        """The derivative in the direction T."""
         return _derivative_of_exponential(ctx.saved_tensors[0], T)
 
 

@@ -90,7 +90,8 @@ class Solver(ABC):
             z, r, floor = z / units[0], r / units[0], floor / units[0][:, 0]
             norm, scale = row_norm(r.detach()), None if scale is None else scale / units[0][:, 0]
             if not everywhere(torch.isfinite(norm)):
-                raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
+                raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the "
+                                 "input")
         scale, whole = norm if scale is None else scale, units
         target = self.tol * scale + floor
         best_z, best, active = z, norm, norm > target

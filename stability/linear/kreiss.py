@@ -94,7 +94,8 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
         return s + np.log(size) - np.log(np.maximum(smallest(at(s, t)), np.finfo(float).tiny))
 
     along = (abs(np.angle(eigenvalues)) if disc else abs(eigenvalues.imag) / size)[np.argsort(-key, kind="stable")]
-    along = along[np.sort(np.unique(along.round(9), return_index=True)[1])[:8]]  # different ones: a pair, or a multiple eigenvalue, needs one line
+    # Different ones: a pair, or a multiple eigenvalue, needs one line.
+    along = along[np.sort(np.unique(along.round(9), return_index=True)[1])[:8]]
     s = np.linspace(np.log(closest) / 2, np.log(30), 16)[:, None]
     t = np.unique(np.concatenate([np.linspace(0, np.pi if disc else 1.5, 24), along]))
     grid = np.pad(gain(s, t), 1, constant_values=-np.inf)

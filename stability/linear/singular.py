@@ -52,7 +52,8 @@ def singular_values(f, y, k=6, tol=None, dimension=None, max_products=MAX_PRODUC
         gram, units = gram_operator(f, part), torch.ones(len(part), 1).to(part)
         found = leading(lambda rows, gram=gram, units=units: gram(rows, units), part, len(part), n, search)
         parts.append((*_refined(f, part, found.vectors.real, units), found.settled, found.steps, torch.tensor(found.products)))
-    values, residuals, units, settled, steps, products = (torch.stack(part) if part[0].dim() == 0 else torch.cat(part) for part in zip(*parts))
+    joined = (torch.stack(part) if part[0].dim() == 0 else torch.cat(part) for part in zip(*parts))
+    values, residuals, units, settled, steps, products = joined
     bound = values[:, 0] / (1 - _missed(n, steps)).sqrt() + residuals[:, 0]
     residuals = torch.where(values[:, :1] > 0, residuals / values[:, :1], 0)
     converged = (residuals <= tol) & (settled[:, None] | (torch.arange(k) == 0))
