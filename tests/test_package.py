@@ -105,9 +105,9 @@ def test_environments_agree():
 
 def test_the_first_example_of_the_readme(capsys):
     torch.manual_seed(0)
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## In Python")[1]
+    section = (ROOT / "docs/guide.md").read_text(encoding="utf-8").split("## In Python")[1]
     names = {}
-    exec(compile(re.search("```python\n(.*?)```", section, re.S)[1], "README.md", "exec"), names)
+    exec(compile(re.search("```python\n(.*?)```", section, re.S)[1], "docs/guide.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "('finite_differences', True), ('exact_gradient', True)" in printed and "upper bound" in printed
     assert names["stage"].stats.batch == len(names["x"]) and names["stage"].stats.converged.all()

@@ -222,7 +222,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, arguments, sentence, 
 
 
 def test_the_example_of_the_readme(folder, capsys):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Evaluate a network")[1].split("\n## ")[0]
+    section = (ROOT / "docs/guide.md").read_text(encoding="utf-8").split("## Evaluate a network")[1].split("\n## ")[0]
     (code,) = re.findall("```python\n(.*?)```", section, flags=re.S)
     (folder / "mynet.py").write_text(code)
     lines = re.findall(r"^\.venv/bin/python experiments/evaluate\.py (.*)$", section, flags=re.M)

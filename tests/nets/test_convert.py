@@ -320,8 +320,8 @@ def test_bad_input_is_named(build, message):
 
 def test_the_example_of_the_readme(capsys):
     torch.manual_seed(0)
-    exec(compile(EXAMPLE, "README.md", "exec"), {})
+    exec(compile(EXAMPLE, "docs/guide.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "finite_differences: passed" in printed and printed.count("True") == 4
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "docs/guide.md").read_text()
     assert "odenets.convert(" not in readme or EXAMPLE in readme
