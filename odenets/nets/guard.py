@@ -14,34 +14,39 @@ class Guard:
     A block may begin with an in-place ReLU, and its caller still needs the state. PyTorch counts the writes to a tensor: the
     first evaluation of each function gets a copy, and from then on only a function that wrote into it does. Writes that the
     counter does not see, through `.data` or NumPy, are not seen here either.
+
+    Args:
+        writes: {function: whether it writes}, a `WeakKeyDictionary`: what earlier passes saw. It decides who is handed a copy,
+            never a value: a function that writes against it is refused.
     """
 
-    def __init__(self):
-        self.writes, self._returned = {}, []
+    def __init__(self, writes=None):
+        self.writes, self._returned = weakref.WeakKeyDictionary() if writes is None else writes, []
 
     def trust(self, function):
         """Spare a function that is known to read only the first copy."""
-        self.writes.setdefault(id(function), False)
+        self.writes.setdefault(function, False)
 
     def __call__(self, function, *arguments):
         """function(*arguments), the last of which is the state and stays as it is.
 
         Raises:
-            ValueError: The function wrote into this state, but not into the first one; it wrote into a tensor that it had
+            ValueError: The function wrote into this state, but not into the first ones; it wrote into a tensor that it had
                 returned before and that is still in use.
         """
         *before, y = arguments
         if _uncounted(y):
             return function(*before, y.clone()).clone()
-        writes = self.writes.get(id(function))
+        writes = self.writes.get(function)
         given = y if writes is False else y.clone()
         version = given._version
         slope = function(*before, given)
         wrote = given._version != version
+        if wrote or writes is None:
+            self.writes[function] = wrote
         if wrote and writes is False:
-            raise InputError("a field wrote into its argument, though it had not in its first evaluation of this pass, and the "
-                             "state is lost: use out-of-place operations, or let it write each time")
-        self.writes[id(function)] = wrote or bool(writes)
+            raise InputError("a field wrote into its argument, though it had not before, and the state is lost: use "
+                             "out-of-place operations, or run again, for from now on it gets copies")
         self._check_returned()
         self._returned.append((weakref.ref(slope), slope._version))
         return slope
@@ -52,6 +57,23 @@ class Guard:
         if any(slope._version != version for reference, version in self._returned if (slope := reference()) is not None):
             raise InputError("a field wrote into a slope that it had returned before and that the scheme still needs: return a "
                              "new tensor from each evaluation")
+
+
+class Habits:
+    """Which fields of a stage write, so that passes after the first copy nothing for those that do not.
+
+    Training mode apart: an in-place dropout writes in training only.
+    """
+
+    def __init__(self):
+        self._writes = {mode: weakref.WeakKeyDictionary() for mode in (True, False)}
+
+    def __reduce__(self):
+        return Habits, ()  # a copy learns anew
+
+    def guard(self, training):
+        """A `Guard` for one pass; under torch.compile, where copies cost nothing, one that knows nothing."""
+        return Guard() if torch.compiler.is_compiling() else Guard(self._writes[training])
 
 
 def _uncounted(y):

@@ -8,7 +8,7 @@ from torch import nn
 
 from odenets.errors import InputError, NoStatistics
 from odenets.nets.functions import as_function
-from odenets.nets.guard import Guard
+from odenets.nets.guard import Habits
 from odenets.schemes import GRADIENTS, get_scheme
 from odenets.solve.krylov import Solution
 from odenets.solve.log import Record
@@ -41,6 +41,7 @@ class ODEStage(nn.Module):
             raise InputError(f"interval must be positive and finite, got {interval}")
         self.interval = float(interval)
         self.configure(scheme=scheme, substeps=substeps, gradient="exact")
+        self._habits = Habits()
         self._last = None  # what the last forward pass was, for `stats`; never read by a forward pass
 
     def configure(self, scheme=None, substeps=None, gradient=None):
@@ -72,7 +73,7 @@ class ODEStage(nn.Module):
         y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]
         self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
-        step, running, guard = self.scheme.stepper(), [True], Guard()
+        step, running, guard = self.scheme.stepper(), [True], self._habits.guard(self.training)
         for n, field in enumerate(fields):
             f = as_function(field, n, running, guard)
             for k in range(self.substeps):

@@ -1,4 +1,6 @@
 """Fields, maps and networks that write into what they are given: the same numbers as out of place, and nothing overwritten."""
+import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -140,8 +142,11 @@ def test_a_field_that_writes_at_times_is_refused():
     def field(t, y):
         calls.append(t)
         return y.neg_() if len(calls) > 2 else -y
-    with pytest.raises(ValueError, match="had not in its first evaluation"):
-        odenets.ODEStage(field, "rk4")(_states())
+    with pytest.raises(ValueError, match="had not before"):
+        (stage := odenets.ODEStage(field, "rk4"))(_states())
+    y = _states()  # from now on it gets copies
+    torch.testing.assert_close(stage(y), odenets.ODEStage(lambda t, y: -y, "rk4")(y))
+    assert torch.equal(y, _states())
 
 
 class Copies(TorchDispatchMode):
@@ -191,9 +196,35 @@ def test_the_blocks_of_torchvision_are_not_copied(scheme):
     with torch.no_grad(), Copies() as copies:
         odenets.convert(model, scheme, substeps=2)(x)
     assert copies.count == 0
-    with torch.no_grad(), Copies() as copies:  # any other: one copy for each field of a pass, whatever the evaluations
-        odenets.ODEStage([Field(False), Field(False, seed=1)], scheme, substeps=4)(_states())
-    assert copies.count == 2
+    stage = odenets.ODEStage([Field(False), Field(False, seed=1)], scheme, substeps=4)
+    for expected in (2, 0):  # any other: one copy for each field, in the first pass
+        with torch.no_grad(), Copies() as copies:
+            stage(_states())
+        assert copies.count == expected
+
+
+def test_a_dropout_that_writes_in_training_only():
+    nets = [odenets.ODEStage(Dropped(inplace)).double() for inplace in (True, False)]
+    y, found = _states(), []
+    for net in nets:
+        torch.manual_seed(0)
+        values = []
+        for mode in (False, True, False, True):
+            for module in net.modules():  # as `evaluating` restores modes, without a call of train()
+                module.training = mode
+            values.append(net(y))
+        found.append(torch.stack(values))
+    assert torch.equal(*found) and torch.equal(y, _states())
+    assert torch.equal(copy.deepcopy(nets[0].eval())(y), pickle.loads(pickle.dumps(nets[0]))(y))
+
+
+class Dropped(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.dropout = nn.Dropout(inplace=inplace)
+
+    def forward(self, t, y):
+        return self.dropout(y)
 
 
 def test_the_guard_holds_no_slope():
