@@ -102,8 +102,9 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
     centre = grid[1:-1, 1:-1]
     peak = (centre >= grid[:-2, 1:-1]) & (centre >= grid[2:, 1:-1]) & (centre >= grid[1:-1, :-2]) & (centre >= grid[1:-1, 2:])
     starts = sorted(np.argwhere(peak), key=lambda place: -centre[tuple(place)])[:3]
-    # Nearer than eigenvalues lie beyond the threshold by rounding, the distance from it means nothing.
-    low, high = max(closest * size, 100 * (key.max() - w)), 1e3 * size
+    # Nearer than eigenvalues lie beyond the threshold by rounding, the distance from it means nothing. Ritz values may lie
+    # anywhere.
+    low, high = max(closest * size, 100 * (key.max() - w) if J is not None else 0), 1e3 * size
 
     def climbed(s, t):
         bounds = ((np.log(low / size), np.log(high / size)), (0, np.pi if disc else np.inf))
