@@ -5,6 +5,7 @@
 Every scheme starts from the same weights, sees the same batches and is judged on the same test images. A folder under runs/
 receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, figures, checkpoints and report.html.
 """
+
 import odenets
 from experiments.harness.command import Parser, parse_fields, parse_numbers, run_cli
 from experiments.harness.experiment import add_arguments, conduct, make_config
@@ -18,15 +19,23 @@ def main(argv=None):
     parser = Parser(prog="compare_schemes.py", description=__doc__.split("\n\n")[0])
     add_arguments(parser)
     parser.add_argument("--substeps", default="1", help="steps for each block; the step size is 1 / substeps")
-    parser.add_argument("--fields", default="residual", help="comma-separated specs of what is integrated; every scheme is "
-                                                             f"trained with each: {', '.join(odenets.list_fields())}")
+    parser.add_argument(
+        "--fields",
+        default="residual",
+        help="comma-separated specs of what is integrated; every scheme is "
+        f"trained with each: {', '.join(odenets.list_fields())}",
+    )
     args = parser.parse_args(argv)
     substeps = parse_numbers(args.substeps, "--substeps", int, 1)
     if len(substeps) > 1:
         raise InputError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
     config = make_config(args, "compare_schemes", substeps, parse_fields(args.fields))
-    cases = [Case(scheme, *config.substeps, seed, field=field)
-             for field in config.fields for scheme in config.schemes for seed in config.seeds]
+    cases = [
+        Case(scheme, *config.substeps, seed, field=field)
+        for field in config.fields
+        for scheme in config.schemes
+        for seed in config.seeds
+    ]
     return conduct(config, cases, args)
 
 

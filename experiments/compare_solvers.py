@@ -16,6 +16,7 @@ run's middle radius), get other logits (by 2 % of their spread) or another class
 1e-5 or 1e-7 than at the judge's 1e-6, float32, or at 1e-8 in float64; how many of those the judge recognises
 (`stability.path_dependent`), how many it distrusts in all, and what recognising them costs beside the cold solve.
 """
+
 import copy
 import csv
 from pathlib import Path
@@ -43,8 +44,20 @@ from stability.masking.roots import continued
 DENSE = 2048  # unknowns up to which a dense preconditioner is formed
 REFERENCES = 24  # images whose Jacobians it averages
 LADDER = (1e-4, 1e-5, 1e-7)  # tolerances of further cold solves
-ROOT_COLUMNS = ("trained with", "seed", "images", "count", "unsolved", "logits differ", "class differs", "of these distrusted",
-                "distrusted", "iterations, max", "evaluations, cold", "evaluations, continuation")
+ROOT_COLUMNS = (
+    "trained with",
+    "seed",
+    "images",
+    "count",
+    "unsolved",
+    "logits differ",
+    "class differs",
+    "of these distrusted",
+    "distrusted",
+    "iterations, max",
+    "evaluations, cold",
+    "evaluations, continuation",
+)
 NEEDED = ("schemes", "dataset", "data_dir", "download", "train_limit", "test_limit", "audit_epsilon", "epochs")  # of a run
 COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %", "unsolved")
 
@@ -73,15 +86,25 @@ def main(argv=None):
     data, console = load_data(config), Console()
     test, reference = data.test.first(images), data.train.images[:REFERENCES]
     rows, columns = [], ROOT_COLUMNS if args.roots else COLUMNS
-    title = ("Answers that hang on the path of the solver" if args.roots else
-             f"Evaluations of f for one implicit Euler step, relative residual {tol:g}")
+    title = (
+        "Answers that hang on the path of the solver"
+        if args.roots
+        else f"Evaluations of f for one implicit Euler step, relative residual {tol:g}"
+    )
     for path in track(paths, description="checkpoints", console=console, transient=True):
         net, saved = load_net(path)
         if args.roots:
             rows += [(saved["scheme"], saved["seed"], *row) for row in _roots(net, test, config.audit_epsilon, args.scheme)]
             continue
-        moved = stability.pgd(net, test.images, test.labels, stability.Linf(config.audit_epsilon / 8), steps=1,
-                              step_size=config.audit_epsilon / 8, random_start=False)
+        moved = stability.pgd(
+            net,
+            test.images,
+            test.labels,
+            stability.Linf(config.audit_epsilon / 8),
+            steps=1,
+            step_size=config.audit_epsilon / 8,
+            random_start=False,
+        )
         for place, near, typical in zip(*(stability.places(net, images) for images in (test.images, moved, reference))):
             measured = _measure(place.increment, place.state, near.state, typical.state, tol)
             rows += [(saved["scheme"], saved["seed"], place.stage, place.block, *row) for row in measured]
@@ -104,6 +127,7 @@ def _measure(increment, x, near, typical, tol):
         x: States, (B, ...). near: where a step of PGD takes them. typical: states of other images.
         tol: Relative residual.
     """
+
     def residual(z, x):
         return z - increment(x + z)
 
@@ -122,12 +146,14 @@ def _measure(increment, x, near, typical, tol):
     yield "broyden, warm", *_summary(run(Broyden(tol=tol), near, run(Broyden(tol=tol), x).value), 1)
     if x[0].numel() <= DENSE:
         n = x[0].numel()
-        mean = sum(jacobian(increment, y[None]) @ np.eye(n, dtype=np.float32)
-                   for y in typical + run(exhaustive, typical).value) / len(typical)
+        mean = sum(
+            jacobian(increment, y[None]) @ np.eye(n, dtype=np.float32) for y in typical + run(exhaustive, typical).value
+        ) / len(typical)
         inverse = torch.linalg.inv(torch.eye(n) - torch.from_numpy(mean)).to(x)
 
         def preconditioned(w, x):
             return residual((w.flatten(1) @ inverse.T).view(w.shape), x)
+
         yield "broyden, preconditioned", *_summary(run(Broyden(tol=tol), x, function=preconditioned), 1)
 
 
@@ -148,8 +174,10 @@ def _disagreements(net, x, hanging):
     """How often cold solves disagree, and how many of these images are among the hanging (B,) ones."""
     reference, solved, cold, most = _solved(net, x, 1e-6)
     spread, other, classes = reference.amax(1) - reference.amin(1), torch.zeros_like(hanging), torch.zeros_like(hanging)
-    for logits, converged, *_ in [*(_solved(net, x, tol) for tol in LADDER),
-                                  _solved(copy.deepcopy(net).double(), x.double(), 1e-8)]:
+    for logits, converged, *_ in [
+        *(_solved(net, x, tol) for tol in LADDER),
+        _solved(copy.deepcopy(net).double(), x.double(), 1e-8),
+    ]:
         both = solved & converged
         other |= both & ((logits - reference).abs().amax(1) > 0.02 * spread)
         classes |= both & (logits.argmax(1) != reference.argmax(1))
@@ -163,8 +191,12 @@ def _solved(net, x, tol):
     """At a tolerance: logits in float64, (B,) converged, evaluations for each image, most iterations of a solve."""
     with odenets.tightened(net, tol):
         logits, stats = net(x).double(), [stage.stats for stage in odenets.stages(net).values()]
-    return (logits, odenets.converged(net), sum(part.evaluations for part in stats),
-            max(int(solution.iterations.max()) for part in stats for solution in part.solutions))
+    return (
+        logits,
+        odenets.converged(net),
+        sum(part.evaluations for part in stats),
+        max(int(solution.iterations.max()) for part in stats for solution in part.solutions),
+    )
 
 
 def _summary(solution, first):

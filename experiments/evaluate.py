@@ -6,6 +6,7 @@
 A folder under runs/ receives config.json, records.jsonl, accuracy.csv, audit.csv, figures and report.html. What was killed
 goes on with --resume after the last attack that had ended.
 """
+
 import hashlib
 import time
 from argparse import BooleanOptionalAction
@@ -55,8 +56,10 @@ def main(argv=None):
     parse_choice(args.threat, "--threat", tuple(THREATS))
     parse_choice(args.audit, "--audit", AUDITS)
     attacks, device = parse_attacks(args.attacks), parse_device(args.device)
-    limit, images = (parse_one(value, option, int, 1) for value, option in (
-        (args.test_limit, "--test-limit"), (args.audit_images, "--audit-images")))
+    limit, images = (
+        parse_one(value, option, int, 1)
+        for value, option in ((args.test_limit, "--test-limit"), (args.audit_images, "--audit-images"))
+    )
     subjects = load_subjects(args.network, device)
     dataset = _dataset(subjects, args.dataset)
     epsilons = _epsilons(args, dataset)
@@ -64,11 +67,22 @@ def main(argv=None):
     for subject in subjects:
         _check_fits(subject, test)
     config = EvaluationConfig(
-        network=args.network, weights={subject.name: _digest(subject.net) for subject in subjects}, dataset=dataset,
-        data_dir=str(args.data_dir), download=args.download, test_limit=limit, data={"test": len(test)},
-        attacks=tuple(attacks), epsilons=tuple(epsilons), threat=args.threat, audit=args.audit,
-        audit_epsilon=middle(sorted(epsilons)), audit_images=min(images, len(test)), device=str(device),
-        **provenance(str(device)))
+        network=args.network,
+        weights={subject.name: _digest(subject.net) for subject in subjects},
+        dataset=dataset,
+        data_dir=str(args.data_dir),
+        download=args.download,
+        test_limit=limit,
+        data={"test": len(test)},
+        attacks=tuple(attacks),
+        epsilons=tuple(epsilons),
+        threat=args.threat,
+        audit=args.audit,
+        audit_epsilon=middle(sorted(epsilons)),
+        audit_images=min(images, len(test)),
+        device=str(device),
+        **provenance(str(device)),
+    )
     console = Console()
     run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume)
     _measure(run, config, subjects, test, console)
@@ -83,8 +97,11 @@ def main(argv=None):
 
 def _parser():
     parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("network", help="a checkpoint of a run, the folder of a run (all its checkpoints), package.module:NAME "
-                                        "or path/to/file.py:NAME, NAME returning a torch.nn.Module")
+    parser.add_argument(
+        "network",
+        help="a checkpoint of a run, the folder of a run (all its checkpoints), package.module:NAME "
+        "or path/to/file.py:NAME, NAME returning a torch.nn.Module",
+    )
     parser.add_argument("--attacks", default="pgd20,square200", help=f"of {ATTACK_CHOICE}")
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
@@ -145,11 +162,13 @@ def _measure(run, config, subjects, test, console):
     try:
         done = {evaluation_report.key(record): record for record in run.records}
     except ValueError as error:
-        raise InputError(f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose "
-                         f"another --out") from error
+        raise InputError(
+            f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose another --out"
+        ) from error
     run.records = list(done.values())  # a line that stands twice counts once
-    todo = [(subject, *step) for subject in subjects for step in _plan(subject.net, config)
-            if (subject.name, *step) not in done]
+    todo = [
+        (subject, *step) for subject in subjects for step in _plan(subject.net, config) if (subject.name, *step) not in done
+    ]
     with progress_bars(console) as progress:
         task = progress.add_task("", total=len(todo))
         for subject, name, epsilon, gradient in todo:
@@ -160,8 +179,9 @@ def _measure(run, config, subjects, test, console):
                 found = _measured(subject.net, test, name, epsilon, gradient, threat, config)
             except Exception as error:  # of a user's network in the backward pass, of memory that is too small
                 told = keep(failure_of(error), run.folder, FAILED)
-                raise InputError(f"{subject.name} fails in {name}{at}: {told}; what was measured before is in {run.folder}"
-                                 ) from error
+                raise InputError(
+                    f"{subject.name} fails in {name}{at}: {told}; what was measured before is in {run.folder}"
+                ) from error
             seconds = {"measurement": round(time.perf_counter() - start, 2)}
             run.append([replace(_description(subject, config), **found, seconds=seconds)])
             forget(run.folder, FAILED)
@@ -183,8 +203,13 @@ def _plan(net, config):
 def _description(subject, config):
     """A record of a network without any measurement; of a user's own what its stages tell, where it has any."""
     stage = next(iter(odenets.stages(subject.net).values()), None)
-    meta = subject.meta or {"model": subject.name, "training": "unknown", "seed": 0,
-                            "scheme": str(stage.scheme) if stage else "none", "substeps": stage.substeps if stage else 1}
+    meta = subject.meta or {
+        "model": subject.name,
+        "training": "unknown",
+        "seed": 0,
+        "scheme": str(stage.scheme) if stage else "none",
+        "substeps": stage.substeps if stage else 1,
+    }
     known = {key: meta[key] for key in ("model", "training", "seed", "scheme", "substeps")}
     return Record(**known, network=subject.name, trained_substeps=known["substeps"], dataset=config.dataset)
 

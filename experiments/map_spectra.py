@@ -6,6 +6,7 @@
 The network is a checkpoint of a run of ours, or a torchvision ResNet in eval mode by import path, read by odenets.convert. A
 folder under runs/ receives report.html, blocks.csv, spectra.csv, growth.csv and figures/. Everything is computed in float64.
 """
+
 import csv
 import time
 from pathlib import Path

@@ -7,6 +7,7 @@
 About a second a scheme. Everything is computed from R(z), A and b; nothing is copied from a book, and the tests
 compare the intervals with published ones.
 """
+
 import tempfile
 from pathlib import Path
 
@@ -33,8 +34,12 @@ def main(argv=None):
     parser = Parser(prog="plot_regions.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--schemes", help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or all")
     parser.add_argument("--out", default="runs/regions", help="folder of the drawings")
-    parser.add_argument("--spectrum", metavar="FILE", help="eigenvalues h*lambda to draw on top: a CSV with columns re,im, or "
-                                                           "the records.jsonl of a run (a scheme's own nets, else all of them)")
+    parser.add_argument(
+        "--spectrum",
+        metavar="FILE",
+        help="eigenvalues h*lambda to draw on top: a CSV with columns re,im, or "
+        "the records.jsonl of a run (a scheme's own nets, else all of them)",
+    )
     parser.add_argument("--table", metavar="FILE", help="rewrite the table of all schemes between its markers in FILE")
     args = parser.parse_args(argv)
     if args.schemes is None and args.table is None:
@@ -101,8 +106,9 @@ def _make_writable(out):
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to --out {str(out)!r} ({error.strerror}); choose a folder that can be made and "
-                         "written") from None
+        raise InputError(
+            f"cannot write to --out {str(out)!r} ({error.strerror}); choose a folder that can be made and written"
+        ) from None
 
 
 def _console():

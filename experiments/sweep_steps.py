@@ -4,6 +4,7 @@
 
 One seed by default: cost grows with the substeps, about 10 minutes on 2 cores for the line above.
 """
+
 from experiments.harness.command import Parser, parse_numbers, run_cli
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
@@ -18,8 +19,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     config = make_config(args, "sweep_steps", sorted(parse_numbers(args.substeps, "--substeps", int, 1)))
     first, *others = config.substeps
-    cases = [Case(scheme, substeps, seed, tuple(others) if substeps == first else ())
-             for scheme in config.schemes for substeps in config.substeps for seed in config.seeds]
+    cases = [
+        Case(scheme, substeps, seed, tuple(others) if substeps == first else ())
+        for scheme in config.schemes
+        for substeps in config.substeps
+        for seed in config.seeds
+    ]
     return conduct(config, cases, args)
 
 

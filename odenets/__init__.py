@@ -1,4 +1,5 @@
 """Residual networks as differential equations, integrated by pluggable schemes."""
+
 from importlib.metadata import PackageNotFoundError, version
 
 from odenets.errors import InputError
@@ -24,6 +25,30 @@ try:
 except PackageNotFoundError:  # run from its folder, not installed
     __version__ = "unknown"
 
-__all__ = ["GRADIENTS", "InputError", "MODELS", "ODEResNet", "ODEStage", "Scheme", "Tableau", "WarmStart", "converged", "convert", "fields",
-           "get_field", "get_scheme", "list_fields", "list_schemes", "ode_resnet18", "ode_resnet34", "ode_resnet50",
-           "ode_resnet_small", "ode_resnet_small_stride2", "root", "set_gradient", "set_scheme", "stages", "tightened"]
+__all__ = [
+    "GRADIENTS",
+    "InputError",
+    "MODELS",
+    "ODEResNet",
+    "ODEStage",
+    "Scheme",
+    "Tableau",
+    "WarmStart",
+    "converged",
+    "convert",
+    "fields",
+    "get_field",
+    "get_scheme",
+    "list_fields",
+    "list_schemes",
+    "ode_resnet18",
+    "ode_resnet34",
+    "ode_resnet50",
+    "ode_resnet_small",
+    "ode_resnet_small_stride2",
+    "root",
+    "set_gradient",
+    "set_scheme",
+    "stages",
+    "tightened",
+]

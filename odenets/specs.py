@@ -1,4 +1,5 @@
 """Specs, name(parameter=value,...): how schemes and fields are named on a command line and in records."""
+
 import re
 
 from odenets.errors import InputError

@@ -1,4 +1,5 @@
 """How perturbations grow: of a scheme (regions), of a linearised network (spectra), in the worst case (attacks)."""
+
 from stability.attacks.auto_pgd import apgd
 from stability.attacks.autoattack import autoattack
 from stability.attacks.catalogue import Attack, get_attack, list_attacks
@@ -26,9 +27,51 @@ from stability.network.penalty import log_norm_penalty
 from stability.network.places import places
 from stability.network.predictors import PREDICTORS, lipschitz_bound, predictors
 
-__all__ = ["Attack", "BlockDynamics", "L2", "Linf", "PREDICTORS", "WorstCase", "apgd", "attack_shorthands", "audit", "autoattack",
-           "before_the_judge", "block_dynamics", "cold_judge", "dense_jacobians", "departure_from_normality",
-           "dynamics", "explain", "fgsm", "get_attack", "growth", "growth_factors", "jacobian", "kreiss_constant", "krylov_memory",
-           "largest_stable_step", "lipschitz_bound", "list_attacks", "log_norm", "log_norm_penalty", "lyapunov_exponents", "noise",
-           "numerical_range", "path_dependent", "pgd", "places", "predictors", "pseudospectrum", "region", "ritz_values",
-           "singular_values", "snapped", "spectral_norm", "spectrum", "square", "stage_exponents", "worst_case"]
+__all__ = [
+    "Attack",
+    "BlockDynamics",
+    "L2",
+    "Linf",
+    "PREDICTORS",
+    "WorstCase",
+    "apgd",
+    "attack_shorthands",
+    "audit",
+    "autoattack",
+    "before_the_judge",
+    "block_dynamics",
+    "cold_judge",
+    "dense_jacobians",
+    "departure_from_normality",
+    "dynamics",
+    "explain",
+    "fgsm",
+    "get_attack",
+    "growth",
+    "growth_factors",
+    "jacobian",
+    "kreiss_constant",
+    "krylov_memory",
+    "largest_stable_step",
+    "lipschitz_bound",
+    "list_attacks",
+    "log_norm",
+    "log_norm_penalty",
+    "lyapunov_exponents",
+    "noise",
+    "numerical_range",
+    "path_dependent",
+    "pgd",
+    "places",
+    "predictors",
+    "pseudospectrum",
+    "region",
+    "ritz_values",
+    "singular_values",
+    "snapped",
+    "spectral_norm",
+    "spectrum",
+    "square",
+    "stage_exponents",
+    "worst_case",
+]

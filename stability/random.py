@@ -1,4 +1,5 @@
 """Random numbers from explicit generators: the same on every machine, whatever the device and the batch."""
+
 import torch
 
 from stability.errors import InputError

@@ -1,4 +1,5 @@
 """Small networks and images that the tests of attacks share."""
+
 import torch
 
 
@@ -9,8 +10,9 @@ def linear_net(dtype=torch.float64, features=12, classes=3, seed=0):
 
 def conv_net(dtype=torch.float32, classes=3):
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
-                               torch.nn.Linear(48, classes)).to(dtype)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, classes)
+    ).to(dtype)
 
 
 def images(count=16, shape=(1, 3, 4), seed=1, dtype=torch.float64, low=0.0, high=1.0):
@@ -31,8 +33,18 @@ def robust(net, x, y):
 def hilly_net(classes=5, seed=0):
     """A smooth net whose loss has many hills, so that attacks differ."""
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64),
-                               torch.nn.Tanh(), torch.nn.Linear(64, classes)).to(torch.float64).apply(_steeper)
+    return (
+        torch.nn.Sequential(
+            torch.nn.Flatten(),
+            torch.nn.Linear(12, 64),
+            torch.nn.Tanh(),
+            torch.nn.Linear(64, 64),
+            torch.nn.Tanh(),
+            torch.nn.Linear(64, classes),
+        )
+        .to(torch.float64)
+        .apply(_steeper)
+    )
 
 
 def _steeper(module):

@@ -5,6 +5,7 @@ on their last digits all the same. ODENETS_TEST_JITTER=1e-6 multiplies each weig
 ODENETS_TEST_SEED=1 takes other noise there, other images, another generator and other random weights, ODENETS_TEST_NETS a
 folder of other nets: the tests hold under each (`make test-perturbed`).
 """
+
 import os
 from functools import cache
 
@@ -42,8 +43,10 @@ def accuracy(net):
 def weights(name):
     """The shipped state dict of this name, in float32."""
     state, noise = torch.load(make_nets.FOLDER / f"{name}.pt", weights_only=True), generator()
-    return {key: value.float() * (1 + JITTER * torch.randn(value.shape, generator=noise)) if value.is_floating_point() else value
-            for key, value in state.items()}
+    return {
+        key: value.float() * (1 + JITTER * torch.randn(value.shape, generator=noise)) if value.is_floating_point() else value
+        for key, value in state.items()
+    }
 
 
 def shipped(name, net=None):

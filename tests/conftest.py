@@ -1,4 +1,5 @@
 """Shared fixtures: the suite takes the device as a parameter, so that the same tests run on CUDA where there is one."""
+
 import pytest
 import torch
 

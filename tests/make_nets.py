@@ -3,10 +3,11 @@
     [ODENETS_TEST_NETS=FOLDER] python tests/make_nets.py [--seed 0] [--only plain,pooled]
 
 Nets trained within a test differ from machine to machine, by more than rounding: training amplifies it. So the tests load
-weights that are here once and for all (`tests/weights/NAME.pt`, float16, 15 to 70 kB each), and this script says where they come
+weights that are here once and for all (`tests/weights/NAME.pt`, float16, 15 to 70 kB each); this script says where they come
 from. On another machine, or with another --seed, it makes others of the same kind. The tests must hold on those too: write
 them to another folder, and run the suite with ODENETS_TEST_NETS set to it.
 """
+
 import argparse
 import os
 from pathlib import Path
@@ -38,20 +39,36 @@ def small(scheme="explicit", field="residual"):
 
 def plain():
     """A convolutional net with batch normalisation, none of ours."""
-    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-                         nn.Flatten(), nn.Linear(512, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 1, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
 
 
 def pooled():
     """Digits have black corners: a max-pool there chooses among equals."""
-    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, 1, 1), nn.ReLU(),
-                         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 1, 1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, 1, 1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
 
 
 def bare():
     """Two convolutions without any normalisation."""
-    return nn.Sequential(nn.Conv2d(1, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 24, 3, 2, 1), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(384, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 24, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(384, 10)
+    )
 
 
 def torchvision_resnet():
@@ -67,10 +84,16 @@ def torchvision_resnet():
 
 
 # name: how it is built, epochs of training, whether on images that one step has attacked
-NETS = {"explicit": (small, 12, False), "attacked": (small, 12, True),
-        "ie_skip": (lambda: small("ie_skip(gamma=0.05)"), 12, False),
-        "implicit": (lambda: small("implicit(tol=1e-2)"), 12, False), "plain": (plain, 5, False),
-        "pooled": (pooled, 8, False), "bare": (bare, 6, False), "torchvision": (torchvision_resnet, 8, True)}
+NETS = {
+    "explicit": (small, 12, False),
+    "attacked": (small, 12, True),
+    "ie_skip": (lambda: small("ie_skip(gamma=0.05)"), 12, False),
+    "implicit": (lambda: small("implicit(tol=1e-2)"), 12, False),
+    "plain": (plain, 5, False),
+    "pooled": (pooled, 8, False),
+    "bare": (bare, 6, False),
+    "torchvision": (torchvision_resnet, 8, True),
+}
 
 
 def fit(net, epochs, attacked, seed):

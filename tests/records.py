@@ -1,4 +1,5 @@
 """Records and configurations for tests: the one builder of them."""
+
 import numpy as np
 
 from experiments.harness.report.arms import comparison
@@ -17,8 +18,15 @@ from experiments.harness.training.settings import TrainingSettings
 
 def record(scheme="explicit_euler", seed=0, **changes):
     """A record of a net of which next to nothing is known."""
-    given = {"scheme": scheme, "seed": seed, "substeps": 1, "dataset": "digits", "model": "small", "training": "standard",
-             "trained_as": scheme}
+    given = {
+        "scheme": scheme,
+        "seed": seed,
+        "substeps": 1,
+        "dataset": "digits",
+        "model": "small",
+        "training": "standard",
+        "trained_as": scheme,
+    }
     given |= changes
     return Record(**given | {"trained_substeps": given.get("trained_substeps", given["substeps"])})
 
@@ -45,41 +53,79 @@ def measured(scheme, seed, epsilons=(0.05, 0.1, 0.15), total=450, gap=0.0, detac
 
     blocks = [(stage, block) for stage in range(stages) for block in range(2)]
     history = tuple(Epoch(e, 2.3 * np.exp(-0.4 * e) + 0.01 * own.random(), 1 - 0.9 * np.exp(-0.5 * e)) for e in range(1, 16))
-    measurements = (under("clean", 0.0, bonus=0.2), *(under("pgd20", eps) for eps in epsilons),
-                    *(under("pgd20", eps, "detached", 0.02) for eps in epsilons if detached))
-    metrics = tuple(Metric(stage, block, metric, base + own.normal(0, 0.1))
-                    for stage, block in blocks for metric, base in (("step_norm", 1.9), ("log_norm", 0.5)))
+    measurements = (
+        under("clean", 0.0, bonus=0.2),
+        *(under("pgd20", eps) for eps in epsilons),
+        *(under("pgd20", eps, "detached", 0.02) for eps in epsilons if detached),
+    )
+    metrics = tuple(
+        Metric(stage, block, metric, base + own.normal(0, 0.1))
+        for stage, block in blocks
+        for metric, base in (("step_norm", 1.9), ("log_norm", 0.5))
+    )
     solver = SolverStatistics(0.0007, 0.0321, 8.1, 17, 9.3, None, 0.0432, 0.0155) if "implicit" in scheme else None
     return record(
-        scheme, seed, parameters=65226, history=history, measurements=measurements, stability=metrics,
+        scheme,
+        seed,
+        parameters=65226,
+        history=history,
+        measurements=measurements,
+        stability=metrics,
         trained_as=f"{scheme}(tol=0.01,max_iterations=20)" if scheme == "implicit_euler" else scheme,
-        cloud={str(stage): cloud() for stage in range(stages)}, solver=solver, audit=audit,
-        seconds={"training": 31.2 + own.random(), "attacks": 20.1, "stability": 5.0, "audit": 9.0})
+        cloud={str(stage): cloud() for stage in range(stages)},
+        solver=solver,
+        audit=audit,
+        seconds={"training": 31.2 + own.random(), "attacks": 20.1, "stability": 5.0, "audit": 9.0},
+    )
 
 
 def verdict(passed=True):
     """An audit of three checks, the last not applicable; a failed one fails its first."""
     agrees = "the gradient agrees with finite differences" if passed else "the gradient is not the model's derivative"
-    return AuditResult(passed, 64, 0.1, (
-        CheckResult("finite_differences", passed, agrees, {"mean_error": 3.4e-9}, {"mean_error": 1e-3}),
-        CheckResult("more_steps", True, "200 steps find hardly more than 20", {"pgd20": 0.61, "pgd200": 0.60}, {"drop": 0.03}),
-        CheckResult("transfer", None, "no explicit twin was given", {}, {})))
+    return AuditResult(
+        passed,
+        64,
+        0.1,
+        (
+            CheckResult("finite_differences", passed, agrees, {"mean_error": 3.4e-9}, {"mean_error": 1e-3}),
+            CheckResult(
+                "more_steps", True, "200 steps find hardly more than 20", {"pgd20": 0.61, "pgd200": 0.60}, {"drop": 0.03}
+            ),
+            CheckResult("transfer", None, "no explicit twin was given", {}, {}),
+        ),
+    )
 
 
 def config(schemes=("explicit_euler", "implicit_euler"), seeds=(0, 1, 2), **changes):
     """The configuration of a synthetic run."""
-    given = {"experiment": "compare_schemes", "command": "python experiments/compare_schemes.py --schemes explicit,implicit",
-             "epsilons": (0.05, 0.1, 0.15), "attacks": ("pgd20",), "dataset": "digits", "model": "small",
-             "settings": TrainingSettings(epochs=15).resolved(), "data": {"train": 1200, "held_out": 147, "test": 450},
-             "environment": {"python": "3.12.3", "torch": "2.11.0", "platform": "Linux", "device": "cpu"}}
+    given = {
+        "experiment": "compare_schemes",
+        "command": "python experiments/compare_schemes.py --schemes explicit,implicit",
+        "epsilons": (0.05, 0.1, 0.15),
+        "attacks": ("pgd20",),
+        "dataset": "digits",
+        "model": "small",
+        "settings": TrainingSettings(epochs=15).resolved(),
+        "data": {"train": 1200, "held_out": 147, "test": 450},
+        "environment": {"python": "3.12.3", "torch": "2.11.0", "platform": "Linux", "device": "cpu"},
+    }
     return RunConfig(schemes=tuple(schemes), seeds=tuple(seeds), **given | changes)
 
 
 def run(schemes=("explicit_euler", "implicit_euler"), seeds=(0, 1, 2), smoke=False, failed=(), **settings):
     """(config, records) of a synthetic run, the first seed's nets audited."""
-    records = [measured(scheme, seed, gap=0.003 * i, detached=scheme != "explicit_euler",
-                        audit=verdict(scheme not in failed) if seed == seeds[0] else None, **settings)
-               for i, scheme in enumerate(schemes) for seed in seeds]
+    records = [
+        measured(
+            scheme,
+            seed,
+            gap=0.003 * i,
+            detached=scheme != "explicit_euler",
+            audit=verdict(scheme not in failed) if seed == seeds[0] else None,
+            **settings,
+        )
+        for i, scheme in enumerate(schemes)
+        for seed in seeds
+    ]
     return config(schemes, seeds, smoke=smoke), records
 
 

@@ -21,7 +21,7 @@ def _imports(path):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_go_one_way(layer):
-    above = LAYERS[LAYERS.index(layer) + 1:]
+    above = LAYERS[LAYERS.index(layer) + 1 :]
     for path in (ROOT / layer).rglob("*.py"):
         wrong = [name for name in _imports(path) if name.split(".")[0] in above]
         assert not wrong, f"{path} imports {wrong}"
@@ -35,15 +35,40 @@ KNOWN = {
     "stability/methods": ["odenets.schemes", "stability.errors", "stability.methods"],
     "stability/linear": ["stability.errors", "stability.random", "stability.scaling", "stability.linear"],
     "stability/attacks": ["stability.errors", "stability.specs", "stability.random", "stability.scaling", "stability.attacks"],
-    "stability/network": ["odenets", "stability.errors", "stability.random", "stability.scaling", "stability.methods", "stability.linear", "stability.network"],
+    "stability/network": [
+        "odenets",
+        "stability.errors",
+        "stability.random",
+        "stability.scaling",
+        "stability.methods",
+        "stability.linear",
+        "stability.network",
+    ],
     "stability/masking": ["odenets", "stability.errors", "stability.random", "stability.attacks", "stability.masking"],
-    "experiments/harness/training": ["odenets", "stability", "experiments.harness.command", "experiments.harness.config",
-                                     "experiments.harness.training"],
-    "experiments/harness/run": ["odenets", "stability", "experiments.harness.command", "experiments.harness.words",
-                                "experiments.harness.training", "experiments.harness.run"],
-    "experiments/harness/report": ["odenets", "stability", "experiments.harness.command", "experiments.harness.words",
-                                   "experiments.harness.run.config", "experiments.harness.run.schema",
-                                   "experiments.harness.report"],
+    "experiments/harness/training": [
+        "odenets",
+        "stability",
+        "experiments.harness.command",
+        "experiments.harness.config",
+        "experiments.harness.training",
+    ],
+    "experiments/harness/run": [
+        "odenets",
+        "stability",
+        "experiments.harness.command",
+        "experiments.harness.words",
+        "experiments.harness.training",
+        "experiments.harness.run",
+    ],
+    "experiments/harness/report": [
+        "odenets",
+        "stability",
+        "experiments.harness.command",
+        "experiments.harness.words",
+        "experiments.harness.run.config",
+        "experiments.harness.run.schema",
+        "experiments.harness.report",
+    ],
 }
 
 
@@ -65,16 +90,24 @@ def test_private_names_stay_in_their_file():
         for path in (ROOT / layer).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in LAYERS:
-                    private = [alias for alias in node.names if alias.name.startswith("_") or (alias.asname or "").startswith("_")]
+                    private = [
+                        alias for alias in node.names if alias.name.startswith("_") or (alias.asname or "").startswith("_")
+                    ]
                     assert not private, f"{path} imports {[alias.name for alias in private]} from {node.module}"
 
 
 def test_no_function_hides_a_module():
     for layer in LAYERS:
         for package in (ROOT / layer).rglob("__init__.py"):
-            exported = {alias.asname or alias.name for node in ast.walk(ast.parse(package.read_text()))
-                        if isinstance(node, ast.ImportFrom) for alias in node.names}
-            modules = {path.stem for path in package.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+            exported = {
+                alias.asname or alias.name
+                for node in ast.walk(ast.parse(package.read_text()))
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }
+            modules = {
+                path.stem for path in package.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+            }
             assert not exported & modules, f"{package} hides {exported & modules}"
 
 
@@ -84,7 +117,10 @@ def test_libraries_neither_print_nor_touch_files_nor_plot():
             tree = ast.parse(path.read_text())
             calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
             assert not calls & {"print", "open"} and "matplotlib" not in path.read_text(), path
-            assert "manual_seed(" not in re.sub(r"\.manual_seed\(", "", path.read_text()) and "torch.manual_seed" not in path.read_text(), path
+            assert (
+                "manual_seed(" not in re.sub(r"\.manual_seed\(", "", path.read_text())
+                and "torch.manual_seed" not in path.read_text()
+            ), path
 
 
 def test_files_stay_readable():

@@ -5,6 +5,7 @@
 About 15 minutes on 2 cores. Peers that are not installed are named and skipped; `pip install -e ".[attacks-bench]"` gets them.
 It is an extra of its own, best in an environment of its own: torchattacks pins requests to a version of 2020.
 """
+
 from dataclasses import replace
 from functools import cache
 
@@ -94,13 +95,16 @@ def reference(device, smoke):
         if smoke:
             reference.apgd.n_iter = steps
 
-    attacks = {"apgd-ce": lambda *case: stability.apgd(*case[:-1], steps, "cross_entropy", generator=case[-1]),
-               "apgd-dlr": lambda *case: stability.apgd(*case[:-1], steps, "dlr", generator=case[-1]),
-               "square": lambda *case: stability.square(*case[:-1], queries, generator=case[-1])}
+    attacks = {
+        "apgd-ce": lambda *case: stability.apgd(*case[:-1], steps, "cross_entropy", generator=case[-1]),
+        "apgd-dlr": lambda *case: stability.apgd(*case[:-1], steps, "dlr", generator=case[-1]),
+        "square": lambda *case: stability.square(*case[:-1], queries, generator=case[-1]),
+    }
     for method, threats in list(REFERENCE.items())[: 1 if smoke else None]:
         net, x, y = trained(method, device, smoke)
         for threat in threats:
             for name, attack in attacks.items():
+
                 def ours(seed, net=net, x=x, y=y, threat=threat, attack=attack):
                     return robust(net, attack(net, x, y, threat, torch.Generator().manual_seed(seed)), y)
 
@@ -120,8 +124,9 @@ def _means(functions, seeds, device):
     """Of each function of a seed the mean of what it returns, and its seconds in all."""
     found, seconds = [[] for _ in functions], [0.0] * len(functions)
     for seed in range(seeds):
-        runs = [lambda function=function, own=own, seed=seed: own.append(function(seed))
-                for function, own in zip(functions, found)]
+        runs = [
+            lambda function=function, own=own, seed=seed: own.append(function(seed)) for function, own in zip(functions, found)
+        ]
         seconds = [sum(pair) for pair in zip(seconds, fastest(runs, 1, device))]
     return [sum(own) / seeds for own in found], seconds
 

@@ -5,6 +5,7 @@
 About 15 minutes on 2 cores; no data beyond scikit-learn's digits. What a mask gains is accuracy under PGD-20; what passes must
 not gain more than a few points, and an honest network must pass.
 """
+
 import copy
 from collections import Counter
 from dataclasses import replace
@@ -39,13 +40,23 @@ class Masked(nn.Module):
 
 
 def _perceptron(activation=nn.ReLU):
-    return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 64), activation(), nn.Linear(64, 64), activation(),
-                         nn.Linear(64, CLASSES))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(PIXELS, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, CLASSES)
+    )
 
 
 def _convolutional(activation=nn.ReLU, between=nn.Identity, pool=nn.Identity):
-    return nn.Sequential(nn.Conv2d(1, 12, 3, 1, 1), between(), activation(), nn.Conv2d(12, 24, 3, 2, 1), between(),
-                         activation(), pool(), nn.Flatten(), nn.LazyLinear(CLASSES))
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, 1, 1),
+        between(),
+        activation(),
+        nn.Conv2d(12, 24, 3, 2, 1),
+        between(),
+        activation(),
+        pool(),
+        nn.Flatten(),
+        nn.LazyLinear(CLASSES),
+    )
 
 
 @cache
@@ -101,25 +112,31 @@ def _after(function, *settings):
 
 LEVELS = [(levels,) for levels in (4, 16, 64, 256)]
 MASKS = {  # what is done to a network: a list of functions of one
-    "rounded images": _before(_rounded, *LEVELS), "rounded logits": _after(_rounded, *LEVELS),
+    "rounded images": _before(_rounded, *LEVELS),
+    "rounded logits": _after(_rounded, *LEVELS),
     "rounded straight-through": _before(_straight_through, *LEVELS) + _after(_straight_through, *LEVELS),
     "rounded cosine transform": _before(_rounded_cosines, (0.05,), (0.3,)),
-    "noise": [*_before(lambda x, s: x + s * torch.randn_like(x), (0.003,), (0.03,), (0.1,)),
-              *_after(lambda x, s: x + s * torch.randn_like(x), (0.03,), (0.1,))],
+    "noise": [
+        *_before(lambda x, s: x + s * torch.randn_like(x), (0.003,), (0.03,), (0.1,)),
+        *_after(lambda x, s: x + s * torch.randn_like(x), (0.03,), (0.1,)),
+    ],
     "dropout left on": _before(lambda x, p: F.dropout(x, p, training=True), (0.03,), (0.1,), (0.3,)),
     "logits times 20 to 1e4": _after(torch.mul, (20.0,), (50.0,), (100.0,), (1e3,), (1e4,)),
     "logits over 1e3 to 1e8": _after(torch.div, (1e3,), (1e4,), (1e6,), (1e8,)),
     "softmax of scaled logits": _after(lambda x, s: (s * x).softmax(1), (10,), (100,)),
     "logits behind a tanh": _after(lambda x, s: torch.tanh(s * x), (1,), (10,)),
     "images plus a fast sine": _before(lambda x, a, w: x + a * torch.sin(w * x), (0.03, 100), (0.03, 1000), (0.1, 30)),
-    "logits lean on neighbours": _after(lambda x, f: x - f(x), (lambda x: x.mean(0),), (lambda x: x[:1] / 2,),
-                                        (lambda x: x.roll(1, 0) / 2,)),
+    "logits lean on neighbours": _after(
+        lambda x, f: x - f(x), (lambda x: x.mean(0),), (lambda x: x[:1] / 2,), (lambda x: x.roll(1, 0) / 2,)
+    ),
     "logits without a gradient": _after(lambda x, f: f(x), (torch.detach,), (lambda x: x.detach().clone().requires_grad_(),)),
 }
 STARTED_WITH = "implicit(tol=1e-2)"
 SCHEMES = {  # what is done to a net of ours: (scheme, trained with, gradient)
-    "detached gradient": [(f"ie_skip(gamma={gamma},iterations={count})", None, "detached")
-                          for gamma in (0.05, 0.1) for count in (1, 2, 5)] + [("implicit", STARTED_WITH, "detached")],
+    "detached gradient": [
+        (f"ie_skip(gamma={gamma},iterations={count})", None, "detached") for gamma in (0.05, 0.1) for count in (1, 2, 5)
+    ]
+    + [("implicit", STARTED_WITH, "detached")],
     "loose tolerance": [(f"implicit(tol={tol})", STARTED_WITH, "exact") for tol in (0.1, 0.3)],
     "too few iterations": [(f"implicit(max_iterations={count})", STARTED_WITH, "exact") for count in (1, 2, 3)],
 }
@@ -129,12 +146,18 @@ HONEST = [
     partial(trained, partial(_convolutional, between=nn.LazyBatchNorm2d)),
     partial(trained, partial(_convolutional, pool=partial(nn.MaxPool2d, 2))),
     partial(trained, lambda: nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, CLASSES))),
-    partial(trained, _convolutional, 1), partial(trained, _convolutional, 40),
+    partial(trained, _convolutional, 1),
+    partial(trained, _convolutional, 40),
     *[partial(trained, _convolutional, 8, epsilon) for epsilon in (0.05, 0.1, 0.2, 0.3)],
-    *[partial(_ours, scheme) for scheme in ("explicit", "ie_skip(gamma=0.05)", "ie_skip(gamma=0.1,iterations=2)",
-                                            STARTED_WITH)],
-    partial(_ours, "implicit", STARTED_WITH), partial(_ours, "rk4", "explicit"), partial(_ours, "heun", "explicit"),
-    partial(_ours, "trapezoid", STARTED_WITH), partial(_ours, "ab2", "explicit"),
+    *[
+        partial(_ours, scheme)
+        for scheme in ("explicit", "ie_skip(gamma=0.05)", "ie_skip(gamma=0.1,iterations=2)", STARTED_WITH)
+    ],
+    partial(_ours, "implicit", STARTED_WITH),
+    partial(_ours, "rk4", "explicit"),
+    partial(_ours, "heun", "explicit"),
+    partial(_ours, "trapezoid", STARTED_WITH),
+    partial(_ours, "ab2", "explicit"),
 ]
 HONEST_AT = ((32, 0.3), (64, 0.1), (128, 0.03))  # images, radius
 
@@ -171,8 +194,14 @@ def _caught(kind, pairs, device, smoke):
         by.update(failed)
         passed += [] if failed else gains[-1:]
     names = ", ".join(name for name, _ in by.most_common(3))
-    return (f"{kind}, gain {min(gains):.0f} to {max(gains):.0f} points, {len(gains) - len(passed)} of {len(gains)} caught by "
-            f"{names}; largest gain of those that pass, points"), max(passed, default=0.0), 5.0
+    return (
+        (
+            f"{kind}, gain {min(gains):.0f} to {max(gains):.0f} points, {len(gains) - len(passed)} of {len(gains)} caught by "
+            f"{names}; largest gain of those that pass, points"
+        ),
+        max(passed, default=0.0),
+        5.0,
+    )
 
 
 def masks(device, smoke):
@@ -186,8 +215,10 @@ def schemes(device, smoke):
     """Nets of ours whose gradient or solve is not what it should be, beside the net they were trained as."""
     for kind, cases in list(SCHEMES.items())[: 1 if smoke else None]:
         epochs = 1 if smoke else 8
-        pairs = [(_ours(scheme, origin, gradient, epochs), _integrated(origin or scheme, epochs))
-                 for scheme, origin, gradient in cases[: 1 if smoke else None]]
+        pairs = [
+            (_ours(scheme, origin, gradient, epochs), _integrated(origin or scheme, epochs))
+            for scheme, origin, gradient in cases[: 1 if smoke else None]
+        ]
         yield _caught(kind, pairs, device, smoke)
 
 

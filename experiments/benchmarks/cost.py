@@ -4,6 +4,7 @@
 
 About 4 minutes on 2 cores, most of it the default comparison. Each ratio is that of the fastest of several interleaved runs.
 """
+
 import argparse
 import json
 import os
@@ -73,8 +74,9 @@ def explicit_overhead(device, smoke):
                 stage.zero_grad()
                 forward().sum().backward()
 
-        mine, theirs = fastest([lambda s=stage, y=y, run=run: run(lambda: s(y)), lambda run=run, f=by_hand: run(f)],
-                               1 if smoke else 25, device)
+        mine, theirs = fastest(
+            [lambda s=stage, y=y, run=run: run(lambda: s(y)), lambda run=run, f=by_hand: run(f)], 1 if smoke else 25, device
+        )
         yield f"explicit stage, {name}: time / hand-written loop", mine / theirs, 1.03
 
 
@@ -90,8 +92,13 @@ def training_cost(device, smoke):
         odenets.set_gradient(net, gradient)
         unconverged[scheme] = training.train(net, digits, settings, 0).unsolved["training_unconverged_share"]
 
-    cases = [("explicit", "exact", None), ("ie_skip", "detached", 1.5), ("ie_skip", "exact", 3.0),
-             ("implicit(tol=1e-2)", "exact", 6.0), ("implicit", "exact", None)]
+    cases = [
+        ("explicit", "exact", None),
+        ("ie_skip", "detached", 1.5),
+        ("ie_skip", "exact", 3.0),
+        ("implicit(tol=1e-2)", "exact", 6.0),
+        ("implicit", "exact", None),
+    ]
     trainings = [lambda s=scheme, g=gradient: train(s, g) for scheme, gradient, _ in cases]
     first, *others = fastest(trainings, 1 if smoke else 3, device)
     for (scheme, gradient, target), seconds in zip(cases[1:], others):
@@ -127,14 +134,22 @@ def default_run(device, smoke):
     with tempfile.TemporaryDirectory() as folder:
         script = Path(__file__).parents[1] / "compare_schemes.py"
         start = time.perf_counter()
-        subprocess.run([sys.executable, script, "--schemes", "explicit,implicit", "--out", folder, *["--smoke"] * smoke],
-                       check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, script, "--schemes", "explicit,implicit", "--out", folder, *["--smoke"] * smoke],
+            check=True,
+            capture_output=True,
+        )
         seconds = time.perf_counter() - start
         records = [json.loads(line) for line in Path(folder, "records.jsonl").read_text().splitlines()]
     yield "default compare_schemes, three seeds: minutes", seconds / 60, 4.0
     for scheme in ("explicit_euler", "implicit_euler"):
-        clean = [m["correct"] / m["total"] for r in records if r["scheme"] == scheme
-                 for m in r["measurements"] if m["attack"] == "clean"]
+        clean = [
+            m["correct"] / m["total"]
+            for r in records
+            if r["scheme"] == scheme
+            for m in r["measurements"]
+            if m["attack"] == "clean"
+        ]
         yield f"default compare_schemes, {scheme}: clean error, mean of seeds", 1 - sum(clean) / len(clean), 0.03
     solvers = [r["solver"] for r in records if r["solver"]]
     yield "default compare_schemes: share unconverged in training", max(s["training_unconverged_share"] for s in solvers), 0.005

@@ -1,4 +1,5 @@
 """Other libraries behind one signature each: what a benchmark calls to let them solve the same problem."""
+
 import importlib
 
 import torch
@@ -59,7 +60,20 @@ def torchdeq_implicit_euler(solver, field, y, scale, tol=1e-3, cap=40):
             our relative one.
     """
     # Anderson's default ridge of 1e-4 is far above squared residuals at this tolerance, and makes more samples fail.
-    deq = peer("torchdeq").get_deq(f_solver=solver, b_solver=solver, ift=True, f_tol=tol, b_tol=tol, f_max_iter=cap,
-                                   b_max_iter=cap, f_stop_mode="abs", b_stop_mode="rel").train()
+    deq = (
+        peer("torchdeq")
+        .get_deq(
+            f_solver=solver,
+            b_solver=solver,
+            ift=True,
+            f_tol=tol,
+            b_tol=tol,
+            f_max_iter=cap,
+            b_max_iter=cap,
+            f_stop_mode="abs",
+            b_stop_mode="rel",
+        )
+        .train()
+    )
     out, _ = deq(lambda u: field(0.0, y + scale * u) / scale, torch.zeros_like(y), solver_kwargs={"lam": 1e-8})
     return y + scale * out[-1]

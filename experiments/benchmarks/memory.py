@@ -1,4 +1,5 @@
 """Peak memory by what is alive, not by what the process was given."""
+
 import weakref
 
 import torch

@@ -6,6 +6,7 @@ About 6 minutes on 2 cores. Peers that are not installed are named and skipped; 
 torchode, torchdyn and torchdeq, and torchdiffeq's implicit_euler is in its git version alone. Evaluations are rows of f
 and of its transposed products, counted alike in the field itself; failures are judged by what was returned.
 """
+
 from dataclasses import replace
 
 import torch
@@ -37,10 +38,12 @@ def fixed_grid(device, smoke):
     """Explicit schemes on the same fixed grid and field, forward and backward, against the peers' own."""
     torch.manual_seed(0)
     conv, batch = odenets.fields.Block(odenets.fields.basic_layers, 16), 2 if smoke else 64
-    problems = (("tanh(Wy), 64 dimensions", _Tanh(0), (batch, 64), 0, 20),
-                ("MLP, 64 dimensions", _Tanh(1), (batch, 64), 0, 20),
-                ("conv stage 8x8", conv, (batch, 16, 8, 8), 1, 3),
-                ("conv stage 28x28", conv, (batch, 16, 28, 28), 1, 1))
+    problems = (
+        ("tanh(Wy), 64 dimensions", _Tanh(0), (batch, 64), 0, 20),
+        ("MLP, 64 dimensions", _Tanh(1), (batch, 64), 0, 20),
+        ("conv stage 8x8", conv, (batch, 16, 8, 8), 1, 3),
+        ("conv stage 28x28", conv, (batch, 16, 28, 28), 1, 1),
+    )
     for name, solver, methods in peers.FIXED_GRID:
         peer, worst = name.split(".")[0], 0.0
         if peers.peer(name) is None:
@@ -92,8 +95,10 @@ def _trained_blocks(scheme, device, smoke):
     torch.manual_seed(0)
     net, pairs = odenets.ode_resnet_small(scheme=scheme).to(device), []
     training.train(net, digits, replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, 0)
-    hooks = [stage.register_forward_hook(lambda stage, inputs, _: pairs.extend(_inputs(stage, *inputs)))
-             for stage in odenets.stages(net).values()]
+    hooks = [
+        stage.register_forward_hook(lambda stage, inputs, _: pairs.extend(_inputs(stage, *inputs)))
+        for stage in odenets.stages(net).values()
+    ]
     with torch.no_grad():
         net(digits.test.images[: 64 if smoke else 256])
     for hook in hooks:
@@ -119,12 +124,16 @@ def against_torchdeq(device, smoke):
             counted = lambda t, y, block=block: block(t, _Counted.apply(y))  # noqa: E731
             problems.append((block, y, scale, odenets.ODEStage([counted], "implicit")))
 
-        theirs = [lambda _, y, scale, stage, name=name: peers.torchdeq_implicit_euler(name, stage.fields[0], y, scale)
-                  for name in TORCHDEQ]
+        theirs = [
+            lambda _, y, scale, stage, name=name: peers.torchdeq_implicit_euler(name, stage.fields[0], y, scale)
+            for name in TORCHDEQ
+        ]
         methods = [lambda block, y, scale, stage: stage(y), *theirs]
         counts = [_evaluations_and_failures(method, problems) for method in methods]
-        runs = [lambda method=method, problems=problems: [method(*problem).sum().backward() for problem in problems]
-                for method in methods]
+        runs = [
+            lambda method=method, problems=problems: [method(*problem).sum().backward() for problem in problems]
+            for method in methods
+        ]
         seconds = fastest(runs, 1 if smoke else 5, device)
         (forward, both, failed), where = counts[0], f"implicit Euler, {scheme}-trained blocks"
         samples = sum(len(y) for _, y, _, _ in problems)
@@ -239,8 +248,14 @@ def compiled(device, smoke):
     yield "fixed iterations: relative difference compiled", float(difference), None
 
 
-BENCHMARKS = {"fixed_grid": fixed_grid, "torchdeq": against_torchdeq, "large": large_states, "memory": peak_memory,
-              "step": training_step, "compiled": compiled}
+BENCHMARKS = {
+    "fixed_grid": fixed_grid,
+    "torchdeq": against_torchdeq,
+    "large": large_states,
+    "memory": peak_memory,
+    "step": training_step,
+    "compiled": compiled,
+}
 
 
 @run_cli

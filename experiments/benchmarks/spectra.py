@@ -7,6 +7,7 @@ same on 16x8x8. ARPACK is looped over a few images and its mean time taken for a
 would, on `stability.jacobian(f, y)` and its forward products, once on its transpose, whose backward products keep their
 graph and are as cheap as ours.
 """
+
 from functools import partial
 
 import numpy as np
@@ -43,7 +44,7 @@ def against_dense(size, target, device, smoke):
 
     (mine,), (theirs,) = fastest([ours], 1 if smoke else 3, device), fastest([dense], 1, device)
     values = found["ours"].values[0].numpy()
-    rightmost = found["dense"][np.argsort(-found["dense"].real)][:len(values) + 1]  # one more: a pair may be cut
+    rightmost = found["dense"][np.argsort(-found["dense"].real)][: len(values) + 1]  # one more: a pair may be cut
     matrix, name = y.numel() ** 2 * y.element_size(), f"{len(values)} rightmost eigenvalues, n = {y.numel()}"
     yield f"{name}: seconds", mine, None
     yield f"{name}: time / dense Jacobian and LAPACK", mine / theirs, target
@@ -67,14 +68,14 @@ def images(device, smoke):
     """256 images, every block of ode_resnet18, against a loop of SciPy's ARPACK over images."""
     for dtype, tol, count in ((torch.float32, 1e-4, 256), (torch.float64, 1e-8, 32)):
         count, looped = (3, 1) if smoke else (count, LOOPED)
-        places = _places(count, dtype, device)[-1 if smoke else 0:]
+        places = _places(count, dtype, device)[-1 if smoke else 0 :]
         totals, unconverged, difference = np.zeros(3), 0, 0.0
         for place in places:
             seconds, found = _timed(partial(stability.spectrum, place.slope, place.state, tol=tol, **WANTED), device)
             totals[0] += seconds
             unconverged += int((~found.converged).any(1).sum())
             for i in range(looped):
-                J = stability.jacobian(place.slope, place.state[i:i + 1])
+                J = stability.jacobian(place.slope, place.state[i : i + 1])
                 start = np.random.default_rng(0).normal(size=J.shape[0]).astype(J.dtype)
                 for column, A in ((1, J), (2, J.T)):
                     run = partial(eigs, A, tol=tol, v0=start, return_eigenvectors=False, **WANTED)
@@ -93,9 +94,9 @@ def batches(device, smoke):
     """Cost of an image as the batch grows."""
     sizes = (1, 4) if smoke else (1, 8, 64)
     costs = np.zeros(len(sizes))
-    for place in _places(sizes[-1], torch.float32, device)[-1 if smoke else 0:]:
+    for place in _places(sizes[-1], torch.float32, device)[-1 if smoke else 0 :]:
         for index, size in enumerate(sizes):
-            parts = place.state[:max(4 if smoke else 8, size)].split(size)
+            parts = place.state[: max(4 if smoke else 8, size)].split(size)
             seconds, _ = _timed(lambda p=place, parts=parts: [stability.spectrum(p.slope, y, **WANTED) for y in parts], device)
             costs[index] += seconds / sum(map(len, parts))
     for index, size in enumerate(sizes[1:], 1):

@@ -1,4 +1,5 @@
 """Reading command lines: lists, schemes, devices; bad input is one clear sentence and exit code 2."""
+
 import argparse
 import functools
 import math
@@ -37,6 +38,7 @@ def run_cli(main):
     Expected are those of `odenets.errors`, which are written to be read, and what the system says of files and processes. Any
     other exception, a ValueError too, is a fault of the program and keeps its traceback.
     """
+
     @functools.wraps(main)
     def wrapped(argv=None):
         try:
@@ -48,6 +50,7 @@ def run_cli(main):
         except KeyboardInterrupt:
             print("interrupted; what was written stays, --resume goes on from there", file=sys.stderr)
             sys.exit(130)
+
     return wrapped
 
 

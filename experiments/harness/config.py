@@ -1,4 +1,5 @@
 """Settings stated once: a frozen dataclass whose fields carry default, range and help; its options are made from them."""
+
 import types
 import typing
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
@@ -8,8 +9,14 @@ from typing import Any
 from experiments.harness.command import parse_choice, parse_one
 
 
-def option(default: Any, help: str, *, choices: typing.Iterable[str] | None = None, minimum: float | None = None,
-           implied: str | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: typing.Iterable[str] | None = None,
+    minimum: float | None = None,
+    implied: str | None = None,
+) -> Any:
     """A field of a settings class, and what the command line has to know of it.
 
     Args:

@@ -1,4 +1,5 @@
 """The command `odenets`: the experiments by their short names, from any folder; the same as their scripts."""
+
 import sys
 from importlib import import_module
 
@@ -35,7 +36,9 @@ def _help():
     from pathlib import Path
 
     folder = Path(__file__).parents[1]
-    titles = {name: ast.get_docstring(ast.parse((folder / f"{script}.py").read_text(encoding="utf-8"))).split("\n\n")[0]
-              for name, script in COMMANDS.items()}
+    titles = {
+        name: ast.get_docstring(ast.parse((folder / f"{script}.py").read_text(encoding="utf-8"))).split("\n\n")[0]
+        for name, script in COMMANDS.items()
+    }
     lines = [f"  {name:<10}{' '.join(title.split())}" for name, title in titles.items()]
     return "\n".join(["usage: odenets COMMAND ...; odenets COMMAND --help tells the rest", "", *lines])

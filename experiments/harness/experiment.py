@@ -1,4 +1,5 @@
 """From a command line to a finished run: the options that the experiments share, their configuration, and the ending."""
+
 import platform
 import shlex
 import sys
@@ -45,15 +46,23 @@ DEFAULTS = {
     "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
 }
 # A run that exercises every path in seconds; its numbers mean nothing. What the user names stays as it is.
-SMOKE = {"epochs": 1, "seeds": (0,), "train_limit": 128, "test_limit": 24, "attacks": ("pgd2",), "probe_images": 2,
-         "audit_images": 8}
+SMOKE = {
+    "epochs": 1,
+    "seeds": (0,),
+    "train_limit": 128,
+    "test_limit": 24,
+    "attacks": ("pgd2",),
+    "probe_images": 2,
+    "audit_images": 8,
+}
 
 
 def add_arguments(parser, seeds="0,1,2"):
     """The options that the experiments share; None stands for a default that depends on the data set."""
     names = ", ".join(odenets.list_schemes())
-    parser.add_argument("--schemes", default="explicit,implicit",
-                        help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}")
+    parser.add_argument(
+        "--schemes", default="explicit,implicit", help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}"
+    )
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
@@ -64,16 +73,25 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--seeds", help=f"initial weights and order of batches; every scheme gets the same; default: {seeds}")
     parser.set_defaults(usual_seeds=seeds)
     parser.add_argument("--attacks", help=f"of {ATTACK_CHOICE}; default: pgd20")
-    parser.add_argument("--threat", default="linf", help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; "
-                                                         "training attacks are always held to linf")
+    parser.add_argument(
+        "--threat",
+        default="linf",
+        help=f"one of {', '.join(THREATS)}: the norm that attacks are held to; training attacks are always held to linf",
+    )
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
-    parser.add_argument("--audit", default="all", help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each "
-                                                       "scheme that of the first seed")
+    parser.add_argument(
+        "--audit",
+        default="all",
+        help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each scheme that of the first seed",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is "
-                                                              "there; it takes further --seeds after those it has")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, or start it where nothing is there; it takes further --seeds after those it has",
+    )
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 
@@ -92,15 +110,27 @@ def make_config(args, script, substeps, fields=("residual",)):
     middle = statistics.middle(sorted(epsilons))
     train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
     config = RunConfig(
-        experiment=script, schemes=tuple(str(scheme) for scheme in parse_schemes(args.schemes)), substeps=tuple(substeps),
-        fields=tuple(fields), dataset=args.dataset, data_dir=str(args.data_dir), download=args.download,
+        experiment=script,
+        schemes=tuple(str(scheme) for scheme in parse_schemes(args.schemes)),
+        substeps=tuple(substeps),
+        fields=tuple(fields),
+        dataset=args.dataset,
+        data_dir=str(args.data_dir),
+        download=args.download,
         train_limit=parse_one(args.train_limit, "--train-limit", int, 1),
-        test_limit=parse_one(args.test_limit, "--test-limit", int, 1), model=args.model,
+        test_limit=parse_one(args.test_limit, "--test-limit", int, 1),
+        model=args.model,
         settings=training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
         seeds=tuple(seeds),
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
-        threat=args.threat, epsilons=tuple(epsilons), audit=args.audit, audit_epsilon=middle,
-        device=str(parse_device(args.device)), workers=parse_one(args.workers, "--workers", int, 1), smoke=args.smoke)
+        threat=args.threat,
+        epsilons=tuple(epsilons),
+        audit=args.audit,
+        audit_epsilon=middle,
+        device=str(parse_device(args.device)),
+        workers=parse_one(args.workers, "--workers", int, 1),
+        smoke=args.smoke,
+    )
     if args.smoke:
         given = {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
         settings = replace(config.settings, epochs=given.pop("epochs", config.settings.epochs))
@@ -119,10 +149,15 @@ def check_out(args):
 def provenance(device):
     """What a run is made with: {"environment": versions and machine, "command": the line that started it}."""
     packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
-    return {"environment": {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
-                            **{name: _version(name) for name in packages},
-                            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None},
-            "command": shlex.join(_command())}
+    return {
+        "environment": {
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            **{name: _version(name) for name in packages},
+            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        },
+        "command": shlex.join(_command()),
+    }
 
 
 def _command():
@@ -142,8 +177,12 @@ def conduct(config, cases, args):
     out = args.out or f"runs/{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Run(out, config.to_json(), args.resume)
     if run.environment_changes:
-        console.print(f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",
-                      markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     failures = run_cases(run, config, cases, console, config.workers)
     run.sort(cases)
     if not run.records:
@@ -179,8 +218,10 @@ def _solves(found):
     """A sentence for each scheme that solves equations: the largest share over its nets left unconverged."""
     for scheme in dict.fromkeys(record.scheme for record in found.records if record.solver):
         solvers = [record.solver for record in found.records if record.scheme == scheme and record.solver]
-        training, test = (100 * max(getattr(solver, key) or 0 for solver in solvers)
-                          for key in ("training_unconverged_share", "unconverged_share"))
+        training, test = (
+            100 * max(getattr(solver, key) or 0 for solver in solvers)
+            for key in ("training_unconverged_share", "unconverged_share")
+        )
         yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
 
 

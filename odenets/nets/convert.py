@@ -1,4 +1,5 @@
 """A torchvision ResNet read as an ODE network: the same modules, its residual blocks integrated by a scheme."""
+
 from copy import copy
 from itertools import groupby
 
@@ -70,8 +71,9 @@ def convert(model, scheme="explicit", substeps=1):
                 net._modules[name] = twin
                 moved |= {f"{name}.{old}": f"{name}.{new}" for old, new in blocks.items()}
     if not moved:
-        raise InputError(f"nothing to integrate: this {type(model).__name__} has no BasicBlock or Bottleneck without a "
-                         "downsampling shortcut")
+        raise InputError(
+            f"nothing to integrate: this {type(model).__name__} has no BasicBlock or Bottleneck without a downsampling shortcut"
+        )
     net.key_of = {key: _renamed(key, moved) for key in _keys(model)}
     return net
 
@@ -82,13 +84,17 @@ def _check(model):
 
     kind = type(model).__name__
     if not isinstance(model, ResNet):
-        raise InputError(f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; "
-                         "where that wraps one (DataParallel, torch.compile), give the model inside")
+        raise InputError(
+            f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; "
+            "where that wraps one (DataParallel, torch.compile), give the model inside"
+        )
     if stages(model):
         raise InputError(f"this {kind} is converted already; odenets.set_scheme changes its scheme")
     for name in {"forward", "_forward_impl"} & set(vars(model)):
-        raise InputError(f"{name} was replaced on this one {kind} and may run the unconverted network; define it in a "
-                         "subclass of torchvision.models.ResNet instead")
+        raise InputError(
+            f"{name} was replaced on this one {kind} and may run the unconverted network; define it in a "
+            "subclass of torchvision.models.ResNet instead"
+        )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             why = "in training mode: call model.eval() first" if module.training else "without running statistics"
@@ -145,4 +151,4 @@ def _keys(model):
 
 def _renamed(key, moved):
     block = ".".join(key.split(".", 2)[:2])
-    return moved.get(block, block) + key[len(block):]
+    return moved.get(block, block) + key[len(block) :]

@@ -1,4 +1,5 @@
 """What a convolution can do at most."""
+
 import math
 
 import torch

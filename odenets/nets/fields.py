@@ -5,6 +5,7 @@ the flow contracts and no more, so where stability shall matter the field itself
 `mu_bound(y)`: a proven upper bound of mu_2 at the state y. GroupNorm's Jacobian grows as 1/std(y), so that blocks with it
 have a bound at each state only; the antisymmetric and the gradient-flow field do without, and theirs holds everywhere.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -23,16 +24,25 @@ def _norm_relu(channels):
 
 def basic_layers(inputs, outputs, stride=1):
     """GroupNorm-ReLU-conv3x3, twice, no biases; the stride sits on the first convolution."""
-    return nn.Sequential(*_norm_relu(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-                         *_norm_relu(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False))
+    return nn.Sequential(
+        *_norm_relu(inputs),
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        *_norm_relu(outputs),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+    )
 
 
 def bottleneck_layers(inputs, outputs, stride=1, expansion=4):
     """GroupNorm-ReLU-conv, three times, 1x1, 3x3, 1x1; the stride sits on the 3x3."""
     width = outputs // expansion
-    return nn.Sequential(*_norm_relu(inputs), nn.Conv2d(inputs, width, 1, bias=False),
-                         *_norm_relu(width), nn.Conv2d(width, width, 3, stride, 1, bias=False),
-                         *_norm_relu(width), nn.Conv2d(width, outputs, 1, bias=False))
+    return nn.Sequential(
+        *_norm_relu(inputs),
+        nn.Conv2d(inputs, width, 1, bias=False),
+        *_norm_relu(width),
+        nn.Conv2d(width, width, 3, stride, 1, bias=False),
+        *_norm_relu(width),
+        nn.Conv2d(width, outputs, 1, bias=False),
+    )
 
 
 class Block(nn.Module):
@@ -178,9 +188,12 @@ class GradientFlow(nn.Module):
 
 
 # name: (module, {parameter: (default, highest value)}); no parameter may be negative.
-FIELDS = {"residual": (Block, {}), "damped": (Damped, {"rate": (0.5, math.inf)}),
-          "antisymmetric": (Antisymmetric, {"shift": (0.1, math.inf), "slope": (0.1, 1.0)}),
-          "gradient_flow": (GradientFlow, {})}
+FIELDS = {
+    "residual": (Block, {}),
+    "damped": (Damped, {"rate": (0.5, math.inf)}),
+    "antisymmetric": (Antisymmetric, {"shift": (0.1, math.inf), "slope": (0.1, 1.0)}),
+    "gradient_flow": (GradientFlow, {}),
+}
 
 
 @dataclass(frozen=True)

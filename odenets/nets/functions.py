@@ -1,4 +1,5 @@
 """Fields as functions: what a stage hands to its scheme."""
+
 from functools import partial
 from itertools import chain
 
@@ -28,8 +29,9 @@ def as_function(field, n, running, guard):
         current = running or all(tensor is own[name] for name, tensor in _tensors(field))
         slope = (evaluate if current else with_own)(t, y)
         if slope.shape != y.shape:
-            raise InputError(f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the "
-                             f"shape")
+            raise InputError(
+                f"field {n} maps a state of shape {tuple(y.shape)} to {tuple(slope.shape)}; it must keep the shape"
+            )
         return slope
 
     f.autonomous = getattr(field, "autonomous", False)

@@ -1,4 +1,5 @@
 """Fields that write where others read: into the state they are given, or into a slope they returned before."""
+
 import weakref
 from functools import partial
 
@@ -45,8 +46,10 @@ class Guard:
         if wrote or writes is None:
             self.writes[function] = wrote
         if wrote and writes is False:
-            raise InputError("a field wrote into its argument, though it had not before, and the state is lost: use "
-                             "out-of-place operations, or run again, for from now on it gets copies")
+            raise InputError(
+                "a field wrote into its argument, though it had not before, and the state is lost: use "
+                "out-of-place operations, or run again, for from now on it gets copies"
+            )
         self._check_returned()
         self._returned.append((weakref.ref(slope), slope._version))
         return slope
@@ -55,8 +58,10 @@ class Guard:
         # By weak references: a slope that nobody holds may be written to, and must not be kept alive for this.
         self._returned = [(reference, version) for reference, version in self._returned if reference() is not None]
         if any(slope._version != version for reference, version in self._returned if (slope := reference()) is not None):
-            raise InputError("a field wrote into a slope that it had returned before and that the scheme still needs: return a "
-                             "new tensor from each evaluation")
+            raise InputError(
+                "a field wrote into a slope that it had returned before and that the scheme still needs: return a "
+                "new tensor from each evaluation"
+            )
 
 
 class Habits:
@@ -72,8 +77,10 @@ class Habits:
         return Habits, ()  # a copy learns anew
 
     def guard(self, training):
-        """A `Guard` for one pass; under torch.compile, where copies cost nothing, one that knows nothing."""
-        return Guard() if torch.compiler.is_compiling() else Guard(self._writes[training])
+        """A `Guard` for one pass; one that knows nothing under torch.compile, where copies cost nothing, and for
+        torch.jit.trace, whose passes shall not differ."""
+        fresh = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return Guard() if fresh else Guard(self._writes[training])
 
 
 def _uncounted(y):

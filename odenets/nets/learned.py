@@ -1,4 +1,5 @@
 """Stages whose integration is trained along with the weights: opt-in, since a scheme of the catalogue has no parameters."""
+
 import torch
 from torch import nn
 

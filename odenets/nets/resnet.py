@@ -1,4 +1,5 @@
 """The paper's residual networks, built of ODE stages: pre-activation, GroupNorm(1, C), images in [0, 1] taken as they are."""
+
 from torch import nn
 
 from odenets.nets.fields import Transition, basic_layers, bottleneck_layers, get_field
@@ -23,12 +24,24 @@ class ODEResNet(nn.Module):
         stem_width, stem_stride: Channels of the stem, and of how many pixels along each axis it keeps one.
     """
 
-    def __init__(self, layers, depths, widths, num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual",
-                 stem_width=16, stem_stride=1):
+    def __init__(
+        self,
+        layers,
+        depths,
+        widths,
+        num_classes=10,
+        in_channels=3,
+        scheme="explicit",
+        substeps=1,
+        field="residual",
+        stem_width=16,
+        stem_stride=1,
+    ):
         super().__init__()
         field = get_field(field)
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, stem_width, 3, stem_stride, 1, bias=False),
-                                  nn.GroupNorm(1, stem_width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, stem_width, 3, stem_stride, 1, bias=False), nn.GroupNorm(1, stem_width), nn.ReLU()
+        )
         blocks, inputs = [], stem_width
         for index, (depth, width) in enumerate(zip(depths, widths)):
             stride = 1 if index == 0 else 2
@@ -38,8 +51,9 @@ class ODEResNet(nn.Module):
             blocks.append(ODEStage([field.build(layers, width) for _ in range(depth)], scheme, substeps=substeps))
             inputs = width
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(nn.GroupNorm(1, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                                  nn.Linear(inputs, num_classes))
+        self.head = nn.Sequential(
+            nn.GroupNorm(1, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)
+        )
 
     def forward(self, x):
         """Logits (B, num_classes) of images (B, in_channels, H, W) in [0, 1]."""
@@ -71,5 +85,10 @@ def ode_resnet_small_stride2(num_classes=10, in_channels=3, scheme="explicit", s
     return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps, field, stem_stride=2)
 
 
-MODELS = {"small": ode_resnet_small, "small-stride2": ode_resnet_small_stride2, "resnet18": ode_resnet18,
-          "resnet34": ode_resnet34, "resnet50": ode_resnet50}
+MODELS = {
+    "small": ode_resnet_small,
+    "small-stride2": ode_resnet_small_stride2,
+    "resnet18": ode_resnet18,
+    "resnet34": ode_resnet34,
+    "resnet50": ode_resnet50,
+}

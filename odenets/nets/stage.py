@@ -1,4 +1,5 @@
 """A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
+
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -67,8 +68,10 @@ class ODEStage(nn.Module):
             with torch.inference_mode(False), torch.no_grad():  # where writes to a tensor are counted
                 return self.forward(y, trajectory, guesses)
         if self.scheme.looks_at_values and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            raise InputError(f"{self.scheme} looks at values to see when it is done, which torch.export and torch.jit.trace do "
-                             "not record: take an explicit scheme, ie_skip, or implicit_euler(fixed=true) and the like")
+            raise InputError(
+                f"{self.scheme} looks at values to see when it is done, which torch.export and torch.jit.trace do "
+                "not record: take an explicit scheme, ie_skip, or implicit_euler(fixed=true) and the like"
+            )
         self._refuse_impure_fields()
         y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]
@@ -121,12 +124,16 @@ class ODEStage(nn.Module):
         for name, module in self.fields.named_modules() if self.scheme.iterates else ():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_mean is None:
-                raise InputError(f"field {name} is a {type(module).__name__} without running statistics: each sample would "
-                                 f"depend on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm")
+                raise InputError(
+                    f"field {name} is a {type(module).__name__} without running statistics: each sample would "
+                    f"depend on its neighbours, so {self.scheme} cannot solve with it: use GroupNorm"
+                )
             tracking = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
             if module.training and (batch_norm or tracking or isinstance(module, nn.modules.dropout._DropoutNd)):
-                raise InputError(f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
-                                 f"state alone, so {self.scheme} cannot solve with it: call eval() or use GroupNorm")
+                raise InputError(
+                    f"field {name} is a {type(module).__name__} in training mode, which is not a function of the "
+                    f"state alone, so {self.scheme} cannot solve with it: call eval() or use GroupNorm"
+                )
 
 
 class _Function(nn.Module):

@@ -1,4 +1,5 @@
 """Warm starts: solves that begin where the last pass ended. The guesses belong to a caller; modules keep no state."""
+
 import torch
 from torch import nn
 

@@ -1,4 +1,5 @@
 """Adaptive step sizes, of each sample its own. The steps taken depend on the input, so attack gradients may be masked."""
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from odenets.errors import InputError
 from odenets.schemes.embedded import PAIRS
 from odenets.schemes.scheme import Scheme, combine
+from odenets.solve.krylov import as_rows
 from odenets.solve.precision import solving
 from odenets.solve.transforms import dual_level, mapping, transforming
 
@@ -61,8 +63,10 @@ class Adaptive(Scheme):
     def step(self, f, t, y, h, gradient="exact", record=None):
         """Integrate from t to t + h; see `Scheme.step`. The sizes of the accepted steps go to `record`."""
         if mapping():
-            raise InputError("adaptive chooses its steps from the data, which torch.func.vmap hides: call the stage on a batch "
-                             "(B, ...), which it integrates sample by sample, or use a scheme with fixed steps")
+            raise InputError(
+                "adaptive chooses its steps from the data, which torch.func.vmap hides: call the stage on a batch "
+                "(B, ...), which it integrates sample by sample, or use a scheme with fixed steps"
+            )
         with solving(y, self):
             if not len(y):
                 return y + h * f(t, y)
@@ -114,17 +118,21 @@ class Adaptive(Scheme):
                 y = y[0] if self.coupled else y
                 return y, [AcceptedSteps(None if self.coupled else n, tuple(taken)) for n, taken in enumerate(sizes)]
             if bool((steps <= 4 * torch.finfo(real).eps * times.abs().clamp_min(abs(float(h)))).any()):
-                raise InputError(f"adaptive: the step size fell below rounding at t = {float(times[0]):.3g}, in {len(rows)} of "
-                                 f"{len(y)} walks: the field is not finite there, or too stiff for an explicit pair; choose an "
-                                 "implicit scheme")
+                raise InputError(
+                    f"adaptive: the step size fell below rounding at t = {float(times[0]):.3g}, in {len(rows)} of "
+                    f"{len(y)} walks: the field is not finite there, or too stiff for an explicit pair; choose an "
+                    "implicit scheme"
+                )
             if not pair.reuses_slope:
                 first = slope(times, state)
-        raise InputError(f"adaptive: {MAX_STEPS} steps do not reach the end with rtol={self.rtol:g}, atol={self.atol:g}; choose "
-                         "larger tolerances, or an implicit scheme")
+        raise InputError(
+            f"adaptive: {MAX_STEPS} steps do not reach the end with rtol={self.rtol:g}, atol={self.atol:g}; choose "
+            "larger tolerances, or an implicit scheme"
+        )
 
     def _ratio(self, error, before, after):
         """(rows,) root mean square of the local error over its tolerance; a step is accepted up to 1."""
-        error, before, after = (part.detach().flatten(1).abs() for part in (error, before, after))
+        error, before, after = (as_rows(part.detach()).abs() for part in (error, before, after))
         return (error / (self.atol + self.rtol * torch.maximum(before, after))).square().mean(1).sqrt()
 
     def _first_step(self, pair, slope, times, y, first, h):
@@ -144,8 +152,10 @@ class Adaptive(Scheme):
         from torchdiffeq import odeint
 
         if transforming() or dual_level():
-            raise InputError(f"adaptive(method={self.method}) runs in torchdiffeq, whose steps have no rules for torch.func or "
-                             f"forward-mode derivatives; choose from {', '.join(PAIRS)}")
+            raise InputError(
+                f"adaptive(method={self.method}) runs in torchdiffeq, whose steps have no rules for torch.func or "
+                f"forward-mode derivatives; choose from {', '.join(PAIRS)}"
+            )
         real = torch.empty(0, dtype=y.dtype).real.dtype
         times = torch.stack([torch.as_tensor(v, dtype=real, device=y.device) for v in (t, t + h)])
         ends, accepted = [], []
@@ -181,9 +191,11 @@ def _asked(f, coupled):
         try:
             return torch.func.vmap(each)(times, states)
         except (RuntimeError, ValueError) as refusal:
-            raise InputError("adaptive asks the field at another time for each sample, through torch.func.vmap, which refuses: "
-                             f"{str(refusal).splitlines()[0]} Say `autonomous = True` where it does not depend on t, or use "
-                             "adaptive(coupled=true)") from refusal
+            raise InputError(
+                "adaptive asks the field at another time for each sample, through torch.func.vmap, which refuses: "
+                f"{str(refusal).splitlines()[0]} Say `autonomous = True` where it does not depend on t, or use "
+                "adaptive(coupled=true)"
+            ) from refusal
 
     return slope
 
@@ -193,7 +205,7 @@ def _column(values, like):
 
 
 def _rms(v):
-    return v.flatten(1).abs().square().mean(1).sqrt()
+    return as_rows(v).abs().square().mean(1).sqrt()
 
 
 class _Observed:

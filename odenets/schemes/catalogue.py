@@ -1,4 +1,5 @@
 """Every scheme by name: `get_scheme` reads a spec, `list_schemes` lists the real names."""
+
 import inspect
 
 from odenets.schemes.adaptive import Adaptive

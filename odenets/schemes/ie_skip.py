@@ -10,6 +10,7 @@ Two flaws of the authors' code are not repeated here. The sign of theta f(y) in 
 the correction raises the residual of the implicit equation. And the bottleneck net corrects with another function than f,
 random and frozen in part: of nine slots of weights that the correction should share with the block, two are never shared.
 """
+
 from dataclasses import dataclass
 from functools import partial
 
@@ -95,6 +96,7 @@ def _residual_and_pullback(f, t, state, base, h, exact):
     """
     if torch.compiler.is_exporting():
         from torch.fx.experimental.proxy_tensor import make_fx  # here: it brings sympy
+
         return make_fx(partial(_by_autograd, f, t, h=h), _allow_non_fake_inputs=True)(state, base)(state, base)
     if transforming():
         slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)

@@ -3,6 +3,7 @@
 Rosenbrock methods solve linear systems with I - gamma h J by GMRES, the exponential Euler method applies phi_1(h J) by Arnoldi;
 both from products with J alone.
 """
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -66,6 +67,7 @@ class KrylovScheme(Scheme, ABC):
 
     def solve(self, f, t, y, weight, rhs, gradient, record):
         """x with (I - weight J) x = rhs, J = df/dy at (t, y)."""
+
         def apply(x, y):
             return x - weight * jacobian_products(lambda y: f(t, y), y)[0](x)
 

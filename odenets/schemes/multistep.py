@@ -3,6 +3,7 @@
 Each starts up with a one-step scheme, whose error of order h^2 leaves the order of the whole unchanged. Where the fields
 change from block to block, the history crosses over: that is what these schemes mean for a residual network.
 """
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ class TwoStep(Scheme, ABC):
                 y, first = self.start(f, t, y, h, gradient, record)
                 history.append(first)
             return y
+
         return step
 
     def step(self, f, t, y, h, gradient="exact", record=None):
@@ -146,7 +148,9 @@ class BDF2(TwoStep, SolvingScheme):
         def advance(record, y, base):
             def compute(solve):
                 return solve_stages(solve, f, [t + h], [[weight]], [base], y, h)[0]
+
             return self.state(compute, lambda: base + weight * h * f(t, y), gradient, record)
+
         return self.in_pieces(advance, record, y, base)
 
     def characteristic(self, z):

@@ -1,4 +1,5 @@
 """Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
+
 from dataclasses import dataclass, field
 
 from odenets.schemes.scheme import GRADIENTS, combine
@@ -79,6 +80,7 @@ class RungeKutta(SolvingScheme):
 
         def advance(record, y):
             return self.state(lambda solve: self._walk(f, t, y, h, solve), lambda: y + h * f(t, y), gradient, record)
+
         return self.in_pieces(advance, record, y)
 
     def _walk(self, f, t, y, h, solve=None):

@@ -1,4 +1,5 @@
 """What every scheme offers, to the integrator, to the stability analysis and to the tests."""
+
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 

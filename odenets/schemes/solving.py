@@ -5,6 +5,7 @@ roots that begins at y for h = 0 and is followed to h, where it gets there witho
 it where the step is easy; where it is not, they may land anywhere, and `solver=continuation` follows the path. Source: Hairer &
 Wanner II (1996), section IV.14, on existence and uniqueness.
 """
+
 from abc import ABC
 from dataclasses import dataclass, fields
 
@@ -62,6 +63,7 @@ class SolvingScheme(Scheme, ABC):
             predictor: () -> the explicit predictor, whose backward is the detached gradient.
             gradient, record: As in `Scheme.step`.
         """
+
         def increment(equations, base, floor):
             def solve(guess, scale):
                 return self.solve(lambda z, base: equations(z, base + z), guess, (base,), scale, floor)
@@ -75,8 +77,9 @@ class SolvingScheme(Scheme, ABC):
             with torch.no_grad():
                 stages = base + increment(equations, base.detach(), floor)
             # Differentiated at the stages, not at the increments: they are what the next step saves anyway.
-            return implicit_function(lambda stages, base: equations(stages - base, stages), stages, (base,), self.tol,
-                                     self.max_iterations, record)
+            return implicit_function(
+                lambda stages, base: equations(stages - base, stages), stages, (base,), self.tol, self.max_iterations, record
+            )
 
         if gradient != "detached":
             return compute(exact if gradient == "exact" else unrolled)

@@ -2,6 +2,7 @@
 
 Knows numpy and nothing else. The nodes c and the stability function R are derived from A and b, never stored.
 """
+
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
@@ -17,6 +18,7 @@ TOLERANCE = 1e-9  # far above the rounding of a coefficient, far below any typin
 @cache
 def rooted_trees(order):
     """All rooted trees with `order` vertices, each the sorted tuple of its subtrees (Butcher 1963)."""
+
     def forests(vertices, largest):
         # Multisets of trees with `vertices` vertices in all, in non-increasing order so that each appears once.
         if vertices == 0:
@@ -47,6 +49,7 @@ def order_defects(A, b, order):
 
     Source: Hairer, Norsett, Wanner I (1993), theorem II.2.13.
     """
+
     def weights(tree):
         return prod((A @ weights(branch) for branch in tree), start=np.ones(len(b)))
 
@@ -153,6 +156,7 @@ class Tableau:
     @cached_property
     def plan(self):
         """The `Block`s of stages in order, in plain numbers: what a step goes through."""
+
         def plain(rows):
             return tuple(tuple(map(float, row)) for row in rows)
 
@@ -216,4 +220,4 @@ class Tableau:
         """The limit of R(z) for |z| -> infinity."""
         P, Q = self.stability_polynomials
         degree = np.flatnonzero(np.abs(Q) > TOLERANCE)[-1]
-        return P[degree] / Q[degree] if not (np.abs(P[degree + 1:]) > TOLERANCE).any() else np.inf
+        return P[degree] / Q[degree] if not (np.abs(P[degree + 1 :]) > TOLERANCE).any() else np.inf

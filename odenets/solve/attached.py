@@ -3,6 +3,7 @@
 A transform wraps tensors; rules for derivatives run where some of the wrappers are suspended or over. The root, the residual
 and the samples pass through `torch.autograd.Function`s, which torch unwraps; what a field holds in its closure does not.
 """
+
 import torch
 from torch._functorch.autograd_function import WrappedCtx
 from torch._functorch.utils import unwrap_dead_wrappers
@@ -67,11 +68,15 @@ class _Attached(torch.autograd.Function):
         if g is None or not ctx.backwards:
             return g, None, None, None, *ctx.unused
         if ctx.equation.maps_closure and ctx.maps != _restored(ctx):
-            raise RuntimeError("the field holds tensors that torch.func.vmap maps over, and the gradient is taken outside the "
-                               "transforms around that vmap: take it with torch.func.grad or jacrev of the mapped function")
+            raise RuntimeError(
+                "the field holds tensors that torch.func.vmap maps over, and the gradient is taken outside the "
+                "transforms around that vmap: take it with torch.func.grad or jacrev of the mapped function"
+            )
         if ctx.level == 0 and torch.is_grad_enabled():
-            raise RuntimeError("torch.autograd differentiates an implicit step under a transform of torch.func once; for "
-                               "create_graph=True use torch.autograd alone, or torch.func.grad, vjp or jvp for all derivatives")
+            raise RuntimeError(
+                "torch.autograd differentiates an implicit step under a transform of torch.func once; for "
+                "create_graph=True use torch.autograd alone, or torch.func.grad, vjp or jvp for all derivatives"
+            )
         z, *samples = unwrap_dead_wrappers(ctx.saved_tensors)
         return None, ctx.equation.lowered().solve(z, samples, -g, True), None, None, *ctx.unused
 

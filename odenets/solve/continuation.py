@@ -1,4 +1,5 @@
 """The root that is connected to the state: continuation in the step size."""
+
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,7 @@ class Continuation(Solver):
 
     def __call__(self, residual, guess, samples=(), scale=None, floor=0.0):
         """See `Solver.__call__`; of `guess` only the shape matters, for the path begins at 0."""
+
         def path(z, s, *samples):
             s = _column(s, z)
             return (1 - s) * z + s * residual(z, *samples)

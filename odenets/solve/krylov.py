@@ -1,4 +1,5 @@
 """Batched linear algebra for implicit steps: matrix-free Jacobian products and GMRES, each row a system of its own."""
+
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,11 @@ class Solution(NamedTuple):
 
     def over_maps(self):
         """The same figures without wrappers of torch.func, the worst of each sample over what vmap maps over."""
-        return self._replace(converged=over_maps(self.converged, torch.all), residual=over_maps(self.residual, torch.amax),
-                             iterations=over_maps(self.iterations, torch.amax))
+        return self._replace(
+            converged=over_maps(self.converged, torch.all),
+            residual=over_maps(self.residual, torch.amax),
+            iterations=over_maps(self.iterations, torch.amax),
+        )
 
 
 def check_settings(tol, max_iterations, on_failure):
@@ -200,4 +204,4 @@ class Exponential(torch.autograd.Function):
 def _derivative_of_exponential(A, E):
     unit = power_of_two(E.flatten(1))[:, :, None]
     block = torch.cat([torch.cat([A, E / unit], 2), torch.cat([torch.zeros_like(A), A], 2)], 1)
-    return Exponential.apply(block)[:, :len(A[0]), len(A[0]):] * unit
+    return Exponential.apply(block)[:, : len(A[0]), len(A[0]) :] * unit

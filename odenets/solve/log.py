@@ -1,4 +1,5 @@
 """What the solves of one pass through a stage leave behind, and where they start."""
+
 import torch
 
 from odenets.solve.krylov import Solution
@@ -20,7 +21,7 @@ class Guesses:
         if self.known is None:
             return torch.zeros_like(base), None
         increments, scale = self.known[len(self._ends.get(first, ()))]
-        return increments[first:first + len(base)], scale[first:first + len(base)]
+        return increments[first : first + len(base)], scale[first : first + len(base)]
 
     def end(self, solution, first):
         """Note where a solve of the rows from `first` on ended."""

@@ -4,6 +4,7 @@ A solver is a frozen configuration. Calling it runs one shared driver (stopping,
 statistics) around the method's own rule for the next step, a generator. All of them expect residuals of the form
 z - g(z), whose Jacobian is not far from the identity, and start from a plain fixed-point step.
 """
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -90,8 +91,9 @@ class Solver(ABC):
             z, r, floor = z / units[0], r / units[0], floor / units[0][:, 0]
             norm, scale = row_norm(r.detach()), None if scale is None else scale / units[0][:, 0]
             if not everywhere(torch.isfinite(norm)):
-                raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the "
-                                 "input")
+                raise InputError(
+                    "the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input"
+                )
         scale, whole = norm if scale is None else scale, units
         target = self.tol * scale + floor
         best_z, best, active = z, norm, norm > target
@@ -110,8 +112,14 @@ class Solver(ABC):
                 if n < self.max_iterations:
                     step = method.send(Iterate(z, r, flat, None))
             # Without a branch that depends on data there is no change of units: what may leave the range is not converged.
-            return Solution(best_z.view(guess.shape), (best <= target) & sound, relative(best, scale),
-                            torch.full_like(iterations, self.max_iterations), 1.0 + self.max_iterations, scale=scale)
+            return Solution(
+                best_z.view(guess.shape),
+                (best <= target) & sound,
+                relative(best, scale),
+                torch.full_like(iterations, self.max_iterations),
+                1.0 + self.max_iterations,
+                scale=scale,
+            )
 
         for n in range(1, self.max_iterations + 1):
             alive = len(active) * float(bare(active).double().mean()) if mapped else int(active.sum())
@@ -157,9 +165,11 @@ def failure_sentence(converged, residual, solver):
     converged, residual = over_maps(converged, torch.all), over_maps(residual, torch.amax)
     failed = (~converged).nonzero()[:, 0].tolist()
     shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
-    return (f"{len(failed)} of {len(converged)} samples did not reach tol={solver.tol:g} in {solver.max_iterations} iterations "
-            f"(samples {shown}; worst relative residual {residual.max():.2g}): raise max_iterations, take more substeps, or "
-            f"use another solver")
+    return (
+        f"{len(failed)} of {len(converged)} samples did not reach tol={solver.tol:g} in {solver.max_iterations} iterations "
+        f"(samples {shown}; worst relative residual {residual.max():.2g}): raise max_iterations, take more substeps, or "
+        f"use another solver"
+    )
 
 
 def _select(keep, *tensors):
@@ -195,7 +205,7 @@ class Anderson(Solver):
             if iterate.keep is not None:
                 r, step = _select(iterate.keep, r, step)
                 differences = [_select(iterate.keep, *pair) for pair in differences]
-            differences = [*differences, (step, iterate.r - r)][-self.memory:]
+            differences = [*differences, (step, iterate.r - r)][-self.memory :]
             r = iterate.r
             dz, dr = (torch.stack(vectors, 1) for vectors in zip(*differences))
             # Columns scaled to norm 1, then a ridge at rounding level: dr loses rank as the iteration converges.

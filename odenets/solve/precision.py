@@ -3,6 +3,7 @@
 In bfloat16 a residual is rounded to 0.4 % of the state: it may vanish far from the root, or never fall below a tolerance of
 1e-3 though the root is near. Either way its norm says nothing, so no solve computes in it.
 """
+
 from contextlib import nullcontext
 
 import torch
@@ -29,8 +30,10 @@ def solving(y, what):
 def check_precision(y, what):
     """Refuse to solve in a dtype in which a residual means nothing."""
     if y.dtype in LOW:
-        raise InputError(f"{what} cannot solve in {y.dtype}, where the rounding of a residual hides whether it vanishes: give "
-                         "it float32 or float64; an ODEStage does so by itself")
+        raise InputError(
+            f"{what} cannot solve in {y.dtype}, where the rounding of a residual hides whether it vanishes: give "
+            "it float32 or float64; an ODEStage does so by itself"
+        )
 
 
 def precise(scheme, y, fields):
@@ -80,5 +83,7 @@ def _precise(field, n, scheme):
 
 
 def _sentence(n, scheme, what):
-    return (f"field {n} {what}: {scheme} computes in float32 or float64, whatever the network around it does, and so must its "
-            "fields: make their tensors parameters or buffers of a module, which are converted, and convert no state in them")
+    return (
+        f"field {n} {what}: {scheme} computes in float32 or float64, whatever the network around it does, and so must its "
+        "fields: make their tensors parameters or buffers of a module, which are converted, and convert no state in them"
+    )

@@ -3,6 +3,7 @@
 With residual(z(p), p) = 0, dz = -J^-1 (d residual/dp) dp. A backward pass is the solve J^T u = -g and the product
 (d residual/dp)^T u. To differentiate it again, u is the root of J^T u + g, and the product is taken at a root with derivatives.
 """
+
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd.graph import get_gradient_edge
@@ -87,9 +88,11 @@ class _Equation:
 
     def lowered(self):
         """The same, for rules of derivatives under transforms."""
+
         def residual(*tensors):
             with Lowered():
                 return self.residual(*tensors)
+
         return _Equation(residual, self.tol, self.max_iterations, self.record)
 
     def root(self, value, samples, without=None):
@@ -105,12 +108,15 @@ class _Equation:
 
     def linear(self, x, z, samples, b, transposed, without=None):
         """The same for a solution x found before: the root of J x - b is an implicit function too."""
+
         def residual(x, b, z, *samples):
             return jacobian_products(lambda z: self.residual(z, *samples), z)[transposed](x) - b
+
         return _Equation(residual, self.tol, self.max_iterations, self.record).root(x, (b, z, *samples), without)
 
     def gmres(self, product, b):
         """x with product(x) = b."""
+
         def apply(v):
             return product(v.view(b.shape)).reshape(v.shape)
 
@@ -138,8 +144,10 @@ class _Graph:
         The graph at hand stands at a constant root, so the residual is recorded again, at one with derivatives.
         """
         if self.hidden:
-            raise RuntimeError("an implicit step is differentiated again, but its field holds a computed tensor that "
-                               "only an autograd.Function in it uses: pass it through a torch function first")
+            raise RuntimeError(
+                "an implicit step is differentiated again, but its field holds a computed tensor that "
+                "only an autograd.Function in it uses: pass it through a torch function first"
+            )
         equation, again, gate = self.equation, torch.is_grad_enabled(), _Gate()
         with torch.enable_grad():
             z = equation.root(self.z, self.samples)
@@ -199,8 +207,10 @@ class _ImplicitFunction(torch.autograd.Function):
         if g is None:  # a pass that a closed gate has stopped
             return None, None, None, *(None for _ in ctx.graph.inputs)
         if torch._C._functorch.is_legacy_batchedtensor(g):
-            raise RuntimeError("torch.autograd's batched gradients (is_grads_batched=True, vectorize=True) do not pass through "
-                               "an implicit step; torch.func.jacrev, jacfwd, hessian and vmap do")
+            raise RuntimeError(
+                "torch.autograd's batched gradients (is_grads_batched=True, vectorize=True) do not pass through "
+                "an implicit step; torch.func.jacrev, jacfwd, hessian and vmap do"
+            )
         u = -ctx.graph.solve_transposed(g)
         if torch.is_grad_enabled() or dual_level():
             return None, None, None, *ctx.graph.gradients(u, g)

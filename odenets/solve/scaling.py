@@ -2,6 +2,7 @@
 
 Scaling by a power of two is exact: where nothing left the range, a result is the same bit for bit.
 """
+
 import torch
 
 

@@ -1,4 +1,5 @@
 """Which differentiation is under way around a call: the one place that asks torch's internals."""
+
 from contextlib import contextmanager
 
 import torch

@@ -1,4 +1,5 @@
 """What the attacks along a gradient share: starts, targets, restarts, and images that leave once they have fallen."""
+
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,8 +38,10 @@ class Images:
 def in_parts(x, y, threat, indices, batch_size):
     """`Images` of a few rows each, copies of what the user gave in a precision that can represent the ball."""
     work = x.detach().to(working_precision(threat, x), copy=True)
-    return [Images(x_part, y_part, None, part, threat, x.dtype)
-            for x_part, y_part, part in split(batch_size, work, y.clone(), indices)]
+    return [
+        Images(x_part, y_part, None, part, threat, x.dtype)
+        for x_part, y_part, part in split(batch_size, work, y.clone(), indices)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +72,17 @@ def look(net, objective, point, images, differentiate=True):
     else:
         gradient = input_gradient(loss, image, own, logits)
         if gradient is None:
-            raise InputError("the logits do not depend on the images as far as autograd can see: nothing to attack along; "
-                             "square and noise need no gradient")
+            raise InputError(
+                "the logits do not depend on the images as far as autograd can see: nothing to attack along; "
+                "square and noise need no gradient"
+            )
     logits, loss = logits.detach(), loss.detach()
     wrong = logits.argmax(1) != images.y
     if differentiate:
         gradient = _usable(gradient, wrong).to(point.dtype)
-    return Look(wrong, loss, loss if images.target is None else margin(logits, images.y), gradient,
-                image.detach().to(point.dtype))
+    return Look(
+        wrong, loss, loss if images.target is None else margin(logits, images.y), gradient, image.detach().to(point.dtype)
+    )
 
 
 def _usable(gradient, wrong):
@@ -89,8 +95,9 @@ def _usable(gradient, wrong):
     return gradient.masked_fill(~rows(found, gradient), 0.0)
 
 
-def ascend(net, x, y, threat, climb, loss, restarts=1, targets=None, random_start=True, generator=None, indices=None,
-           batch_size=512):
+def ascend(
+    net, x, y, threat, climb, loss, restarts=1, targets=None, random_start=True, generator=None, indices=None, batch_size=512
+):
     """Run `climb` on all images from each start and towards each target, until an image falls.
 
     Args:
@@ -140,5 +147,6 @@ def _classes(net, images, targets):
 def start(threat, images, base):
     """A perturbation for each image, (B, ...), uniform in the ball."""
     x = images.x
-    return torch.stack([threat.random_start(x.shape[1:], generator, x.dtype)
-                        for generator in generators(images.indices, base)]).to(x.device)
+    return torch.stack(
+        [threat.random_start(x.shape[1:], generator, x.dtype) for generator in generators(images.indices, base)]
+    ).to(x.device)

@@ -1,4 +1,5 @@
 """Auto-PGD: projected gradient ascent with momentum that chooses the sizes of its steps, each image its own."""
+
 from functools import partial
 from math import ceil
 
@@ -11,8 +12,20 @@ from stability.attacks.threats import confine, rows
 MOMENTUM, RISING = 0.75, 0.75  # alpha and rho of the paper
 
 
-def apgd(net, x, y, threat, steps=100, loss="cross_entropy", restarts=1, targets=None, random_start=True, generator=None,
-         indices=None, batch_size=512):
+def apgd(
+    net,
+    x,
+    y,
+    threat,
+    steps=100,
+    loss="cross_entropy",
+    restarts=1,
+    targets=None,
+    random_start=True,
+    generator=None,
+    indices=None,
+    batch_size=512,
+):
     """Auto-PGD, images that have fallen leaving the batch.
 
     Steps start at 2 * epsilon. At checkpoints an image's step is halved, and it goes back to its best point, where too few of
@@ -33,8 +46,20 @@ def apgd(net, x, y, threat, steps=100, loss="cross_entropy", restarts=1, targets
     Source: Croce & Hein (2020), Reliable evaluation of adversarial robustness, algorithm 1 and section 3.
     """
     check_count("steps", steps)
-    return ascend(net, x, y, threat, partial(_climb, threat=threat, steps=steps), loss, restarts, targets, random_start,
-                  generator, indices, batch_size)
+    return ascend(
+        net,
+        x,
+        y,
+        threat,
+        partial(_climb, threat=threat, steps=steps),
+        loss,
+        restarts,
+        targets,
+        random_start,
+        generator,
+        indices,
+        batch_size,
+    )
 
 
 def checkpoints(steps):
@@ -68,8 +93,9 @@ def _climb(look, point, images, safe, threat, steps):
         if not bool(kept.all()):
             images = images[kept]
             alive, point, previous, gradient, top, uphill, size, rises, halved, loss, highest, mark = (
-                values[kept] for values in (alive, point, previous, gradient, top, uphill, size, rises, halved, loss,
-                                            highest, mark))
+                values[kept]
+                for values in (alive, point, previous, gradient, top, uphill, size, rises, halved, loss, highest, mark)
+            )
             if not len(alive):
                 break
         if step in checks:

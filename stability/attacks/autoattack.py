@@ -1,4 +1,5 @@
 """The reference AutoAttack behind the signature of our attacks; it needs the package pyautoattack (extra [autoattack])."""
+
 import logging
 import sys
 from contextlib import contextmanager
@@ -39,17 +40,21 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
     try:
         from pyautoattack import AutoAttack
     except ImportError:
-        raise MissingExtra("AutoAttack needs the package pyautoattack: pip install \"odenets[autoattack]\"") from None
+        raise MissingExtra('AutoAttack needs the package pyautoattack: pip install "odenets[autoattack]"') from None
     x = check_images(x, y)
     check_count("batch_size", batch_size)
     if x.dim() != 4 or x.dtype != torch.float32:
-        raise InputError(f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}; of "
-                         "fewer bits it would find images outside the ball: there apgd and square are its attacks")
+        raise InputError(
+            f"AutoAttack takes float32 images (B, channels, height, width), got {x.dtype} {tuple(x.shape)}; of "
+            "fewer bits it would find images outside the ball: there apgd and square are its attacks"
+        )
     if not isinstance(threat, Linf | L2):
         raise InputError(f"AutoAttack is given Linf or L2, got {threat!r}")
     if version not in VERSIONS or (version == "custom") != (attacks is not None):
-        raise InputError(f"version must be one of {', '.join(VERSIONS)}, and custom goes with attacks; got {version!r} with "
-                         f"attacks {attacks}")
+        raise InputError(
+            f"version must be one of {', '.join(VERSIONS)}, and custom goes with attacks; got {version!r} with "
+            f"attacks {attacks}"
+        )
     generator = given_or_new(generator)
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     devices = [x.device] if x.device.type == "cuda" else []
@@ -58,8 +63,15 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
         with torch.no_grad():
             logits = net(x[:1])
         check_logits(logits, y[:1])
-        reference = AutoAttack(net, norm=type(threat).__name__, eps=threat.epsilon, version=version, seed=seed, device=x.device,
-                               attacks=None if attacks is None else list(attacks))
+        reference = AutoAttack(
+            net,
+            norm=type(threat).__name__,
+            eps=threat.epsilon,
+            version=version,
+            seed=seed,
+            device=x.device,
+            attacks=None if attacks is None else list(attacks),
+        )
         _aim(reference, logits.shape[1])
         if configure is not None:
             configure(reference)
@@ -69,8 +81,10 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
 def _aim(reference, classes):
     """No more targets than wrong classes: the package would index beyond them."""
     if classes < 4 and {"apgd-t", "fab-t"} & {*reference.attacks_to_run}:
-        raise InputError(f"AutoAttack's targeted attacks need 4 classes, the logits have {classes}; choose "
-                         "version=\"custom\" with attacks such as apgd-ce, square")
+        raise InputError(
+            f"AutoAttack's targeted attacks need 4 classes, the logits have {classes}; choose "
+            'version="custom" with attacks such as apgd-ce, square'
+        )
     for attack in (reference.apgd_targeted, reference.fab):
         attack.n_target_classes = min(attack.n_target_classes, classes - 1)
 
@@ -82,6 +96,7 @@ def _undisturbed():
     Any forward pass that differentiates, as that of ie_skip does, sets that warning off, and from then on any other does
     until the process ends. The audit tells what it wants to know.
     """
+
     def relevant(record):
         return "dynamic defense" not in record.getMessage()
 

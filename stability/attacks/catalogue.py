@@ -2,6 +2,7 @@
 
 Adding an attack is one frozen dataclass here and its place in `ATTACKS`; command lines, plans and tables follow.
 """
+
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -110,8 +111,21 @@ class PGD(Attack):
 
     def __call__(self, net, x, y, threat, generator=None, indices=None):
         """See `Attack`."""
-        return pgd(net, x, y, threat, self.steps, self.relative_step * threat.epsilon / self.steps, self.loss, self.restarts,
-                   self.random_start, generator, indices, momentum=self.momentum, targets=self.targets or None)
+        return pgd(
+            net,
+            x,
+            y,
+            threat,
+            self.steps,
+            self.relative_step * threat.epsilon / self.steps,
+            self.loss,
+            self.restarts,
+            self.random_start,
+            generator,
+            indices,
+            momentum=self.momentum,
+            targets=self.targets or None,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +142,9 @@ class APGD(Attack):
 
     def __call__(self, net, x, y, threat, generator=None, indices=None):
         """See `Attack`."""
-        return apgd(net, x, y, threat, self.steps, self.loss, self.restarts, self.targets or None, generator=generator,
-                    indices=indices)
+        return apgd(
+            net, x, y, threat, self.steps, self.loss, self.restarts, self.targets or None, generator=generator, indices=indices
+        )
 
 
 @dataclass(frozen=True)
@@ -182,8 +197,11 @@ def list_attacks():
 
 def shorthands():
     """How attacks can be named for short, N being a whole number: for help and messages."""
-    return [f"{attack.name}{'N' * bool(attack.count)}{word}" for attack in ATTACKS.values()
-            for word in ("", *(f"-{word}" for word in attack.words))]
+    return [
+        f"{attack.name}{'N' * bool(attack.count)}{word}"
+        for attack in ATTACKS.values()
+        for word in ("", *(f"-{word}" for word in attack.words))
+    ]
 
 
 def get_attack(spec):
@@ -210,11 +228,14 @@ def get_attack(spec):
     else:
         raise InputError(f"unknown attack {spec!r}; choose from {_choice()}")
     if attack.package and find_spec(attack.package[0]) is None:
-        raise MissingExtra(f"the attack {attack.name} needs the package {attack.package[0]}: "
-                           f"pip install \"odenets[{attack.package[1]}]\"")
+        raise MissingExtra(
+            f'the attack {attack.name} needs the package {attack.package[0]}: pip install "odenets[{attack.package[1]}]"'
+        )
     return attack
 
 
 def _choice():
-    return f"{', '.join(shorthands())}, N being a number of steps, queries or draws, such as pgd20, or a spec such as " \
-           "pgd(steps=20,loss=margin)"
+    return (
+        f"{', '.join(shorthands())}, N being a number of steps, queries or draws, such as pgd20, or a spec such as "
+        "pgd(steps=20,loss=margin)"
+    )

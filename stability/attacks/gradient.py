@@ -7,6 +7,7 @@ An attack computes in float32 at least, the network in whatever it likes: images
 and each time the network is shown an image of their own dtype that lies in the ball around the one given. That very image is
 what is judged and returned.
 """
+
 from functools import partial
 from numbers import Real
 
@@ -35,8 +36,23 @@ def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
         return torch.cat(parts)
 
 
-def pgd(net, x, y, threat, steps=20, step_size=None, loss="cross_entropy", restarts=1, random_start=True,
-        generator=None, indices=None, batch_size=512, momentum=0.0, targets=None, keep="best"):
+def pgd(
+    net,
+    x,
+    y,
+    threat,
+    steps=20,
+    step_size=None,
+    loss="cross_entropy",
+    restarts=1,
+    random_start=True,
+    generator=None,
+    indices=None,
+    batch_size=512,
+    momentum=0.0,
+    targets=None,
+    keep="best",
+):
     """Projected gradient ascent on the loss, images that have fallen leaving the batch.
 
     Args:

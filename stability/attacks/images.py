@@ -1,4 +1,5 @@
 """What every attack asks of a network, images and labels, and the noise that belongs to an image."""
+
 import inspect
 from contextlib import contextmanager
 
@@ -21,8 +22,10 @@ def check_images(x, y):
     low, high = (float(value) for value in x.detach().aminmax())
     excess = max(-low, high - 1)
     if not excess <= ROUNDING:
-        raise InputError(f"images must lie in [0, 1], got [{low:.9g}, {high:.9g}], {excess:.3g} beyond (up to "
-                         f"{ROUNDING:g} counts as rounding and is clipped): put the normalisation into the model")
+        raise InputError(
+            f"images must lie in [0, 1], got [{low:.9g}, {high:.9g}], {excess:.3g} beyond (up to "
+            f"{ROUNDING:g} counts as rounding and is clipped): put the normalisation into the model"
+        )
     if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64 or y.device != x.device:
         found = f"{y.dtype} {tuple(y.shape)} on {y.device}" if isinstance(y, torch.Tensor) else type(y).__name__
         raise InputError(f"labels must be int64, one for each of the {len(x)} images and on their device, got {found}")
@@ -62,8 +65,9 @@ def identities(indices, x):
     """(B,) on the host, the identity of each image: `indices`, or by default its position."""
     indices = torch.arange(len(x)) if indices is None else torch.as_tensor(indices).cpu()
     if indices.shape != (len(x),) or indices.dtype.is_floating_point:
-        raise InputError(f"indices must be whole numbers, one for each of the {len(x)} images, got {indices.dtype} "
-                         f"{tuple(indices.shape)}")
+        raise InputError(
+            f"indices must be whole numbers, one for each of the {len(x)} images, got {indices.dtype} {tuple(indices.shape)}"
+        )
     return indices
 
 

@@ -1,4 +1,5 @@
 """The judge of attacks: it alone projects, evaluates again and counts."""
+
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,8 +81,7 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         moved = _held(_returned(name, attack(net, x[alive], y[alive], **given), x[alive]), x[alive], threat)
         wrong, doubtful = _judged(judge, net, moved, y[alive], batch_size)
         best[alive], untrusted[alive], broken_by[alive[wrong]] = moved, doubtful, index
-    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, (*before, *(name for name, _ in pairs)),
-                     question)
+    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, (*before, *(name for name, _ in pairs)), question)
 
 
 def _question(x, y, threat):
@@ -97,8 +97,9 @@ def _taken_up(state, x, question):
     if not isinstance(state, WorstCase):
         raise InputError(f"state must be a WorstCase, got {type(state).__name__}; WorstCase(**loaded) makes one of its vars()")
     if state.question != question:
-        raise InputError("the state is of other images, other labels or another threat than those given: its survivors have "
-                         "not met this one")
+        raise InputError(
+            "the state is of other images, other labels or another threat than those given: its survivors have not met this one"
+        )
     return (*(values.to(x.device, copy=True) for values in (state.broken_by, state.untrusted, state.x_adv)), state.names)
 
 

@@ -3,6 +3,7 @@
 With a target (B,), a wrong class for each image, they grow as the logits move towards that class. Logits of -inf are classes
 that a mask has taken away: losses look at those that are left. Where there is a way up for an image none of them is flat.
 """
+
 from math import log
 
 import torch
@@ -58,8 +59,10 @@ def dlr(logits, y, target=None):
     """
     needed = 3 if target is None else 4
     if logits.shape[1] < needed:
-        raise InputError(f"the loss dlr needs {needed} classes{'' if target is None else ' with a target'}, "
-                         f"the logits have {logits.shape[1]}; choose margin")
+        raise InputError(
+            f"the loss dlr needs {needed} classes{'' if target is None else ' with a target'}, "
+            f"the logits have {logits.shape[1]}; choose margin"
+        )
     ordered = logits.topk(needed, dim=1)[0]
     spread = ordered[:, 0] - ordered[:, 2:].mean(1)
     gap, unit, least = margin(logits, y, target), torch.finfo(logits.dtype).eps, torch.finfo(logits.dtype).tiny ** 0.5

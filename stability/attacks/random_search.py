@@ -1,4 +1,5 @@
 """Attacks that look at logits alone, never at a gradient: noise, and the Square attack."""
+
 from functools import partial
 
 import torch
@@ -39,8 +40,19 @@ def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=No
     def draw(generator, shape, dtype):
         return (threat.random_start if where == "ball" else threat.random_edge)(shape, generator, dtype)
 
-    return _search(net, x, y, threat, draws, draw, lambda *arguments: draw(*arguments)[None],
-                   lambda query, drawn, delta: drawn, generator, indices, batch_size)
+    return _search(
+        net,
+        x,
+        y,
+        threat,
+        draws,
+        draw,
+        lambda *arguments: draw(*arguments)[None],
+        lambda query, drawn, delta: drawn,
+        generator,
+        indices,
+        batch_size,
+    )
 
 
 def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=None, batch_size=512):
@@ -87,8 +99,10 @@ def _search(net, x, y, threat, queries, start, draw, propose, generator, indices
     check_count("batch_size", batch_size)
     indices, (base,) = identities(indices, x), seeds(generator, 1)
     with evaluating(net), torch.inference_mode(False), torch.no_grad():
-        found = [_part(told(net), part, threat, queries, start, draw, propose, base)
-                 for part in in_parts(x, y, threat, indices, batch_size)]
+        found = [
+            _part(told(net), part, threat, queries, start, draw, propose, base)
+            for part in in_parts(x, y, threat, indices, batch_size)
+        ]
     return torch.cat(found).to(x.dtype)
 
 
@@ -179,7 +193,8 @@ def _tiles(epsilon, generator, shape, dtype):
     tiles = _signs(drawn[1:])[..., None, None] * turned  # (channels, down, across, side, side)
     delta, top, left = torch.zeros(shape, dtype=dtype), (height - side * down) // 2, (width - side * across) // 2
     delta[:, top : top + side * down, left : left + side * across] = tiles.transpose(2, 3).reshape(
-        channels, side * down, side * across)
+        channels, side * down, side * across
+    )
     return epsilon * delta / delta.norm()
 
 
@@ -188,8 +203,10 @@ def _move_mass(side, drawn, delta, epsilon):
     tiny = torch.finfo(delta.dtype).tiny
     count, channels = delta.shape[:2]
     every, steps = torch.arange(count, device=delta.device)[:, None, None], torch.arange(side, device=delta.device)
-    taken, given = ((every, slice(None), row[:, None, None] + steps[:, None], column[:, None, None] + steps)
-                    for row, column in (_corner(drawn[:, :2], side, delta), _corner(drawn[:, 2:4], side, delta)))
+    taken, given = (
+        (every, slice(None), row[:, None, None] + steps[:, None], column[:, None, None] + steps)
+        for row, column in (_corner(drawn[:, :2], side, delta), _corner(drawn[:, 2:4], side, delta))
+    )
     held = torch.zeros_like(delta)
     held[taken] = delta[taken]
     held[given] = delta[given]

@@ -1,4 +1,5 @@
 """Threat models: which perturbations of an image are allowed, in pixel units of images in [0, 1]."""
+
 from dataclasses import dataclass, replace
 from numbers import Real
 

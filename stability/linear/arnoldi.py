@@ -3,6 +3,7 @@
 Sources: Saad (2011), Numerical Methods for Large Eigenvalue Problems, chapter 6; Stewart (2001), A Krylov-Schur algorithm
 for large eigenproblems, SIAM J. Matrix Anal. Appl. 23.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ class Krylov:
         for j in range(self.m, m):
             w = self._product(j)
             size = w.norm(dim=1)
-            w, self.H[:, :j + 1, j] = self._orthogonalise(w, j + 1, size)
+            w, self.H[:, : j + 1, j] = self._orthogonalise(w, j + 1, size)
             rest = w.norm(dim=1)
             if j + 1 == self.n:
                 break  # the space is full: what is left is rounding
@@ -116,14 +117,14 @@ class Krylov:
 
     def hessenberg(self):
         """(B, m + 1, m), H as a host array in float64, in units of `unit`."""
-        return self.H[:, :self.m + 1, :self.m].double().cpu().numpy()
+        return self.H[:, : self.m + 1, : self.m].double().cpu().numpy()
 
     def select(self, rows, apply):
         """Keep the samples `rows`, in rising order; `apply` is their operator."""
         for place, row in enumerate(rows.tolist()):
             if place != row:  # in place: there may be no memory for a second basis
                 self.V[place], self.H[place] = self.V[row], self.H[row]
-        self.apply, self.V, self.H, self.unit = apply, self.V[:len(rows)], self.H[:len(rows)], self.unit[rows]
+        self.apply, self.V, self.H, self.unit = apply, self.V[: len(rows)], self.H[: len(rows)], self.unit[rows]
 
     def restart(self, Z, T, b):
         """Shrink to the basis V Z, on which A is T, with coupling b to the next vector."""

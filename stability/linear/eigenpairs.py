@@ -4,6 +4,7 @@ A full basis is cut down to the wanted half of its Schur vectors and grown again
 difficulty; a basis as large as the space is exact. A sample that has converged leaves the batch. Source: Stewart (2001),
 SIAM J. Matrix Anal. Appl. 23.
 """
+
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -99,8 +100,9 @@ def _leading(operator, rows, like, n, search):
             Q = _orthonormal(found.X[here], found.theta[group])
             krylov = Krylov(operator(rows[here]), like, len(group), n, limit, unit[here])
             krylov.deflate(Q, passes)
-            again = _iterated(krylov, operator, rows[here], search._replace(max_products=search.max_products - spent),
-                              min(limit, p + 20), p)
+            again = _iterated(
+                krylov, operator, rows[here], search._replace(max_products=search.max_products - spent), min(limit, p + 20), p
+            )
             deepest = max(deepest, krylov.products)
             del krylov
             key, key_before = (_key(theta, search.which) for theta in (again.theta, found.theta[group]))
@@ -117,8 +119,16 @@ def _leading(operator, rows, like, n, search):
     vectors = torch.complex(*found.X.split(k, 1)) if search.vectors else None
     settled = torch.from_numpy(found.settled)
     converged = (residuals <= tol) & (settled[:, None] | (torch.arange(k) == 0))
-    return Spectrum(torch.from_numpy(found.theta) * unit, residuals, torch.from_numpy(found.size) * unit, converged, settled,
-                    found.steps, spent + more, vectors)
+    return Spectrum(
+        torch.from_numpy(found.theta) * unit,
+        residuals,
+        torch.from_numpy(found.size) * unit,
+        converged,
+        settled,
+        found.steps,
+        spent + more,
+        vectors,
+    )
 
 
 @dataclass
@@ -144,8 +154,14 @@ def _iterated(krylov, operator, rows, search, m, locked=0):
     k, tol, count, n, eps = search.k, search.tol, len(rows), krylov.n, torch.finfo(krylov.V.dtype).eps
     limit = krylov.V.shape[1] - 1
     X = krylov.V.new_zeros(count, 2 * k, n)
-    found = _Found(np.zeros((count, k), complex), np.zeros((count, k)), X, torch.full((count,), limit), np.zeros(count, bool),
-                   np.zeros(count, bool))
+    found = _Found(
+        np.zeros((count, k), complex),
+        np.zeros((count, k)),
+        X,
+        torch.full((count,), limit),
+        np.zeros(count, bool),
+        np.zeros(count, bool),
+    )
     pending = torch.arange(count)
     wanted = _wanted_symmetric if search.symmetric else _wanted
     while True:
@@ -196,8 +212,10 @@ def _widths(theta):
 def _orthonormal(X, theta):
     """(B, p, n) rows spanning what the eigenvectors X of rows of equal `_widths` span."""
     k = theta.shape[1]
-    rows = [[i for j in range(k) for i in ([j] if value[j].imag == 0 else [j, k + j] if value[j].imag > 0 else [])]
-            for value in theta]
+    rows = [
+        [i for j in range(k) for i in ([j] if value[j].imag == 0 else [j, k + j] if value[j].imag > 0 else [])]
+        for value in theta
+    ]
     chosen = torch.stack([x[row] for x, row in zip(X, rows)])
     return torch.linalg.qr(chosen.mT)[0].mT
 
@@ -211,7 +229,7 @@ def _wanted(h, k, which, p):
     for i in np.argsort(-key, kind="stable"):
         width = 1 if imaginary[i] == 0 else 2
         if imaginary[i] >= 0 and width <= free:
-            chosen[i:i + width] = 1
+            chosen[i : i + width] = 1
             free -= width
     if p < m:
         T, Z, *_ = lapack.dtrsen(chosen, T, Z, job="N", lwork=m, liwork=1)

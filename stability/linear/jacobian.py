@@ -2,6 +2,7 @@
 
 Knows plain callables only. A stage of a network is one; so is the field of a block at a fixed time.
 """
+
 import warnings
 from functools import cache
 
@@ -62,7 +63,7 @@ class _Jacobian(LinearOperator):
             return self._columns(product, V.real) + 1j * self._columns(product, V.imag)
         parts = []
         for start in range(0, V.shape[1], self.chunk):
-            rows = torch.as_tensor(np.ascontiguousarray(V[:, start:start + self.chunk].T)).to(self.y)
+            rows = torch.as_tensor(np.ascontiguousarray(V[:, start : start + self.chunk].T)).to(self.y)
             count, apply = self.last.get(product, (0, None))
             if count != len(rows):  # a Krylov method asks for one column after the other: one evaluation of f for all
                 apply = product(self.f, repeated(self.y, len(rows)))
@@ -90,8 +91,8 @@ def dense_jacobians(f, y, rows=256):
     apply, J = reverse_product(f, repeated(y, count)), y.new_empty(len(y), n, n)
     for start in range(0, n, count):
         start = min(start, n - count)  # the last rows once more rather than another graph
-        units = torch.eye(n, dtype=y.dtype, device=y.device)[start:start + count].repeat(len(y), 1)
-        J[:, start:start + count] = apply(units).reshape(len(y), count, n)
+        units = torch.eye(n, dtype=y.dtype, device=y.device)[start : start + count].repeat(len(y), 1)
+        J[:, start : start + count] = apply(units).reshape(len(y), count, n)
     return J
 
 
@@ -168,6 +169,7 @@ def _double_reverse(f, y, refusal):
 
 @cache
 def load_decompositions():
+    """Load what torch needs for forward-mode products, without its warning."""
     # The first forward-mode product loads TorchScript, whose deprecation warning is none of our caller's business.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -175,10 +177,12 @@ def load_decompositions():
 
 
 def check_state(y):
+    """Refuse what is no batch of states: a wrong type, no entries, NaN or Inf."""
     # Half precision has no digits to spare for a Krylov basis: values would come out that mean nothing.
     if not isinstance(y, torch.Tensor) or y.dtype not in (torch.float32, torch.float64) or y.dim() < 1:
-        raise InputError("y must be a floating-point tensor (B, ...), float32 or float64, got "
-                         f"{getattr(y, 'dtype', type(y).__name__)}")
+        raise InputError(
+            f"y must be a floating-point tensor (B, ...), float32 or float64, got {getattr(y, 'dtype', type(y).__name__)}"
+        )
     if y.numel() == 0:
         raise InputError(f"y has no entries: its shape is {tuple(y.shape)}")
     if not bool(torch.isfinite(y).all()):
@@ -189,22 +193,28 @@ def _check_value(value, y):
     if value.shape != y.shape:
         raise InputError(f"f maps a state of shape {tuple(y.shape)} to {tuple(value.shape)}; it must keep the shape")
     if value.dtype != y.dtype:
-        raise InputError(f"f maps a state of {y.dtype} to {value.dtype}; it must keep the dtype: convert the state or the "
-                         "net, as in net.double()")
+        raise InputError(
+            f"f maps a state of {y.dtype} to {value.dtype}; it must keep the dtype: convert the state or the "
+            "net, as in net.double()"
+        )
     if not bool(torch.isfinite(value).all()):
         raise InputError("f gives NaN or Inf at y")
 
 
 def check_mode(f):
+    """Refuse a BatchNorm in training mode, which mixes the samples of a batch."""
     normed = f.modules() if isinstance(f, torch.nn.Module) else []
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in normed):
         raise InputError("f holds a BatchNorm in training mode, which mixes the samples of a batch; call eval() on it")
 
 
 def check_independence(reverse, y):
+    """Refuse a map whose value at sample 0 depends on other samples."""
     if len(y) > 1:
         v = torch.zeros_like(y).reshape(len(y), -1)
         v[0] = direction(v.shape[1], 0).to(v)
         if bool(reverse(v)[1:].any()):
-            raise InputError("f mixes the samples of a batch: sample 0 of its value depends on other samples of y (a "
-                             "BatchNorm in training mode does so; call eval() on it)")
+            raise InputError(
+                "f mixes the samples of a batch: sample 0 of its value depends on other samples of y (a "
+                "BatchNorm in training mode does so; call eval() on it)"
+            )

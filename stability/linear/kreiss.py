@@ -1,4 +1,5 @@
 """The Kreiss constant: how large e^{tJ} or the powers of J become before the eigenvalues have their say."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, de
 
     Returns:
         A `Kreiss`. The supremum is sought on a grid and improved by local searches from its best points. Up to
-        `dense_limit` it is enclosed then: no peak that is more than 1 % higher is overlooked (`stability.linear.levels`), down to a
+        `dense_limit` it is enclosed then: no peak that is more than 1 % higher is overlooked (see levels.py), down to a
         distance from the threshold, relative to the norm, of the root of the rounding unit. Beyond, a bound from below.
 
     Raises:
@@ -62,8 +63,10 @@ def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, de
     threshold = torch.as_tensor(float(disc) if threshold is None else threshold, dtype=torch.float64).cpu()
     allowed = threshold.isfinite() & (threshold > (0 if disc else -torch.inf))
     if threshold.shape not in ((), (len(y),)) or not bool(allowed.all()):
-        raise InputError(f"threshold must be finite{' and above 0' if disc else ''}, one number or one for each of the "
-                         f"{len(y)} samples, got {threshold.tolist()}")
+        raise InputError(
+            f"threshold must be finite{' and above 0' if disc else ''}, one number or one for each of the "
+            f"{len(y)} samples, got {threshold.tolist()}"
+        )
     readers, exact = resolvent_readers(f, y, dimension, dense_limit)
     closest = torch.finfo(y.dtype).eps ** 0.5  # distance, relative to the norm, below which rounding decides
     found = []
@@ -71,10 +74,18 @@ def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, de
         J = dense_jacobians(f, sample)[0].double().cpu().numpy() if exact else None
         found.append(_constant(*reader, disc, w, closest, J))
     values, points, bounds = zip(*found)
-    kind = ("dense matrix; supremum by grid and local search, enclosed by level sets" if exact else
-            "lower bound: Arnoldi's rectangular Hessenberg matrix; supremum by grid and local search")
-    return Kreiss(torch.tensor(values, dtype=torch.float64), torch.tensor(points, dtype=torch.complex128),
-                  torch.tensor(bounds, dtype=torch.float64), exact, kind)
+    kind = (
+        "dense matrix; supremum by grid and local search, enclosed by level sets"
+        if exact
+        else "lower bound: Arnoldi's rectangular Hessenberg matrix; supremum by grid and local search"
+    )
+    return Kreiss(
+        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(points, dtype=torch.complex128),
+        torch.tensor(bounds, dtype=torch.float64),
+        exact,
+        kind,
+    )
 
 
 def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
@@ -109,8 +120,13 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
     def climbed(s, t):
         bounds = ((np.log(low / size), np.log(high / size)), (0, np.pi if disc else np.inf))
         start = [np.clip(value, *between) for value, between in zip((s, t), bounds)]
-        found = minimize(lambda x: -float(gain(*x)), start, method="Nelder-Mead", bounds=bounds,
-                         options={"xatol": 1e-7, "fatol": 1e-12, "maxfev": 400})
+        found = minimize(
+            lambda x: -float(gain(*x)),
+            start,
+            method="Nelder-Mead",
+            bounds=bounds,
+            options={"xatol": 1e-7, "fatol": 1e-12, "maxfev": 400},
+        )
         return -found.fun, complex(at(*found.x))
 
     best = 0.0, complex(np.inf)  # the limit at infinity is 1

@@ -8,6 +8,7 @@ bound all between them: intervals of d are halved until no bound is above what w
 Sources: Byers (1988), SIAM J. Sci. Stat. Comput. 9; Boyd & Balakrishnan (1990), Syst. Control Lett. 15; Genin, Stefan, Van
 Dooren (1999) for the circle; Mitchell (2020), SIAM J. Sci. Comput. 42, for such certificates of Kreiss constants.
 """
+
 import heapq
 
 import numpy as np

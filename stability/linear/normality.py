@@ -1,4 +1,5 @@
 """Departure from normality: how little the eigenvalues of a Jacobian say about its powers and its exponential."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +60,22 @@ def departure_from_normality(f, y, probes=32, generator=None, dense_limit=512):
     if n <= dense_limit:
         found = (torch.tensor(part, dtype=torch.float64) for part in zip(*[_dense(f, sample) for sample in y.split(1)]))
         henrici, commutator, frobenius = found
-        return Departure(henrici, commutator, torch.zeros_like(commutator), frobenius, torch.zeros_like(frobenius), True,
-                         "exact: dense matrix")
+        return Departure(
+            henrici,
+            commutator,
+            torch.zeros_like(commutator),
+            frobenius,
+            torch.zeros_like(frobenius),
+            True,
+            "exact: dense matrix",
+        )
     generator = given_or_new(generator)
     signs = torch.randint(2, (probes, n), generator=generator, device=generator.device).to(y) * 2 - 1
     # What a chunk holds: a probe, its images and those of the graph are few vectors for each sample.
     parts = [_estimate(f, part, signs) for part in y.split(max(1, MEMORY // (16 * n * y.element_size())))]
-    return Departure(None, *(torch.cat(part) for part in zip(*parts)), False,
-                     f"estimate: {probes} random probes, with standard errors")
+    return Departure(
+        None, *(torch.cat(part) for part in zip(*parts)), False, f"estimate: {probes} random probes, with standard errors"
+    )
 
 
 def _dense(f, y):

@@ -1,4 +1,5 @@
 """The numerical range (field of values) of Jacobians: where Rayleigh quotients lie, eigenvalues among them."""
+
 import math
 from dataclasses import dataclass
 
@@ -66,11 +67,14 @@ def numerical_range(f, y, angles=32, tol=None, dense_limit=512, dimension=None, 
     half, place = np.unique(abs(wrapped).round(14), return_inverse=True)
     exact = n <= dense_limit
     solve = _dense if exact else _lanczos
-    found = [solve(f, y[i:i + 1], half, tol, dimension, max_products, memory) for i in range(len(y))]
+    found = [solve(f, y[i : i + 1], half, tol, dimension, max_products, memory) for i in range(len(y))]
     points, support, outer, converged = (torch.stack(part)[:, place] for part in zip(*found))
     points = torch.where(torch.from_numpy(wrapped < 0), points.conj(), points)
-    kind = ("exact: dense matrix" if exact else
-            "points and support from within; outer by residuals, unless Lanczos missed an eigenvalue")
+    kind = (
+        "exact: dense matrix"
+        if exact
+        else "points and support from within; outer by residuals, unless Lanczos missed an eigenvalue"
+    )
     return NumericalRange(torch.from_numpy(angles), points, support, outer, converged, exact, kind)
 
 

@@ -5,6 +5,7 @@ rectangular Hessenberg matrix of Arnoldi, (z I - J^T) V_m = V_{m+1} (z E - H): t
 that of z I - J^T on a subspace, hence never less than the true one. Sources: Trefethen & Embree (2005), Spectra and
 Pseudospectra; Toh & Trefethen (1996), SIAM J. Sci. Comput. 17.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +99,14 @@ def _krylov(f, y, dimension):
     for part in hessenbergs(f, y, dimension):
         for H in part:
             unit = float(power_of_two(torch.from_numpy(H)[None]))
-            eigenvalues = np.linalg.eigvals(H[:H.shape[1]] / unit).astype(complex) * unit
+            eigenvalues = np.linalg.eigvals(H[: H.shape[1]] / unit).astype(complex) * unit
             smallest = _by_pairs(_singular, torch.from_numpy(H / unit).to(y.device), unit)
             yield eigenvalues, np.linalg.norm(H / unit, 2) * unit, smallest
 
 
 def _by_pairs(smallest, A, unit):
     """`smallest` of A unit at an array of z, once for each conjugate pair: A comes of a real matrix."""
+
     def at(z):
         z = np.asarray(z) / unit
         half, place = np.unique(np.real(z) + 1j * abs(np.imag(z)), return_inverse=True)
@@ -134,11 +136,11 @@ def _triangular(T, z, steps=40, tol=1e-8):
         w = torch.linalg.solve_triangular(R, w, upper=True)[..., 0]
         for _ in range(2):
             c = (Q.conj() @ w[..., None])[..., 0]
-            w, H[:, :j + 1, j] = w - (c[:, None] @ Q)[:, 0], H[:, :j + 1, j] + c
+            w, H[:, : j + 1, j] = w - (c[:, None] @ Q)[:, 0], H[:, : j + 1, j] + c
         rest = torch.linalg.vector_norm(w, dim=1)
         # An eigenvalue at z, or one so near that the solve overflows, is left to the dense values below.
-        usable = torch.isfinite(rest) & torch.isfinite(H[:, :j + 1, j]).all(1)
-        theta, S = torch.linalg.eigh(torch.where(usable[:, None, None], H[:, :j + 1, :j + 1], 0))
+        usable = torch.isfinite(rest) & torch.isfinite(H[:, : j + 1, j]).all(1)
+        theta, S = torch.linalg.eigh(torch.where(usable[:, None, None], H[:, : j + 1, : j + 1], 0))
         done = usable & ((rest * S[:, -1, -1].abs() <= tol * theta[:, -1]) | (j + 1 == n))
         result[pending[done]] = theta[done, -1].rsqrt()
         keep = usable & ~done

@@ -1,4 +1,5 @@
 """Leading singular values of Jacobians, one set for each sample, from products with J and J^T alone."""
+
 import math
 from dataclasses import dataclass
 

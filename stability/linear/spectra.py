@@ -3,6 +3,7 @@
 Eigenvalues are taken of J^T, which has those of J: a product is then one backward pass, three times cheaper than a
 forward-mode one, and possible through every stage. How they are found: `stability.eigenpairs`.
 """
+
 import warnings
 
 import numpy as np
@@ -52,8 +53,9 @@ def ritz_values(f, y, dimension=40):
     They lie in the numerical range; the outermost ones approximate eigenvalues, the inner ones only fill the cloud.
     """
     m = min(dimension, entries(y))
-    return torch.from_numpy(np.concatenate([np.linalg.eigvals(H[:, :m]) for H in hessenbergs(f, y, dimension)])
-                            .astype(np.complex128))
+    return torch.from_numpy(
+        np.concatenate([np.linalg.eigvals(H[:, :m]) for H in hessenbergs(f, y, dimension)]).astype(np.complex128)
+    )
 
 
 def hessenbergs(f, y, dimension):
@@ -77,6 +79,7 @@ def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
 
     Source: Hairer, Norsett, Wanner I (1993), I.10; Soderlind (2006), BIT 46.
     """
+
     def symmetric(rows):
         forward, reverse = forward_product(f, y[rows]), reverse_product(f, y[rows])
         return lambda v: (forward(v) + reverse(v)) / 2
@@ -118,8 +121,12 @@ def _extreme(operator, y, which, tol, dimension, max_products):
     found = leading(operator, y, len(y), n, Search(1, which, tol, dimension, max_products, symmetric=True))
     missed = int((~found.converged).sum())
     if missed:
-        warnings.warn(f"{missed} of {len(y)} samples did not reach tol={tol:g} within {max_products} products (worst "
-                      f"residual {float(found.residuals.max()):.1e}): their values are lower bounds", RuntimeWarning, 3)
+        warnings.warn(
+            f"{missed} of {len(y)} samples did not reach tol={tol:g} within {max_products} products (worst "
+            f"residual {float(found.residuals.max()):.1e}): their values are lower bounds",
+            RuntimeWarning,
+            3,
+        )
     return found.values[:, 0].real.clone()
 
 

@@ -1,4 +1,5 @@
 """Checks of the audit that compare attacks, one function each: a `Case` in, a `Check` out."""
+
 from dataclasses import replace
 from functools import partial
 
@@ -25,11 +26,14 @@ def moved(case, least=0.1, typical=0.5):
     reach = case.threat.size(torch.maximum(x, 1 - x)).clamp_max(case.threat.epsilon)
     used = case.threat.size(found - x) / reach
     still, limit, median = int((used < least).sum()), allowed(0.02, count), float(used.median())
-    return Check("moved", still <= limit and median >= typical,
-                 {"used_median": median, "used_smallest": float(used.min()), "still": still / count},
-                 {"used": least, "used_median": typical, "still": limit / count},
-                 f"of {count} images left standing {still} were moved by less than {least:.0%} of what the ball and the box "
-                 f"allow, the median by {median:.0%}")
+    return Check(
+        "moved",
+        still <= limit and median >= typical,
+        {"used_median": median, "used_smallest": float(used.min()), "still": still / count},
+        {"used": least, "used_median": typical, "still": limit / count},
+        f"of {count} images left standing {still} were moved by less than {least:.0%} of what the ball and the box "
+        f"allow, the median by {median:.0%}",
+    )
 
 
 def more_steps(case):
@@ -46,8 +50,13 @@ def more_steps(case):
         robust -= number
         figures |= {f"robust_{steps}": robust / count, f"found_{steps}": number / count}
     told = ", ".join(f"{steps} steps break {number}" for steps, number in found.items())
-    return Check("more_steps", max(found.values()) <= limit, figures, {"found": limit / count},
-                 f"of {count} images, after PGD with {case.steps} steps: {told} that the shorter ones left standing")
+    return Check(
+        "more_steps",
+        max(found.values()) <= limit,
+        figures,
+        {"found": limit / count},
+        f"of {count} images, after PGD with {case.steps} steps: {told} that the shorter ones left standing",
+    )
 
 
 def other_losses(case):
@@ -57,8 +66,13 @@ def other_losses(case):
     honest, adversarially trained nets it is a few points stronger than cross-entropy.
     """
     count, found, limit = len(case.x), case.broken_by(len(case.many_steps) + 1), allowed(0.05, len(case.x))
-    return Check("other_losses", found <= limit, {"found": found / count}, {"found": limit / count},
-                 f"PGD with the margin loss breaks {found} of {count} images that cross-entropy left standing")
+    return Check(
+        "other_losses",
+        found <= limit,
+        {"found": found / count},
+        {"found": limit / count},
+        f"PGD with the margin loss breaks {found} of {count} images that cross-entropy left standing",
+    )
 
 
 def large_epsilon(case):
@@ -75,9 +89,13 @@ def large_epsilon(case):
     verdict = case.judged([("short", attack()), ("long", attack(steps=100, loss="margin"))], everything)
     robust = int(verdict.robust.sum())
     limit = allowed(0.01, count)
-    return Check(name, robust <= limit,
-                 {"epsilon": everything.epsilon, "robust": robust / count}, {"robust": limit / count},
-                 f"{robust} of {count} images survive PGD at epsilon {everything.epsilon:.3g}, where all is allowed")
+    return Check(
+        name,
+        robust <= limit,
+        {"epsilon": everything.epsilon, "robust": robust / count},
+        {"robust": limit / count},
+        f"{robust} of {count} images survive PGD at epsilon {everything.epsilon:.3g}, where all is allowed",
+    )
 
 
 def _probes(case, count=8):
@@ -103,10 +121,14 @@ def black_box(case):
 
     (found,), count = case.broken_further([("square", before_the_judge(attack, case.batch_size))]), len(case.x)
     limit, left = allowed(0.02, count), int(case.white_box.robust.sum())
-    return Check("black_box", found <= limit, {"found": found / count, "left_by_white_box": left / count},
-                 {"found": limit / count},
-                 f"the Square attack with {case.queries} queries breaks {found} of {left} images that the white-box attacks "
-                 f"left standing, of {count}")
+    return Check(
+        "black_box",
+        found <= limit,
+        {"found": found / count, "left_by_white_box": left / count},
+        {"found": limit / count},
+        f"the Square attack with {case.queries} queries breaks {found} of {left} images that the white-box attacks "
+        f"left standing, of {count}",
+    )
 
 
 def transfer(case):
@@ -129,13 +151,18 @@ def transfer(case):
             except (ValueError, ArithmeticError, AssertionError):  # a scheme that cannot run these weights
                 blown_up.append(str(source))
                 return x
+
         return attack
 
     found = dict(zip(map(str, sources), case.broken_further([(str(source), crafted_on(source)) for source in sources])))
     count, limit = len(case.x), allowed(0.02, len(case.x))
     strongest = max(found, key=found.get)
     without = f"; nothing could be crafted on {', '.join(blown_up)}" if blown_up else ""
-    return Check(name, found[strongest] <= limit and len(blown_up) < len(sources),
-                 {source: number / count for source, number in found.items()}, {"found": limit / count},
-                 f"of {count} images those crafted on {strongest} break {found[strongest]} that the white-box attacks left "
-                 f"standing, on all of {len(sources)} schemes {sum(found.values())}{without}")
+    return Check(
+        name,
+        found[strongest] <= limit and len(blown_up) < len(sources),
+        {source: number / count for source, number in found.items()},
+        {"found": limit / count},
+        f"of {count} images those crafted on {strongest} break {found[strongest]} that the white-box attacks left "
+        f"standing, on all of {len(sources)} schemes {sum(found.values())}{without}",
+    )

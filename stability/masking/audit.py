@@ -1,4 +1,5 @@
 """Is the robustness real, or are the gradients masked? A list of checks, each able to fail."""
+
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +32,31 @@ class Audit:
         return "\n".join(map(str, self.checks))
 
 
-CHECKS = {check.__name__: check for check in (
-    deterministic, zero_gradients, finite_differences, exact_gradient, solver, connected_root, tolerance, moved, more_steps,
-    other_losses, large_epsilon, black_box, transfer)}
+CHECKS = {
+    check.__name__: check
+    for check in (
+        deterministic,
+        zero_gradients,
+        finite_differences,
+        exact_gradient,
+        solver,
+        connected_root,
+        tolerance,
+        moved,
+        more_steps,
+        other_losses,
+        large_epsilon,
+        black_box,
+        transfer,
+    )
+}
 # Cheap ones that differ: the predictor, the accurate flow, the paper's correction. What a net runs itself is left out.
 SOURCES = ("explicit_euler", "rk4", "ie_skip")
 
 
-def audit(net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512, queries=200,
-          sources=SOURCES):
+def audit(
+    net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512, queries=200, sources=SOURCES
+):
     """Look for the marks of masked gradients: a network that only seems robust because attacks are led astray.
 
     Thresholds are shares of the images; a check fails when more images offend than such a share would produce by chance

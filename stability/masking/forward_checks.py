@@ -1,4 +1,5 @@
 """Checks of the audit that look at the forward pass, one function each: a `Case` in, a `Check` out."""
+
 import torch
 
 from odenets import converged, stages, tightened
@@ -33,12 +34,15 @@ def deterministic(case, images=64, limit=1e-3):
         return Check("deterministic", None, {"images": 0}, {}, "no image has all its equations solved")
     moved = {name: int((values > limit).sum()) for name, values in changes.items()}
     most = allowed(0.02, count)
-    return Check("deterministic", max(moved.values()) <= most,
-                 {f"{name}_share": number / count for name, number in moved.items()}
-                 | {f"{name}_largest": float(changes[name].max()) for name in moved},
-                 {"share": most / count, "change": limit},
-                 f"the same image gives other logits when it is evaluated again on {moved['repeated']} of {count} images, "
-                 f"among other images on {moved['other_batch']}")
+    return Check(
+        "deterministic",
+        max(moved.values()) <= most,
+        {f"{name}_share": number / count for name, number in moved.items()}
+        | {f"{name}_largest": float(changes[name].max()) for name in moved},
+        {"share": most / count, "change": limit},
+        f"the same image gives other logits when it is evaluated again on {moved['repeated']} of {count} images, "
+        f"among other images on {moved['other_batch']}",
+    )
 
 
 def solver(case):
@@ -55,17 +59,27 @@ def solver(case):
         own["judged"] = _solved(case, case.white_box.x_adv)
     unsolved = {name: int((~solved).sum()) for name, (solved, _) in own.items()}
     untrusted = int((case.white_box.untrusted & ~own["judged"][0]).sum())  # the others are a matter of `connected_root`
-    residuals = {f"{name}_residual_{kind}": float(pick(values)) for name, (_, values) in own.items()
-                 for kind, pick in (("median", torch.median), ("largest", torch.max))}
+    residuals = {
+        f"{name}_residual_{kind}": float(pick(values))
+        for name, (_, values) in own.items()
+        for kind, pick in (("median", torch.median), ("largest", torch.max))
+    }
     worst, most = max(unsolved["clean"], unsolved["adversarial"]), allowed(0.05, count)
-    return Check("solver", untrusted <= limit and worst <= most,
-                 {"share_unconverged": untrusted / count}
-                 | {f"{name}_share_unconverged": unsolved[name] / count for name in ("clean", "adversarial")} | residuals,
-                 {"share_unconverged": limit / count, "clean_share_unconverged": most / count,
-                  "adversarial_share_unconverged": most / count},
-                 f"{untrusted} of {count} adversarial images have an equation unsolved at tolerance "
-                 f"{JUDGE_TOLERANCE:g}; they count as broken. At the net's own tolerance {unsolved['clean']} clean and "
-                 f"{unsolved['adversarial']} adversarial ones do")
+    return Check(
+        "solver",
+        untrusted <= limit and worst <= most,
+        {"share_unconverged": untrusted / count}
+        | {f"{name}_share_unconverged": unsolved[name] / count for name in ("clean", "adversarial")}
+        | residuals,
+        {
+            "share_unconverged": limit / count,
+            "clean_share_unconverged": most / count,
+            "adversarial_share_unconverged": most / count,
+        },
+        f"{untrusted} of {count} adversarial images have an equation unsolved at tolerance "
+        f"{JUDGE_TOLERANCE:g}; they count as broken. At the net's own tolerance {unsolved['clean']} clean and "
+        f"{unsolved['adversarial']} adversarial ones do",
+    )
 
 
 def connected_root(case):
@@ -82,9 +96,14 @@ def connected_root(case):
     count, most = len(case.x), allowed(0.02, len(case.x))
     moved = {key: int(hanging.sum()) for key, hanging in found.items()}
     shares = {f"{key}_share": number / count for key, number in moved.items()}
-    return Check("connected_root", max(moved.values()) <= most, shares, dict.fromkeys(shares, most / count),
-                 f"the solves of {moved['clean']} of {count} clean and {moved['adversarial']} adversarial images do not end at "
-                 f"the root connected to the state, so that their logits hang on the solver; they count as broken")
+    return Check(
+        "connected_root",
+        max(moved.values()) <= most,
+        shares,
+        dict.fromkeys(shares, most / count),
+        f"the solves of {moved['clean']} of {count} clean and {moved['adversarial']} adversarial images do not end at "
+        f"the root connected to the state, so that their logits hang on the solver; they count as broken",
+    )
 
 
 def tolerance(case, limit=0.02):
@@ -115,9 +134,14 @@ def tolerance(case, limit=0.02):
         thresholds["robust_moved"] = most / count
         passed &= abs(robust - judged) <= most
         robustness = f", and PGD leaves {judged} images standing instead of {robust}"
-    return Check(name, passed, figures, thresholds,
-                 f"at tolerance {JUDGE_TOLERANCE:g} instead of the network's own, {moved} of {count} predictions change, "
-                 f"logits of adversarial images move by {moves['adversarial']:.2g} of their spread{robustness}")
+    return Check(
+        name,
+        passed,
+        figures,
+        thresholds,
+        f"at tolerance {JUDGE_TOLERANCE:g} instead of the network's own, {moved} of {count} predictions change, "
+        f"logits of adversarial images move by {moves['adversarial']:.2g} of their spread{robustness}",
+    )
 
 
 def _change(logits, reference):

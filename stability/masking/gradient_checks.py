@@ -1,4 +1,5 @@
 """Checks of the audit that look at the gradient itself, one function each: a `Case` in, a `Check` out."""
+
 from copy import deepcopy
 from functools import partial
 
@@ -22,8 +23,13 @@ def zero_gradients(case):
     count = len(case.x)
     limit = allowed(0.02, count) / count
     worst = max(shares.values())
-    return Check("zero_gradients", worst <= limit, shares, {"share": limit},
-                 f"{worst:.1%} of the images have no input gradient to follow")
+    return Check(
+        "zero_gradients",
+        worst <= limit,
+        shares,
+        {"share": limit},
+        f"{worst:.1%} of the images have no input gradient to follow",
+    )
 
 
 def finite_differences(case, directions=7, images=64):
@@ -45,6 +51,7 @@ def finite_differences(case, directions=7, images=64):
     # As small as rounding allows: ie_skip jumps at every kink. What is solved to a tolerance rounds more coarsely.
     exact = all(stage.scheme.evaluations is not None for stage in stages(net).values())
     step, limit = (1e-8 if exact else 1e-6, 0.01) if double else (2e-3, 0.1)
+
     @torch.no_grad()
     def value(x):
         return objective(evaluated(net, x), y).double()
@@ -58,8 +65,13 @@ def finite_differences(case, directions=7, images=64):
         signs = [(2 * torch.randint(2, x.shape, generator=generator) - 1).to(x) for _ in range(directions)]
         slopes = torch.stack([value(x + step * d) - value(x - step * d) for d in signs]) / (2 * step)
     if bool(((centre - again).abs() > 100 * torch.finfo(x.dtype).eps * (1 + centre.abs())).any()):
-        return Check(name, False, {"spread": float((centre - again).abs().max())}, {"spread": 0.0},
-                     "the network gives different logits for the same image, so that no gradient is its derivative")
+        return Check(
+            name,
+            False,
+            {"spread": float((centre - again).abs().max())},
+            {"spread": 0.0},
+            "the network gives different logits for the same image, so that no gradient is its derivative",
+        )
     errors = (slopes - torch.stack([(gradient * d).flatten(1).sum(1) for d in signs])).abs()
     # Relative to the larger of the two derivatives, so that a gradient of zero can fail; rounding is given away.
     scale = torch.maximum(gradient.flatten(1).norm(dim=1), slopes.abs().median(0)[0]).clamp_min(1e-300)
@@ -69,11 +81,14 @@ def finite_differences(case, directions=7, images=64):
     if not len(error):
         return Check(name, None, {"images": 0}, {}, "no image has all its equations solved")
     count, median, wrong = len(error), float(error.median()), int((error > limit).sum())
-    return Check(name, wrong <= allowed(0.05, count),
-                 {"median_error": median, "share_wrong": wrong / count, "images": count},
-                 {"error": limit, "share_wrong": allowed(0.05, count) / count},
-                 f"the input gradient is off finite differences by {median:.2g} (median, relative), by more than "
-                 f"{limit:g} on {wrong} of {count} images")
+    return Check(
+        name,
+        wrong <= allowed(0.05, count),
+        {"median_error": median, "share_wrong": wrong / count, "images": count},
+        {"error": limit, "share_wrong": allowed(0.05, count) / count},
+        f"the input gradient is off finite differences by {median:.2g} (median, relative), by more than "
+        f"{limit:g} on {wrong} of {count} images",
+    )
 
 
 def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0.98):
@@ -100,11 +115,16 @@ def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0
     most, shares = allowed(0.05, count), {f"{name}_share_wrong": number / count for name, number in wrong.items()}
     passed = max(wrong.values()) <= most and figures["tolerance_cosine"] >= loose_median
     thresholds = {"tolerance_cosine": loose_median} | dict.fromkeys(shares, most / count)
-    return Check("exact_gradient", passed, figures | shares, thresholds,
-                 f"cosine with the exact gradient below {limit:g} on {wrong['in_use']} of {count} images, medians: in use "
-                 f"{figures['in_use_cosine']:.4f}, detached {figures['detached_cosine']:.4f}, unrolled "
-                 f"{figures['unrolled_cosine']:.4f}; the exact one at the tolerance in use against {JUDGE_TOLERANCE:g}: "
-                 f"{figures['tolerance_cosine']:.4f}, below {loose_limit:g} on {wrong['tolerance']}")
+    return Check(
+        "exact_gradient",
+        passed,
+        figures | shares,
+        thresholds,
+        f"cosine with the exact gradient below {limit:g} on {wrong['in_use']} of {count} images, medians: in use "
+        f"{figures['in_use_cosine']:.4f}, detached {figures['detached_cosine']:.4f}, unrolled "
+        f"{figures['unrolled_cosine']:.4f}; the exact one at the tolerance in use against {JUDGE_TOLERANCE:g}: "
+        f"{figures['tolerance_cosine']:.4f}, below {loose_limit:g} on {wrong['tolerance']}",
+    )
 
 
 def _cosines(a, b):

@@ -1,4 +1,5 @@
 """Which root of an implicit step a network's answer rests on: the one connected to the state, or wherever the solver landed."""
+
 from contextlib import contextmanager
 from dataclasses import replace
 

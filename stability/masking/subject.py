@@ -1,4 +1,5 @@
 """What the checks of the audit share: the `Case` they look at, the `Check` they return, the judge."""
+
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,10 +55,12 @@ class Case:
 
     def plain_attack(self, **settings):
         """The same, on the network as it is set."""
+
         def attack(net, x, y, indices):
             generator = torch.Generator().manual_seed(self.seed)
             settings_ = {"threat": self.threat, "steps": self.steps, "loss": PLAIN, **settings}
             return pgd(net, x, y, generator=generator, indices=indices, batch_size=self.batch_size, **settings_)
+
         return attack
 
     def judged(self, attacks, threat=None, state=None):
@@ -95,10 +98,12 @@ class Case:
 def cold_judge(net, tol=JUDGE_TOLERANCE):
     """A judge for `worst_case`: solves anew to `tol` and trusts an image whose implicit solves all converged, to the roots
     connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer."""
+
     def judge(x):
         with tightened(net, tol):
             logits, solved = evaluated(net, x), converged(net)
             return logits, solved if solved is None else solved & ~off_path(net, x, logits, solved)
+
     return judge
 
 
@@ -126,6 +131,7 @@ def before_the_judge(attack, batch_size=512):
                 given = {"indices": indices[again.to(indices.device)]} if tell else {}
                 adversarial[again] = attack(net, x[again], y[again], **given).detach()
         return adversarial
+
     return on_its_function
 
 

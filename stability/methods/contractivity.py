@@ -1,4 +1,5 @@
 """Whether a Runge-Kutta step inherits from the flow that norms do not grow: what A and b alone decide."""
+
 import numpy as np
 
 ROUNDING = 1e-10  # a sign counts from here on

@@ -6,6 +6,7 @@ it in all of the panel; where that bound is no proof, or they have not decayed, 
 
 Source: Trefethen (2013), Approximation Theory and Approximation Practice, chapters 3, 8 and 18.
 """
+
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
 
@@ -55,11 +56,15 @@ def first_exits(scheme, directions, panel=1.2):
     limit = max(len(ray), MOST_PANELS * len(directions))
     while len(ray):
         if len(ray) > limit:
-            raise InputError(f"R(z) of {scheme} is too rough, or too noisy about |R| = 1, to tell where it leaves the region; "
-                             "it must be accurate to about 1e-12")
+            raise InputError(
+                f"R(z) of {scheme} is too rough, or too noisy about |R| = 1, to tell where it leaves the region; "
+                "it must be accurate to about 1e-12"
+            )
         # In portions: a long method holds all of its stages at all of the nodes.
-        parts = [_examine(scheme, directions, *part) for part in zip(*(np.array_split(v, 1 + len(ray) // 2048)
-                                                                       for v in (ray, left, right)))]
+        parts = [
+            _examine(scheme, directions, *part)
+            for part in zip(*(np.array_split(v, 1 + len(ray) // 2048) for v in (ray, left, right)))
+        ]
         safe, outside = (np.concatenate(part) for part in zip(*parts))
         np.minimum.at(found, ray, outside)
         # What lies behind a point outside is of no interest, nor how |R| grows beyond it.

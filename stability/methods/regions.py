@@ -4,6 +4,7 @@ Whatever has an R(z) is served, so nothing here relies on R being analytic: the 
 |R| larger inside the left half-plane than on its edge, and all of the half-plane is sampled. A tableau, where there is
 one, adds what A and b alone decide: the SSP coefficient, algebraic stability.
 """
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,11 +80,18 @@ def region(scheme, window=None, resolution=401):
             raise InputError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
     real, imaginary = map(float, first_exits(scheme, np.array([-1, 1j]), FINE))
     a_stable = real == imaginary == np.inf and _is_a_stable(scheme)
-    return Region(scheme, real, imaginary, a_stable,
-                  a_stable and _vanishes_at_infinity(scheme), _sector(scheme, real, a_stable),
-                  scheme.tableau and ssp_coefficient(scheme.tableau.A, scheme.tableau.b),
-                  scheme.tableau and is_algebraically_stable(scheme.tableau.A, scheme.tableau.b),
-                  window or _window(scheme), resolution)
+    return Region(
+        scheme,
+        real,
+        imaginary,
+        a_stable,
+        a_stable and _vanishes_at_infinity(scheme),
+        _sector(scheme, real, a_stable),
+        scheme.tableau and ssp_coefficient(scheme.tableau.A, scheme.tableau.b),
+        scheme.tableau and is_algebraically_stable(scheme.tableau.A, scheme.tableau.b),
+        window or _window(scheme),
+        resolution,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +170,14 @@ def largest_stable_step(scheme, eigenvalues, step_size=1.0, rounding=ROUNDING):
     portions = np.array_split(directions, 1 + directions.size // 128)
     steps = np.concatenate([first_exits(scheme, part) for part in portions])[ray] / abs(kept)
     step = steps.min(initial=np.inf)
-    return StableStep(float(step), complex(kept[steps.argmin()]) if step < np.inf else None,
-                      float(modulus(scheme, step_size * eigenvalues).max()),
-                      expanding.size / eigenvalues.size, float(eigenvalues.real.max()),
-                      modulus(scheme, step_size * expanding) / np.exp(step_size * expanding.real))
+    return StableStep(
+        float(step),
+        complex(kept[steps.argmin()]) if step < np.inf else None,
+        float(modulus(scheme, step_size * eigenvalues).max()),
+        expanding.size / eigenvalues.size,
+        float(eigenvalues.real.max()),
+        modulus(scheme, step_size * expanding) / np.exp(step_size * expanding.real),
+    )
 
 
 def _is_a_stable(scheme):

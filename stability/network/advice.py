@@ -1,4 +1,5 @@
 """What makes a network grow by its eigenvalues, and what helps: a remedy is tried in the same terms before it is named."""
+
 import math
 from dataclasses import dataclass
 
@@ -32,8 +33,13 @@ class Modes:
 def modes_of(place, dimension, blocks):
     """The `Modes` of a place, one of so many blocks: a sketch of its eigenvalues, and the extreme ones converged beyond it."""
     f, y, k = place.increment, place.state, min(2, place.state[0].numel())
-    z = torch.cat([ritz_values(f, y, dimension), *(spectrum(f, y, k, which, CLOSE, max_products=4 * dimension).values
-                                                   for which in ("LM", "LR"))], 1)
+    z = torch.cat(
+        [
+            ritz_values(f, y, dimension),
+            *(spectrum(f, y, k, which, CLOSE, max_products=4 * dimension).values for which in ("LM", "LR")),
+        ],
+        1,
+    )
     z = snapped(z.resolve_conj().numpy(), tolerance(y, None)).ravel()
     z = np.where(z.imag < 0, z.conj(), z)
     return Modes(place, z, place.substeps * z.real <= math.log(TOLERABLE) / blocks)
@@ -81,7 +87,7 @@ def _fewest(blocks, modes, **change):
 
 
 def _a_stable(blocks, modes, **change):
-    """"an A-stable scheme such as ..." with one that cures; None if none of those known does."""
+    """ "an A-stable scheme such as ..." with one that cures; None if none of those known does."""
     names = (name for name in A_STABLE if _cures(blocks, modes, scheme=get_scheme(name), **change))
     return next((f"an A-stable scheme such as {name}" for name in names), None)
 
@@ -109,12 +115,16 @@ def advice(blocks, most, broken, unsolved):
     if unsolved:
         lipschitz, substeps = max((norm(block), block.place.substeps) for block in blocks)
         factor = max(2, math.ceil(2 * lipschitz)) if math.isfinite(lipschitz) else 2
-        yield (f"Equations are easy to solve where ||hJ|| < 1/2: try {factor * substeps} substeps, or solver=newton and "
-               "more max_iterations.")
+        yield (
+            f"Equations are easy to solve where ||hJ|| < 1/2: try {factor * substeps} substeps, or solver=newton and "
+            "more max_iterations."
+        )
     if not strained and not expanding and not unsolved:
-        yield ("Nothing grows by its eigenvalues; what grows all the same does so by non-normality: see the norm of a step."
-               if broken is None else
-               "The blocks before that are stable: look at the layers between the stages and at the size of the weights.")
+        yield (
+            "Nothing grows by its eigenvalues; what grows all the same does so by non-normality: see the norm of a step."
+            if broken is None
+            else "The blocks before that are stable: look at the layers between the stages and at the size of the weights."
+        )
 
 
 def _of_the_step(blocks, strained, most):
@@ -145,9 +155,13 @@ def _of_the_field(blocks, expanding, most):
         scheme = _a_stable(blocks, _all, rate=rate)
         more = scheme and f" with {scheme}"
     damped = "" if more is None else f"field='damped(rate={rate:.2g})'{more} or "
-    return _sentence(expanding, most, "modes with Re \u03bb > 0 grow in the flow itself, and no scheme helps there: use a "
-                                      f"field that does not expand, {damped}'gradient_flow', or the log-norm penalty in "
-                                      "training.")
+    return _sentence(
+        expanding,
+        most,
+        "modes with Re \u03bb > 0 grow in the flow itself, and no scheme helps there: use a "
+        f"field that does not expand, {damped}'gradient_flow', or the log-norm penalty in "
+        "training.",
+    )
 
 
 def _sentence(found, most, text):

@@ -1,4 +1,5 @@
 """The dynamics of a network block by block: where h lambda lies, what the scheme makes of it, what a whole step does."""
+
 from dataclasses import dataclass
 
 import torch
@@ -83,12 +84,22 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
         eigenvalues = torch.linalg.eigvals(dense_jacobians(f, y[:dense_samples]).double().cpu())
     has_R, one_step, rounding = scheme.has_R, scheme.one_step, tolerance(y, None)
     return BlockDynamics(
-        place.stage, place.block, place.step_size, place.substeps, ritz,
-        _amplification(scheme, ritz, rounding) if has_R else None, eigenvalues,
+        place.stage,
+        place.block,
+        place.step_size,
+        place.substeps,
+        ritz,
+        _amplification(scheme, ritz, rounding) if has_R else None,
+        eigenvalues,
         _amplification(scheme, eigenvalues, rounding) if has_R and eigenvalues is not None else None,
-        _largest_steps(scheme, ritz, place.step_size, rounding) if has_R else None, log_norm(f, y, tol=NORM_TOL),
-        spectral_norm(f, y, tol=NORM_TOL), _kreiss(f, y[:dense_samples], dimension),
-        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None, _radius(place) if one_step else None, rounding)
+        _largest_steps(scheme, ritz, place.step_size, rounding) if has_R else None,
+        log_norm(f, y, tol=NORM_TOL),
+        spectral_norm(f, y, tol=NORM_TOL),
+        _kreiss(f, y[:dense_samples], dimension),
+        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None,
+        _radius(place) if one_step else None,
+        rounding,
+    )
 
 
 def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1e-6, progress=lambda done, total: None):
@@ -155,8 +166,9 @@ def _kreiss(f, y, dimension):
     values = torch.full((len(y),), torch.nan, dtype=torch.float64)
     if bool(known.any()):
         rows = known.to(y.device)
-        values[known] = kreiss_constant(f, y[rows], threshold=rightmost.values[known, 0].real, dimension=dimension,
-                                        dense_limit=0).values
+        values[known] = kreiss_constant(
+            f, y[rows], threshold=rightmost.values[known, 0].real, dimension=dimension, dense_limit=0
+        ).values
     return values
 
 

@@ -1,4 +1,5 @@
 """Why a network blows up or its equations stay unsolved, in the terms of stability, and what to try."""
+
 import math
 from dataclasses import dataclass
 
@@ -45,12 +46,18 @@ class Explanation:
         if self.stage is None:
             return f"{opening}{' '.join(self.advice)}"
         where = f"Stage {self.stage}, block {self.block} ({self.scheme}, h = {self.step_size:.3g}): "
-        growth = "no R(z), for the steps depend on the data" if self.amplification is None else (
-            f"max |R(h\u03bb)| = {self.amplification:.3g}")
+        growth = (
+            "no R(z), for the steps depend on the data"
+            if self.amplification is None
+            else (f"max |R(h\u03bb)| = {self.amplification:.3g}")
+        )
         if self.amplification not in (None, self.growth):
             growth += f" in a step and {self.growth:.3g} over the block"
-        largest = "" if self.largest_step is None else (
-            f", largest stable h {'unlimited' if self.largest_step == math.inf else f'= {self.largest_step:.2g}'}")
+        largest = (
+            ""
+            if self.largest_step is None
+            else (f", largest stable h {'unlimited' if self.largest_step == math.inf else f'= {self.largest_step:.2g}'}")
+        )
         facts = f"{growth}, rightmost h\u03bb = {_number(self.rightmost)}, ||hJ|| = {self.lipschitz:.3g}{largest}. "
         return f"{opening}{where}{facts}{' '.join(self.advice)}"
 
@@ -76,9 +83,23 @@ def explain(net, x, dimension=40):
     unsolved = None if solved is None else 1 - solved.double().mean().item()
     broken = _first_broken(net, x, along)
     if broken == (along[0].stage, along[0].block):
-        return Explanation(None, None, str(along[0].scheme), None, None, None, None, None, None, "before the first block",
-                           unsolved, ("The state there, or the field, is beyond range: weights or images are. Load an earlier "
-                                      "checkpoint, lower the learning rate, or clip the gradients.",))
+        return Explanation(
+            None,
+            None,
+            str(along[0].scheme),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            "before the first block",
+            unsolved,
+            (
+                "The state there, or the field, is beyond range: weights or images are. Load an earlier "
+                "checkpoint, lower the learning rate, or clip the gradients.",
+            ),
+        )
     sound = along if broken is None else [place for place in along if (place.stage, place.block) < broken]
     blocks = [modes_of(place, dimension, len(sound)) for place in sound]
     most = max(blocks, key=lambda block: (log_growth(block), block.z.real.max()))
@@ -90,8 +111,21 @@ def explain(net, x, dimension=40):
         step = largest_stable_step(place.scheme, z / place.step_size, rounding=0).step
     where = broken and ("behind the last block" if broken[0] == math.inf else f"in stage {broken[0]}, block {broken[1]}")
     over_block = R if place.substeps == 1 and R is not None else times(log_growth(most))
-    return Explanation(place.stage, place.block, str(place.scheme), place.step_size, R, rightmost, largest, step, lipschitz,
-                       where, unsolved, tuple(advice(blocks, most, broken, unsolved)), over_block)
+    return Explanation(
+        place.stage,
+        place.block,
+        str(place.scheme),
+        place.step_size,
+        R,
+        rightmost,
+        largest,
+        step,
+        lipschitz,
+        where,
+        unsolved,
+        tuple(advice(blocks, most, broken, unsolved)),
+        over_block,
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 """How perturbations grow along a network: measured, as the linearised steps say, and as R(h J) of each block says."""
+
 from dataclasses import dataclass
 from functools import partial
 
@@ -109,6 +110,7 @@ def _linearised(field):
         v, y = pair.unbind(1)
         image = torch.func.jvp(lambda y: evaluate(t, y), (y.detach(),), (v,))[1]
         return torch.stack([image, torch.zeros_like(v)], 1)
+
     return f
 
 

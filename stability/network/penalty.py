@@ -1,4 +1,5 @@
 """A penalty on the logarithmic norm, for training: fields that do not expand are those where a stable scheme can matter."""
+
 import torch
 
 from stability.errors import InputError
@@ -25,8 +26,9 @@ def log_norm_penalty(net, x, target=0.0, iterations=6):
         ValueError: See `places`; iterations < 1.
     """
     found = places(net, x)
-    return torch.stack([(log_norm_estimate(place.slope, place.state, iterations) - target).clamp_min(0).mean()
-                        for place in found]).mean()
+    return torch.stack(
+        [(log_norm_estimate(place.slope, place.state, iterations) - target).clamp_min(0).mean() for place in found]
+    ).mean()
 
 
 def log_norm_estimate(f, y, iterations=6):

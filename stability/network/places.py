@@ -1,4 +1,5 @@
 """One pass along a network of ODE stages: the state at every block, and what acts on it there."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,8 +71,11 @@ def trajectories(net, x):
         return states[-1].clone()  # the next layer may write into it
 
     stages = odenets.stages(net).values()
-    hooks = [hook for stage in stages for hook in (stage.register_forward_pre_hook(ask, prepend=True, with_kwargs=True),
-                                                   stage.register_forward_hook(keep))]
+    hooks = [
+        hook
+        for stage in stages
+        for hook in (stage.register_forward_pre_hook(ask, prepend=True, with_kwargs=True), stage.register_forward_hook(keep))
+    ]
     try:
         output = net(x.clone())  # its first layer may write into it
     finally:
@@ -93,9 +97,20 @@ def places(net, x):
     check_net(net, x)
     with torch.no_grad():
         found, _ = trajectories(net, x)
-    return [Place(index, block, field, block * stage.interval, stage.step_size, stage.substeps, stage.scheme,
-                  states[block * stage.substeps])
-            for index, (stage, states) in enumerate(found) for block, field in enumerate(stage.fields)]
+    return [
+        Place(
+            index,
+            block,
+            field,
+            block * stage.interval,
+            stage.step_size,
+            stage.substeps,
+            stage.scheme,
+            states[block * stage.substeps],
+        )
+        for index, (stage, states) in enumerate(found)
+        for block, field in enumerate(stage.fields)
+    ]
 
 
 def check_net(net, x):
@@ -104,6 +119,7 @@ def check_net(net, x):
         raise InputError(f"{type(net).__name__} has no ODEStage; odenets.convert makes them of a torchvision ResNet's blocks")
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise InputError(f"{name} is a {type(module).__name__} in training mode, so that samples depend on each other; "
-                             "call eval() first")
+            raise InputError(
+                f"{name} is a {type(module).__name__} in training mode, so that samples depend on each other; call eval() first"
+            )
     check_state(x)

@@ -3,6 +3,7 @@
 All are of h J, the Jacobian of h f at the state that enters a block, or of the scheme's R there. Means, percentiles and
 shares are over all eigenvalues, and only where all are known: over Ritz values they would be wrong by a factor.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,38 +35,109 @@ def _excess(block):
 
 
 _FORMULAS = "Hairer & Wanner II (1996), section IV.2"
-PREDICTORS = {entry.name: entry for entry in (
-    Predictor("step_norm", r"\|\partial y_{n+1}/\partial y_n\|_2", "norm of one step's Jacobian",
-              "Hairer & Wanner II (1996), section IV.11", lambda block: block.step_norm),
-    Predictor("max_abs_R", r"\max_i|R(h\lambda_i)|", "largest growth factor, over Ritz values", _FORMULAS,
-              lambda block: None if block.amplification is None else block.amplification.amax(1)),
-    Predictor("log_norm", r"\mu_2(hJ)", "logarithmic norm: the fastest that two solutions part", "Soderlind (2006), BIT 46",
-              lambda block: block.log_norm),
-    Predictor("max_real", r"\max_i\,\mathrm{Re}\,h\lambda_i", "rightmost eigenvalue, over Ritz values", _FORMULAS,
-              lambda block: block.ritz.real.amax(1)),
-    Predictor("spectral_radius", r"\max_i|h\lambda_i|", "spectral radius, over Ritz values", _FORMULAS,
-              lambda block: block.ritz.abs().amax(1)),
-    Predictor("lipschitz", r"\|hJ\|_2", "Lipschitz constant of h f at the state",
-              "Szegedy et al. (2014), Intriguing properties of neural networks", lambda block: block.lipschitz),
-    Predictor("kreiss", r"\sup_{\mathrm{Re}\,z>w}(\mathrm{Re}\,z-w)\|(z-hJ)^{-1}\|_2,\ w=\max_i\mathrm{Re}\,h\lambda_i",
-              "Kreiss constant beyond the rightmost eigenvalue, from below", "Trefethen & Embree (2005), chapter 18",
-              lambda block: block.kreiss),
-    Predictor("step_radius", r"\rho(\partial y_{n+1}/\partial y_n)", "spectral radius of one step's Jacobian", _FORMULAS,
-              lambda block: block.step_radius),
-    Predictor("order_star_excess", r"\max_i(\log|R(h\lambda_i)|-\max(0,\mathrm{Re}\,h\lambda_i))_+",
-              "growth of the step beyond that of the flow, over Ritz values", "Wanner, Hairer, Norsett (1978), BIT 18",
-              _excess),
-    Predictor("largest_stable_h", r"\sup\{H: |R(h\lambda_i)|\leq 1,\ 0<h\leq H,\ \mathrm{Re}\,\lambda_i\leq 0\}",
-              "largest stable step, over Ritz values that do not expand", _FORMULAS, lambda block: block.largest_step),
-    Predictor("mean_abs_R", r"\frac{1}{n}\sum_i|R(h\lambda_i)|", "mean growth factor, all eigenvalues", _FORMULAS,
-              _of_growth(lambda growth: growth.mean(1))),
-    Predictor("p95_abs_R", r"q_{0.95}\{|R(h\lambda_i)|\}", "95th percentile of the growth factor, all eigenvalues", _FORMULAS,
-              _of_growth(lambda growth: growth.quantile(0.95, dim=1))),
-    Predictor("fraction_outside", r"\frac{1}{n}\#\{i: |R(h\lambda_i)|>1\}", "share of eigenvalues outside the region",
-              _FORMULAS, _of_growth(lambda growth: (growth > 1 + ROUNDING).double().mean(1))),
-    Predictor("expanding_share", r"\frac{1}{n}\#\{i: \mathrm{Re}\,\lambda_i>0\}",
-              "share of eigenvalues where every consistent scheme grows", _FORMULAS, lambda block: block.expanding_share),
-)}
+PREDICTORS = {
+    entry.name: entry
+    for entry in (
+        Predictor(
+            "step_norm",
+            r"\|\partial y_{n+1}/\partial y_n\|_2",
+            "norm of one step's Jacobian",
+            "Hairer & Wanner II (1996), section IV.11",
+            lambda block: block.step_norm,
+        ),
+        Predictor(
+            "max_abs_R",
+            r"\max_i|R(h\lambda_i)|",
+            "largest growth factor, over Ritz values",
+            _FORMULAS,
+            lambda block: None if block.amplification is None else block.amplification.amax(1),
+        ),
+        Predictor(
+            "log_norm",
+            r"\mu_2(hJ)",
+            "logarithmic norm: the fastest that two solutions part",
+            "Soderlind (2006), BIT 46",
+            lambda block: block.log_norm,
+        ),
+        Predictor(
+            "max_real",
+            r"\max_i\,\mathrm{Re}\,h\lambda_i",
+            "rightmost eigenvalue, over Ritz values",
+            _FORMULAS,
+            lambda block: block.ritz.real.amax(1),
+        ),
+        Predictor(
+            "spectral_radius",
+            r"\max_i|h\lambda_i|",
+            "spectral radius, over Ritz values",
+            _FORMULAS,
+            lambda block: block.ritz.abs().amax(1),
+        ),
+        Predictor(
+            "lipschitz",
+            r"\|hJ\|_2",
+            "Lipschitz constant of h f at the state",
+            "Szegedy et al. (2014), Intriguing properties of neural networks",
+            lambda block: block.lipschitz,
+        ),
+        Predictor(
+            "kreiss",
+            r"\sup_{\mathrm{Re}\,z>w}(\mathrm{Re}\,z-w)\|(z-hJ)^{-1}\|_2,\ w=\max_i\mathrm{Re}\,h\lambda_i",
+            "Kreiss constant beyond the rightmost eigenvalue, from below",
+            "Trefethen & Embree (2005), chapter 18",
+            lambda block: block.kreiss,
+        ),
+        Predictor(
+            "step_radius",
+            r"\rho(\partial y_{n+1}/\partial y_n)",
+            "spectral radius of one step's Jacobian",
+            _FORMULAS,
+            lambda block: block.step_radius,
+        ),
+        Predictor(
+            "order_star_excess",
+            r"\max_i(\log|R(h\lambda_i)|-\max(0,\mathrm{Re}\,h\lambda_i))_+",
+            "growth of the step beyond that of the flow, over Ritz values",
+            "Wanner, Hairer, Norsett (1978), BIT 18",
+            _excess,
+        ),
+        Predictor(
+            "largest_stable_h",
+            r"\sup\{H: |R(h\lambda_i)|\leq 1,\ 0<h\leq H,\ \mathrm{Re}\,\lambda_i\leq 0\}",
+            "largest stable step, over Ritz values that do not expand",
+            _FORMULAS,
+            lambda block: block.largest_step,
+        ),
+        Predictor(
+            "mean_abs_R",
+            r"\frac{1}{n}\sum_i|R(h\lambda_i)|",
+            "mean growth factor, all eigenvalues",
+            _FORMULAS,
+            _of_growth(lambda growth: growth.mean(1)),
+        ),
+        Predictor(
+            "p95_abs_R",
+            r"q_{0.95}\{|R(h\lambda_i)|\}",
+            "95th percentile of the growth factor, all eigenvalues",
+            _FORMULAS,
+            _of_growth(lambda growth: growth.quantile(0.95, dim=1)),
+        ),
+        Predictor(
+            "fraction_outside",
+            r"\frac{1}{n}\#\{i: |R(h\lambda_i)|>1\}",
+            "share of eigenvalues outside the region",
+            _FORMULAS,
+            _of_growth(lambda growth: (growth > 1 + ROUNDING).double().mean(1)),
+        ),
+        Predictor(
+            "expanding_share",
+            r"\frac{1}{n}\#\{i: \mathrm{Re}\,\lambda_i>0\}",
+            "share of eigenvalues where every consistent scheme grows",
+            _FORMULAS,
+            lambda block: block.expanding_share,
+        ),
+    )
+}
 
 
 def predictors(block):

@@ -1,4 +1,5 @@
 """Auto-PGD against its algorithm written out for one image, known optima, and plain PGD."""
+
 from math import ceil
 
 import pytest
@@ -67,8 +68,14 @@ def test_it_is_the_algorithm_of_the_paper(threat, steps):
     y = net(x).argmax(1)
     moved = stability.apgd(far, x, y, threat, steps=steps, loss="margin", random_start=False)
     for one, label, found in zip(x, y, moved):
-        expected = reference(lambda x, label=label: net(x) + 100 * torch.nn.functional.one_hot(label, 5), one, label, threat,
-                             steps, losses.margin)
+        expected = reference(
+            lambda x, label=label: net(x) + 100 * torch.nn.functional.one_hot(label, 5),
+            one,
+            label,
+            threat,
+            steps,
+            losses.margin,
+        )
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
 
 
@@ -94,8 +101,9 @@ def test_checkpoints_are_those_of_the_paper():
     assert checkpoints(50)[:2] == [11, 21] and checkpoints(1)[0] == 1
 
 
-@pytest.mark.parametrize("threat, worst", [
-    (Linf(0.1), lambda w: 0.1 * w.abs().sum(1)), (L2(0.2), lambda w: 0.2 * w.norm(dim=1))])
+@pytest.mark.parametrize(
+    "threat, worst", [(Linf(0.1), lambda w: 0.1 * w.abs().sum(1)), (L2(0.2), lambda w: 0.2 * w.norm(dim=1))]
+)
 def test_exact_on_a_linear_model(threat, worst, device):
     net, x = linear_net(classes=2).to(device), images(low=0.3, high=0.7).to(device)
     y = net(x).argmax(1)
@@ -134,9 +142,16 @@ def test_fallen_images_cost_nothing():
     assert net(moved).argmax(1).tolist() == [1, 0] and calls[:6] == [2, 2, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"targets": 9}, "targets"), ({"loss": "hinge"}, "choose from"),
-    ({"indices": [1]}, "indices")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"steps": 0}, "steps"),
+        ({"restarts": 0}, "restarts"),
+        ({"targets": 9}, "targets"),
+        ({"loss": "hinge"}, "choose from"),
+        ({"indices": [1]}, "indices"),
+    ],
+)
 def test_bad_input(settings, message):
     net, x = linear_net(), images(2)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """Attacks against a closed-form worst case, their promises (ball, box, determinism, restored modes)."""
+
 from functools import partial
 
 import numpy as np
@@ -11,27 +12,36 @@ import stability
 from stability import L2, Linf
 
 # Each with few steps, and all that it can do besides.
-EVERY = {"fgsm": stability.fgsm, "pgd": partial(stability.pgd, steps=5, restarts=2),
-         "pgd-momentum": partial(stability.pgd, steps=4, momentum=0.75, loss="dlr"),
-         "pgd-targets": partial(stability.pgd, steps=3, loss="margin", targets=2),
-         "pgd-last": partial(stability.pgd, steps=3, keep="last"), "apgd": partial(stability.apgd, steps=12),
-         "apgd-targets": partial(stability.apgd, steps=9, loss="cross_entropy", targets=2),
-         "square": partial(stability.square, queries=12), "noise": partial(stability.noise, draws=5),
-         "noise-edge": partial(stability.noise, draws=5, where="edge")}
+EVERY = {
+    "fgsm": stability.fgsm,
+    "pgd": partial(stability.pgd, steps=5, restarts=2),
+    "pgd-momentum": partial(stability.pgd, steps=4, momentum=0.75, loss="dlr"),
+    "pgd-targets": partial(stability.pgd, steps=3, loss="margin", targets=2),
+    "pgd-last": partial(stability.pgd, steps=3, keep="last"),
+    "apgd": partial(stability.apgd, steps=12),
+    "apgd-targets": partial(stability.apgd, steps=9, loss="cross_entropy", targets=2),
+    "square": partial(stability.square, queries=12),
+    "noise": partial(stability.noise, draws=5),
+    "noise-edge": partial(stability.noise, draws=5, where="edge"),
+}
 every_attack = pytest.mark.parametrize("attack", EVERY.values(), ids=EVERY)
 noisy_attack = pytest.mark.parametrize("attack", [partial(attack) for attack in EVERY.values()][1:], ids=list(EVERY)[1:])
 
 
-@pytest.mark.parametrize("threat, worst", [
-    (Linf(0.1), lambda w: 0.1 * w.abs().sum(1)), (L2(0.2), lambda w: 0.2 * w.norm(dim=1))])
+@pytest.mark.parametrize(
+    "threat, worst", [(Linf(0.1), lambda w: 0.1 * w.abs().sum(1)), (L2(0.2), lambda w: 0.2 * w.norm(dim=1))]
+)
 def test_pgd_is_exact_on_a_linear_model(threat, worst, device):
     # Away from the box the largest margin of a two-class linear model is known: m + eps * ||w||_dual.
     net, x = linear_net(classes=2).to(device), images(low=0.3, high=0.7).to(device)
     y = net(x).argmax(1)
     W = net[1].weight.detach()
     expected = margins(net, x, y) + worst(W[1 - y] - W[y])
-    for attack in (partial(stability.pgd, loss="margin", step_size=1.0), partial(stability.pgd, random_start=False),
-                   stability.fgsm):
+    for attack in (
+        partial(stability.pgd, loss="margin", step_size=1.0),
+        partial(stability.pgd, random_start=False),
+        stability.fgsm,
+    ):
         moved = attack(net, x, y, threat)
         # PGD stops at the first misclassified iterate: an image falls exactly when the closed form says so.
         assert torch.equal(margins(net, moved, y) > 0, expected > 0) and 0 < (expected > 0).sum() < len(x)
@@ -177,8 +187,9 @@ def test_momentum_is_a_sum_of_normalised_gradients():
         return torch.stack([20 - value, value], 1)
 
     x, y = torch.full((1, 2), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    moved = stability.pgd(net, x, y, L2(1.0), steps=2, step_size=0.1, momentum=0.5, loss="margin", random_start=False,
-                          keep="last")
+    moved = stability.pgd(
+        net, x, y, L2(1.0), steps=2, step_size=0.1, momentum=0.5, loss="margin", random_start=False, keep="last"
+    )
     second = torch.tensor([0.5, 1.0], dtype=torch.float64)
     expected = torch.tensor([[0.6, 0.5]], dtype=torch.float64) + 0.1 * second / second.norm()
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-9)
@@ -222,32 +233,38 @@ def test_modes_are_restored_after_an_error():
 X, Y = images(2, dtype=torch.float64), torch.tensor([0, 1])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: Linf(-0.1), "epsilon"), (lambda: L2(float("nan")), "epsilon"), (lambda: Linf(float("inf")), "epsilon"),
-    (lambda: Linf("0.1"), "epsilon"),
-    (lambda: stability.pgd(linear_net(), X + 1, Y, Linf(0.1)), "lie in \\[0, 1\\]"),
-    (lambda: stability.pgd(linear_net(), X * float("nan"), Y, Linf(0.1)), "lie in"),
-    (lambda: stability.fgsm(linear_net(), X - 0.5, Y, Linf(0.1)), "lie in"),
-    (lambda: stability.pgd(linear_net(), X[:0], Y[:0], Linf(0.1)), "B >= 1"),
-    (lambda: stability.pgd(linear_net(), X, Y[:1], Linf(0.1)), "labels"),
-    (lambda: stability.pgd(linear_net(), X, Y.float(), Linf(0.1)), "labels"),
-    (lambda: stability.pgd(linear_net(), X, Y - 1, Linf(0.1)), "from -1"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), steps=0), "steps"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), restarts=0), "restarts"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), step_size=-1), "step_size"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), loss="hinge"), "cross_entropy, margin"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), indices=[1]), "indices"),
-    (lambda: stability.pgd(lambda x: x.flatten(1) * float("nan"), X, Y, Linf(0.1)), "NaN"),
-    (lambda: stability.pgd(lambda x: x, X, Y, Linf(0.1)), "logits"),
-    (lambda: stability.pgd(lambda x: x.detach().flatten(1), X, Y, Linf(0.1)), "autograd"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), momentum=-1), "momentum"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), momentum=float("nan")), "momentum"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), targets=3), "1 to 2.*got 3"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), targets=0), "targets"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), keep="first"), "best, last"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), keep="last", restarts=2), "one untargeted run"),
-    (lambda: stability.pgd(linear_net(classes=2), X, Y, Linf(0.1), loss="dlr"), "3 classes, the logits have 2"),
-    (lambda: stability.pgd(linear_net(classes=3), X, Y, Linf(0.1), loss="dlr", targets=1), "4 classes with a target")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: Linf(-0.1), "epsilon"),
+        (lambda: L2(float("nan")), "epsilon"),
+        (lambda: Linf(float("inf")), "epsilon"),
+        (lambda: Linf("0.1"), "epsilon"),
+        (lambda: stability.pgd(linear_net(), X + 1, Y, Linf(0.1)), "lie in \\[0, 1\\]"),
+        (lambda: stability.pgd(linear_net(), X * float("nan"), Y, Linf(0.1)), "lie in"),
+        (lambda: stability.fgsm(linear_net(), X - 0.5, Y, Linf(0.1)), "lie in"),
+        (lambda: stability.pgd(linear_net(), X[:0], Y[:0], Linf(0.1)), "B >= 1"),
+        (lambda: stability.pgd(linear_net(), X, Y[:1], Linf(0.1)), "labels"),
+        (lambda: stability.pgd(linear_net(), X, Y.float(), Linf(0.1)), "labels"),
+        (lambda: stability.pgd(linear_net(), X, Y - 1, Linf(0.1)), "from -1"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), steps=0), "steps"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), restarts=0), "restarts"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), step_size=-1), "step_size"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), loss="hinge"), "cross_entropy, margin"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), indices=[1]), "indices"),
+        (lambda: stability.pgd(lambda x: x.flatten(1) * float("nan"), X, Y, Linf(0.1)), "NaN"),
+        (lambda: stability.pgd(lambda x: x, X, Y, Linf(0.1)), "logits"),
+        (lambda: stability.pgd(lambda x: x.detach().flatten(1), X, Y, Linf(0.1)), "autograd"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), momentum=-1), "momentum"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), momentum=float("nan")), "momentum"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), targets=3), "1 to 2.*got 3"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), targets=0), "targets"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), keep="first"), "best, last"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), keep="last", restarts=2), "one untargeted run"),
+        (lambda: stability.pgd(linear_net(classes=2), X, Y, Linf(0.1), loss="dlr"), "3 classes, the logits have 2"),
+        (lambda: stability.pgd(linear_net(classes=3), X, Y, Linf(0.1), loss="dlr", targets=1), "4 classes with a target"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,5 @@
 """Attacks without gradients: known optima, masked gradients, the geometry of Square's windows, and their cost."""
+
 import pytest
 import torch
 from attack_problems import hilly_net, images, linear_net, margins, robust
@@ -33,8 +34,9 @@ def test_masked_gradients_do_not_help(threat):
     assert by_square < by_noise < by_pgd == len(x)
 
 
-@pytest.mark.parametrize("threat, worst, gap", [
-    (Linf(0.1), lambda w: 0.1 * w.abs().sum(1), 1e-6), (L2(0.2), lambda w: 0.2 * w.norm(dim=1), 0.4)])
+@pytest.mark.parametrize(
+    "threat, worst, gap", [(Linf(0.1), lambda w: 0.1 * w.abs().sum(1), 1e-6), (L2(0.2), lambda w: 0.2 * w.norm(dim=1), 0.4)]
+)
 def test_square_on_a_linear_model(threat, worst, gap, device):
     # In L-infinity windows of a pixel find the optimum; in L2 dipoles of 3 by 3 come near it.
     net, x = linear_net(classes=2).to(device), images(low=0.3, high=0.7).to(device)
@@ -147,18 +149,22 @@ def test_the_edge_is_where_the_ball_ends(threat):
 X, Y = images(2), torch.tensor([0, 1])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: stability.square(linear_net(), X, Y, Linf(0.1), queries=0), "queries.*0"),
-    (lambda: stability.square(linear_net(), X, Y, Linf(0.1), queries=1.5), "queries.*1.5"),
-    (lambda: stability.square(linear_net(), X.flatten(1), Y, Linf(0.1)), "height, width"),
-    (lambda: stability.square(linear_net(), X, Y, Linf(0.1), share=0), "share"),
-    (lambda: stability.square(linear_net(), X, Y, 0.1), "Linf and L2, got 0.1"),
-    (lambda: stability.square(linear_net(), X + 1, Y, Linf(0.1)), "lie in"),
-    (lambda: stability.square(linear_net(), X, Y + 2, Linf(0.1)), "labels must lie"),
-    (lambda: stability.square(lambda x: x.flatten(1) * float("nan"), X, Y, Linf(0.1)), "NaN"),
-    (lambda: stability.noise(linear_net(), X, Y, Linf(0.1), draws=0), "draws.*0"),
-    (lambda: stability.noise(linear_net(), X, Y, Linf(0.1), where="moon"), "ball, edge"),
-    (lambda: stability.noise(linear_net(), X, Y[:1], Linf(0.1)), "labels")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: stability.square(linear_net(), X, Y, Linf(0.1), queries=0), "queries.*0"),
+        (lambda: stability.square(linear_net(), X, Y, Linf(0.1), queries=1.5), "queries.*1.5"),
+        (lambda: stability.square(linear_net(), X.flatten(1), Y, Linf(0.1)), "height, width"),
+        (lambda: stability.square(linear_net(), X, Y, Linf(0.1), share=0), "share"),
+        (lambda: stability.square(linear_net(), X, Y, 0.1), "Linf and L2, got 0.1"),
+        (lambda: stability.square(linear_net(), X + 1, Y, Linf(0.1)), "lie in"),
+        (lambda: stability.square(linear_net(), X, Y + 2, Linf(0.1)), "labels must lie"),
+        (lambda: stability.square(lambda x: x.flatten(1) * float("nan"), X, Y, Linf(0.1)), "NaN"),
+        (lambda: stability.noise(linear_net(), X, Y, Linf(0.1), draws=0), "draws.*0"),
+        (lambda: stability.noise(linear_net(), X, Y, Linf(0.1), where="moon"), "ball, edge"),
+        (lambda: stability.noise(linear_net(), X, Y[:1], Linf(0.1)), "labels"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

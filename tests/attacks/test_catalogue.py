@@ -1,4 +1,5 @@
 """Names of attacks on a command line: each form runs, does what its name says, and what is no name is refused."""
+
 import pytest
 import torch
 from attack_problems import conv_net, images
@@ -32,12 +33,20 @@ def test_every_form_runs_with_the_noise_of_the_index(name, threat):
     assert (threat.size(moved - x) <= threat.epsilon * (1 + 1e-5)).all() and not torch.equal(moved, x)
 
 
-@pytest.mark.parametrize(("name", "attack", "settings"), [
-    ("pgd7", stability.pgd, {"steps": 7}), ("pgd7-margin", stability.pgd, {"steps": 7, "loss": "margin"}),
-    ("pgd20-dlr", stability.pgd, {"steps": 20, "loss": "dlr"}), ("pgd7-momentum", stability.pgd, {"steps": 7, "momentum": 1.0}),
-    ("apgd9-ce", stability.apgd, {"steps": 9}), ("apgd9-dlr", stability.apgd, {"steps": 9, "loss": "dlr"}),
-    ("apgd9-t", stability.apgd, {"steps": 9, "loss": "dlr", "targets": 9}), ("square30", stability.square, {"queries": 30}),
-    ("noise30", stability.noise, {"draws": 30})])
+@pytest.mark.parametrize(
+    ("name", "attack", "settings"),
+    [
+        ("pgd7", stability.pgd, {"steps": 7}),
+        ("pgd7-margin", stability.pgd, {"steps": 7, "loss": "margin"}),
+        ("pgd20-dlr", stability.pgd, {"steps": 20, "loss": "dlr"}),
+        ("pgd7-momentum", stability.pgd, {"steps": 7, "momentum": 1.0}),
+        ("apgd9-ce", stability.apgd, {"steps": 9}),
+        ("apgd9-dlr", stability.apgd, {"steps": 9, "loss": "dlr"}),
+        ("apgd9-t", stability.apgd, {"steps": 9, "loss": "dlr", "targets": 9}),
+        ("square30", stability.square, {"queries": 30}),
+        ("noise30", stability.noise, {"draws": 30}),
+    ],
+)
 def test_a_name_is_the_attack_it_says(name, attack, settings):
     net, x, y = problem()
     named = stability.get_attack(name)(net, x, y, Linf(0.02), torch.Generator().manual_seed(3), torch.arange(4))
@@ -45,7 +54,7 @@ def test_a_name_is_the_attack_it_says(name, attack, settings):
 
 
 def test_autoattack_gets_the_seed(monkeypatch):
-    pytest.importorskip("pyautoattack", reason="pyautoattack is not installed: pip install -e \".[autoattack]\"")
+    pytest.importorskip("pyautoattack", reason='pyautoattack is not installed: pip install -e ".[autoattack]"')
     seen = []
 
     def instead(net, x, y, threat, version, generator):
@@ -57,26 +66,64 @@ def test_autoattack_gets_the_seed(monkeypatch):
     assert seen == [(Linf(0.1), "standard", 3)]
 
 
-@pytest.mark.parametrize("name", ["pgd0", "pgd-20", "PGD20", "pgd20-hinge", "pgd020", "noise0", "fgsm3", "autoattack5", "20", "",
-                                  "pgdN", "noiseN", "worst", 20, None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pgd0",
+        "pgd-20",
+        "PGD20",
+        "pgd20-hinge",
+        "pgd020",
+        "noise0",
+        "fgsm3",
+        "autoattack5",
+        "20",
+        "",
+        "pgdN",
+        "noiseN",
+        "worst",
+        20,
+        None,
+    ],
+)
 def test_no_name(name):
     with pytest.raises(ValueError, match="choose from fgsm, pgdN.*autoattack"):
         stability.get_attack(name)
 
 
-@pytest.mark.parametrize(("spec", "canonical"), [
-    ("pgd", "pgd20"), ("pgd(steps=7)", "pgd7"), ("pgd(steps=7,loss=margin)", "pgd7-margin"), ("apgd(loss=dlr,targets=9)", "apgd100-t"),
-    ("apgd50", "apgd50-ce"), ("pgd( restarts=3 , steps=5)", "pgd(steps=5,restarts=3)"), ("square", "square1000"), ("fgsm", "fgsm"),
-    ("fgsm(loss=margin)", "fgsm(loss=margin)"), ("noise(draws=3)", "noise3")])
+@pytest.mark.parametrize(
+    ("spec", "canonical"),
+    [
+        ("pgd", "pgd20"),
+        ("pgd(steps=7)", "pgd7"),
+        ("pgd(steps=7,loss=margin)", "pgd7-margin"),
+        ("apgd(loss=dlr,targets=9)", "apgd100-t"),
+        ("apgd50", "apgd50-ce"),
+        ("pgd( restarts=3 , steps=5)", "pgd(steps=5,restarts=3)"),
+        ("square", "square1000"),
+        ("fgsm", "fgsm"),
+        ("fgsm(loss=margin)", "fgsm(loss=margin)"),
+        ("noise(draws=3)", "noise3"),
+    ],
+)
 def test_a_spec_and_its_shorthand_are_one(spec, canonical):
     attack = stability.get_attack(spec)
     assert str(attack) == canonical and stability.get_attack(canonical) == attack and stability.get_attack(attack) is attack
 
 
-@pytest.mark.parametrize(("spec", "says"), [
-    ("pgd(steps=0)", "steps.*at least 1, got 0"), ("pgd(loss=hinge)", "hinge.*cross_entropy"), ("pgd(step=3)", "unknown parameter"),
-    ("pgd(steps=3,steps=4)", "twice"), ("hopskip(steps=3)", "unknown attack"), ("pgd(steps=1.5)", "whole number"),
-    ("pgd(targets=-1)", "targets.*at least 1"), ("pgd(restarts=0)", "restarts")])
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("pgd(steps=0)", "steps.*at least 1, got 0"),
+        ("pgd(loss=hinge)", "hinge.*cross_entropy"),
+        ("pgd(step=3)", "unknown parameter"),
+        ("pgd(steps=3,steps=4)", "twice"),
+        ("hopskip(steps=3)", "unknown attack"),
+        ("pgd(steps=1.5)", "whole number"),
+        ("pgd(targets=-1)", "targets.*at least 1"),
+        ("pgd(restarts=0)", "restarts"),
+    ],
+)
 def test_a_bad_spec_says_what_is_wrong(spec, says):
     with pytest.raises(odenets.InputError, match=says):
         stability.get_attack(spec)
@@ -98,7 +145,19 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch):
         stability.get_attack("autoattack")
 
 
-@pytest.mark.parametrize(("epsilon", "name"), [(8 / 255, "8/255"), (0.1, "0.1"), (0.2, "0.2"), (1 / 255, "1/255"), (0.031, "0.031"),
-                                               (1 / 3, "85/255"), (0.12345, "0.123"), (0.0, "0"), (1.0, "1")])
+@pytest.mark.parametrize(
+    ("epsilon", "name"),
+    [
+        (8 / 255, "8/255"),
+        (0.1, "0.1"),
+        (0.2, "0.2"),
+        (1 / 255, "1/255"),
+        (0.031, "0.031"),
+        (1 / 3, "85/255"),
+        (0.12345, "0.123"),
+        (0.0, "0"),
+        (1.0, "1"),
+    ],
+)
 def test_radii_are_named_as_the_field_names_them(epsilon, name):
     assert radius(epsilon) == name

@@ -1,4 +1,5 @@
 """What attacks refuse, in a sentence that shows it, and what they take though it looks unusual."""
+
 import pytest
 import torch
 from attack_problems import conv_net, images, linear_net
@@ -10,17 +11,21 @@ from stability.attacks.images import check_logits
 X, Y = images(2), torch.tensor([0, 1])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: stability.pgd(linear_net(), X, Y.int(), Linf(0.1)), r"labels must be int64.*got torch.int32 \(2,\) on cpu"),
-    (lambda: stability.pgd(linear_net(), X, [0, 1], Linf(0.1)), "labels must be int64.*got list"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), generator=0), "generator must be a torch.Generator.*got 0"),
-    (lambda: stability.square(linear_net(), X, Y, Linf(0.1), generator=0), "generator must be a torch.Generator.*got 0"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), indices=[0.5, 1.0]), "indices must be whole.*got torch.float"),
-    (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), step_size="a"), "step_size must be finite.*got 'a'"),
-    (lambda: stability.pgd(lambda x: (x.flatten(1), 1), X, Y, Linf(0.1)), "floating-point tensor of logits, got tuple"),
-    (lambda: stability.square(lambda x: x.flatten(1).long(), X, Y, Linf(0.1)), "tensor of logits, got torch.int64"),
-    (lambda: stability.pgd(lambda x: x.detach().flatten(1), X, Y, Linf(0.1)), "square and noise need no gradient"),
-    (lambda: check_logits(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]]), Y, torch.tensor([True, False])), "NaN")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: stability.pgd(linear_net(), X, Y.int(), Linf(0.1)), r"labels must be int64.*got torch.int32 \(2,\) on cpu"),
+        (lambda: stability.pgd(linear_net(), X, [0, 1], Linf(0.1)), "labels must be int64.*got list"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), generator=0), "generator must be a torch.Generator.*got 0"),
+        (lambda: stability.square(linear_net(), X, Y, Linf(0.1), generator=0), "generator must be a torch.Generator.*got 0"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), indices=[0.5, 1.0]), "indices must be whole.*got torch.float"),
+        (lambda: stability.pgd(linear_net(), X, Y, Linf(0.1), step_size="a"), "step_size must be finite.*got 'a'"),
+        (lambda: stability.pgd(lambda x: (x.flatten(1), 1), X, Y, Linf(0.1)), "floating-point tensor of logits, got tuple"),
+        (lambda: stability.square(lambda x: x.flatten(1).long(), X, Y, Linf(0.1)), "tensor of logits, got torch.int64"),
+        (lambda: stability.pgd(lambda x: x.detach().flatten(1), X, Y, Linf(0.1)), "square and noise need no gradient"),
+        (lambda: check_logits(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]]), Y, torch.tensor([True, False])), "NaN"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -54,8 +59,10 @@ def test_rounding_beyond_the_box_is_clipped(attack):
     assert 0 <= verdicts[0].x_adv.min() and verdicts[0].x_adv.max() <= 1
 
 
-@pytest.mark.parametrize("value, beyond", [(1 + 1e-5, "1.00001], 1e-05 beyond"), (-3e-6, "-3e-06, .*3e-06 beyond"),
-                                           (2.0, "2], 1 beyond"), (float("nan"), "nan")])
+@pytest.mark.parametrize(
+    "value, beyond",
+    [(1 + 1e-5, "1.00001], 1e-05 beyond"), (-3e-6, "-3e-06, .*3e-06 beyond"), (2.0, "2], 1 beyond"), (float("nan"), "nan")],
+)
 def test_an_image_outside_the_box_is_told_by_how_much(value, beyond):
     x = X.clone()
     x[0, 0, 0, 0] = value

@@ -1,4 +1,5 @@
 """The judge of attacks: it projects, counts, spends nothing on what has fallen, and can be taken up where it was left."""
+
 from functools import partial
 
 import pytest
@@ -11,27 +12,53 @@ from stability import Linf
 X, Y, LOGITS = images(2), torch.tensor([0, 1]), torch.zeros(2, 3)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [lambda net, x, y: x[:, :, :1]]), "returned .*1, 1, 4.; it was"),
-    *[(lambda found=found: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("odd", lambda net, x, y: found)]), sentence)
-      for found, sentence in ((None, "'odd' returned NoneType"), (X.numpy(), "'odd' returned ndarray"),
-                              (X.to(torch.complex64), "'odd' returned torch.complex64"))],
-    *[(lambda found=found: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], lambda x: found), sentence)
-      for found, sentence in ((LOGITS, "must return .logits, trusted., got Tensor"), ((LOGITS, True), "trusted.*got bool"),
-                              ((LOGITS, Y == Y[:, None]), r"bool \(2,\), got torch.bool \(2, 2\)"),
-                              ((LOGITS, Y), "got torch.int64"), ((LOGITS[:1], None), "must return logits"),
-                              ((LOGITS / 0, Y == 1), "NaN"))],
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), stability.pgd), "attacks must be a list"),
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("a", stability.pgd, 1)]), "callable.*got \\('a', "),
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], batch_size=0), "batch_size"),
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], state={}), "must be a WorstCase, got dict"),
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("nan", lambda net, x, y: x / 0)]), "'nan'"),
-    (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), ["pgd20"]), "callable.*'pgd20'"),
-    (lambda: stability.fgsm(linear_net(), X, Y, Linf(0.1), batch_size=0), "batch_size"),
-    (lambda: stability.audit(linear_net(), X, Y, 0.1), "threat must be"),
-    (lambda: stability.worst_case(linear_net(), X, Y, 0.1, []), "threat must be"),
-    *[(lambda attack=attack: attack(linear_net(), X, Y, 0.1), r"threat must be a threat model such as Linf\(8/255\).*got 0.1")
-      for attack in (stability.fgsm, stability.pgd, stability.apgd, stability.noise)]])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [lambda net, x, y: x[:, :, :1]]),
+            "returned .*1, 1, 4.; it was",
+        ),
+        *[
+            (
+                lambda found=found: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("odd", lambda net, x, y: found)]),
+                sentence,
+            )
+            for found, sentence in (
+                (None, "'odd' returned NoneType"),
+                (X.numpy(), "'odd' returned ndarray"),
+                (X.to(torch.complex64), "'odd' returned torch.complex64"),
+            )
+        ],
+        *[
+            (lambda found=found: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], lambda x: found), sentence)
+            for found, sentence in (
+                (LOGITS, "must return .logits, trusted., got Tensor"),
+                ((LOGITS, True), "trusted.*got bool"),
+                ((LOGITS, Y == Y[:, None]), r"bool \(2,\), got torch.bool \(2, 2\)"),
+                ((LOGITS, Y), "got torch.int64"),
+                ((LOGITS[:1], None), "must return logits"),
+                ((LOGITS / 0, Y == 1), "NaN"),
+            )
+        ],
+        (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), stability.pgd), "attacks must be a list"),
+        (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("a", stability.pgd, 1)]), "callable.*got \\('a', "),
+        (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], batch_size=0), "batch_size"),
+        (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [], state={}), "must be a WorstCase, got dict"),
+        (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), [("nan", lambda net, x, y: x / 0)]), "'nan'"),
+        (lambda: stability.worst_case(linear_net(), X, Y, Linf(0.1), ["pgd20"]), "callable.*'pgd20'"),
+        (lambda: stability.fgsm(linear_net(), X, Y, Linf(0.1), batch_size=0), "batch_size"),
+        (lambda: stability.audit(linear_net(), X, Y, 0.1), "threat must be"),
+        (lambda: stability.worst_case(linear_net(), X, Y, 0.1, []), "threat must be"),
+        *[
+            (
+                lambda attack=attack: attack(linear_net(), X, Y, 0.1),
+                r"threat must be a threat model such as Linf\(8/255\).*got 0.1",
+            )
+            for attack in (stability.fgsm, stability.pgd, stability.apgd, stability.noise)
+        ],
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -95,9 +122,15 @@ def test_an_image_within_the_ball_is_judged_bit_for_bit():
 
 
 THREAT = Linf(0.05)
-SEQUENCE = [(name, partial(attack, threat=THREAT, **settings)) for name, attack, settings in (
-    ("few", stability.pgd, {"steps": 2}), ("noise", stability.noise, {"draws": 20}), ("auto", stability.apgd, {"steps": 10}),
-    ("square", stability.square, {"queries": 50}))]
+SEQUENCE = [
+    (name, partial(attack, threat=THREAT, **settings))
+    for name, attack, settings in (
+        ("few", stability.pgd, {"steps": 2}),
+        ("noise", stability.noise, {"draws": 20}),
+        ("auto", stability.apgd, {"steps": 10}),
+        ("square", stability.square, {"queries": 50}),
+    )
+]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 4])
@@ -130,8 +163,15 @@ def test_a_state_of_other_images_or_another_threat_is_refused():
     nearly = x.clone()
     nearly[3] = nearly[3] * 0.999
     # A larger ball above all: its attacks would be spared, and the survivors of the smaller one counted.
-    for images_, threat in ((x.flip(0), THREAT), (x[:4], THREAT), (x.float(), THREAT), (x, Linf(0.01)), (nearly, THREAT),
-                            (x, Linf(0.06)), (x, stability.L2(5.0))):
+    for images_, threat in (
+        (x.flip(0), THREAT),
+        (x[:4], THREAT),
+        (x.float(), THREAT),
+        (x, Linf(0.01)),
+        (nearly, THREAT),
+        (x, Linf(0.06)),
+        (x, stability.L2(5.0)),
+    ):
         with pytest.raises(ValueError, match="other images, other labels or another threat"):
             stability.worst_case(net, images_, y[: len(images_)], threat, [], state=state)
     with pytest.raises(ValueError, match="other labels"):

@@ -1,4 +1,5 @@
 """The losses that attacks climb, against formulas written out class by class, and what they must not change under."""
+
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from stability.attacks.losses import LOSSES, likeliest_wrong, objective_named
 
 def by_hand(name, logits, right, target):
     """One image, in plain numbers."""
-    ordered, exp = sorted(logits, reverse=True), [2.718281828459045 ** value for value in logits]
+    ordered, exp = sorted(logits, reverse=True), [2.718281828459045**value for value in logits]
     wrong = max(value for index, value in enumerate(logits) if index != right) if target is None else logits[target]
     if name.endswith("cross_entropy"):
         probability = exp[right if target is None else target] / sum(exp)

@@ -1,4 +1,5 @@
 """Losses and attacks where logits are masked, tie or are far apart: all of them find what a linear net's classes allow."""
+
 import pytest
 import torch
 
@@ -42,7 +43,8 @@ ATTACKS = {
     "pgd": lambda *case, loss: stability.pgd(*case, loss=loss),
     "pgd, targets": lambda *case, loss: stability.pgd(*case, loss=loss, targets=CLASSES - 1),
     "apgd": lambda *case, loss: stability.apgd(*case, loss=loss, steps=30),
-    "apgd, targets": lambda *case, loss: stability.apgd(*case, loss=loss, steps=30, targets=CLASSES - 1)}
+    "apgd, targets": lambda *case, loss: stability.apgd(*case, loss=loss, steps=30, targets=CLASSES - 1),
+}
 
 
 def least(live, loss, name):
@@ -108,10 +110,16 @@ def test_the_log_odds_are_the_logarithm_of_the_cross_entropy():
 
 
 HARD = {
-    "two left": [5.0, 1, -torch.inf, -torch.inf, -torch.inf], "three left": [5.0, 1, 0, -torch.inf, -torch.inf],
-    "all wrong ones equal": [5.0, 0, 0, 0, 0], "all equal": [1.0, 1, 1, 1, 1], "far": [5.0, 1, -1e38, -1e38, -3.4e38],
-    "farther": [3e38, -3e38, -3e38, -3e38, -3e38], "tiny": [5e-30, 1e-30, 0, 0, 0], "saturated": [500.0, 1, 0, 0, 0],
-    "rounding apart": [500.0, 1, 1 - 6e-8, 1 - 1.2e-7, 1]}
+    "two left": [5.0, 1, -torch.inf, -torch.inf, -torch.inf],
+    "three left": [5.0, 1, 0, -torch.inf, -torch.inf],
+    "all wrong ones equal": [5.0, 0, 0, 0, 0],
+    "all equal": [1.0, 1, 1, 1, 1],
+    "far": [5.0, 1, -1e38, -1e38, -3.4e38],
+    "farther": [3e38, -3e38, -3e38, -3e38, -3e38],
+    "tiny": [5e-30, 1e-30, 0, 0, 0],
+    "saturated": [500.0, 1, 0, 0, 0],
+    "rounding apart": [500.0, 1, 1 - 6e-8, 1 - 1.2e-7, 1],
+}
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -152,9 +160,15 @@ def test_a_masked_right_class_is_misclassified_and_stops_nobody():
     assert moved.isfinite().all() and net(moved).argmax(1).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(("logits", "sentence"), [
-    ([[1.0, torch.nan]], "NaN"), ([[1.0, torch.inf]], r"\+Inf"), ([[-torch.inf, -torch.inf]], "no class is left"),
-    ([[1.0]], "at least 2 classes apart, its logits have 1")])
+@pytest.mark.parametrize(
+    ("logits", "sentence"),
+    [
+        ([[1.0, torch.nan]], "NaN"),
+        ([[1.0, torch.inf]], r"\+Inf"),
+        ([[-torch.inf, -torch.inf]], "no class is left"),
+        ([[1.0]], "at least 2 classes apart, its logits have 1"),
+    ],
+)
 def test_logits_that_tell_no_class_are_refused(logits, sentence):
     values, y = torch.tensor(logits), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(InputError, match=sentence):

@@ -1,4 +1,5 @@
 """Attacks on networks and images in half precision. Oracles: a linear net's best attack in closed form, and float32."""
+
 from functools import partial
 
 import pytest
@@ -155,9 +156,13 @@ def test_a_ball_of_a_few_units_of_float32_is_used_too(threat):
 
 
 def test_ordinary_balls_are_attacked_in_the_dtype_of_the_images():
-    for dtype, threat, wanted in ((torch.float32, Linf(1 / 255), torch.float32), (torch.float64, Linf(1e-9), torch.float64),
-                                  (torch.bfloat16, Linf(1 / 255), torch.float32), (torch.float32, Linf(1e-7), torch.float64),
-                                  (torch.float32, Linf(0.0), torch.float32)):
+    for dtype, threat, wanted in (
+        (torch.float32, Linf(1 / 255), torch.float32),
+        (torch.float64, Linf(1e-9), torch.float64),
+        (torch.bfloat16, Linf(1 / 255), torch.float32),
+        (torch.float32, Linf(1e-7), torch.float64),
+        (torch.float32, Linf(0.0), torch.float32),
+    ):
         assert working_precision(threat, torch.rand(1, *SHAPE).to(dtype)) == wanted
     (part,) = in_parts(*_images(4)[:2], Linf(0.1), torch.arange(4), 4)
     assert part.shown(part.x) is part.x
@@ -238,7 +243,9 @@ def test_an_attack_that_returns_the_image_itself_does_not_pass(monkeypatch):
 
 def test_an_attack_that_uses_a_quarter_of_the_budget_does_not_pass(monkeypatch):
     x, y, _ = _images(20)
-    monkeypatch.setattr("stability.masking.subject.pgd", lambda net, x, y, threat, **settings: (x + threat.epsilon / 4).clamp(0, 1))
+    monkeypatch.setattr(
+        "stability.masking.subject.pgd", lambda net, x, y, threat, **settings: (x + threat.epsilon / 4).clamp(0, 1)
+    )
     assert _moved(Linear(), x, y, Linf(2 / 255)).passed is False
 
 

@@ -1,4 +1,5 @@
 """The reference AutoAttack: under the judge it counts what it counts alone, and leaves the process as it was."""
+
 import logging
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ import stability
 from stability import L2, Linf
 
 autoattack = stability.autoattack
-package = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed: pip install -e \".[autoattack]\"")
+package = pytest.importorskip("pyautoattack", reason='pyautoattack is not installed: pip install -e ".[autoattack]"')
 ATTACKS = ("apgd-ce", "square")
 
 
@@ -35,8 +36,9 @@ def test_worst_case_counts_what_calling_it_counts(threat, attacks):
     attack = partial(autoattack, threat=threat, version="custom", attacks=attacks, configure=quick)
     result = stability.worst_case(net, x, y, threat, [attack])
     seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)))
-    alone = package.AutoAttack(net.eval(), norm=type(threat).__name__, eps=threat.epsilon, version="custom",
-                               attacks=list(attacks), seed=seed)
+    alone = package.AutoAttack(
+        net.eval(), norm=type(threat).__name__, eps=threat.epsilon, version="custom", attacks=list(attacks), seed=seed
+    )
     quick(alone)
     alone.apgd_targeted.n_target_classes = 4
     x_adv, _ = alone.run_standard_evaluation(x, y, batch_size=250)
@@ -78,11 +80,20 @@ def test_the_process_stays_as_it_was(mode, caplog):
     assert torch.equal(again, moved)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"version": "best"}, "standard, plus, rand, custom"), ({"attacks": ("square",)}, "custom goes with attacks"),
-    ({"version": "custom"}, "custom goes with attacks"), ({"batch_size": 0}, "batch_size"), ({"threat": 0.1}, "Linf or L2"),
-    ({"x": images(2)}, "float32"), ({"x": images(2, dtype=torch.float32).flatten(1)}, "height, width"),
-    ({"x": 2 + images(2, dtype=torch.float32)}, "lie in"), ({}, "4 classes, the logits have 3")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"version": "best"}, "standard, plus, rand, custom"),
+        ({"attacks": ("square",)}, "custom goes with attacks"),
+        ({"version": "custom"}, "custom goes with attacks"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"threat": 0.1}, "Linf or L2"),
+        ({"x": images(2)}, "float32"),
+        ({"x": images(2, dtype=torch.float32).flatten(1)}, "height, width"),
+        ({"x": 2 + images(2, dtype=torch.float32)}, "lie in"),
+        ({}, "4 classes, the logits have 3"),
+    ],
+)
 def test_bad_input(settings, message):
     arguments = {"x": images(2, dtype=torch.float32), "y": torch.tensor([0, 1]), "threat": Linf(0.1), **settings}
     with pytest.raises(ValueError, match=message):

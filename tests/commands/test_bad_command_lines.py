@@ -1,4 +1,5 @@
 """Bad command lines of every script: one sentence on stderr, exit code 2, nothing written."""
+
 import shlex
 
 import pytest
@@ -18,7 +19,8 @@ def one(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
 def resnet(): return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()
 number = 3
 """
-LINES = {compare_schemes: """
+LINES = {
+    compare_schemes: """
 --schemes explicit --seeds 1.5 ; --seeds takes whole numbers
 --schemes explicit --seeds 99999999999999999999 ; --seeds must be below 2^63
 --schemes explicit --epsilons 1e400 ; --epsilons must be finite
@@ -38,13 +40,15 @@ LINES = {compare_schemes: """
 --schemes explicit --fields 'damped(rate=nan)' ; rate
 --schemes explicit --resume --out array ; array/config.json is damaged (it holds no JSON object)
 --schemes explicit --resume --out binary ; binary/config.json is damaged
-""", sweep_steps: """
+""",
+    sweep_steps: """
 --schemes explicit --substeps 0 ; --substeps must be finite and at least 1, got 0
 --schemes explicit --substeps a ; --substeps takes whole numbers
 --schemes explicit --substeps 1,1 ; --substeps names 1 twice
 --schemes explicit --substeps '' ; --substeps is empty
 --schemes explicit --fields residual ; unrecognized arguments
-""", evaluate: """
+""",
+    evaluate: """
 own.py:unloadable --dataset digits ; missing 1.weight, 1.bias; unexpected module.1.weight, module.1.bias; DataParallel
 broken.py:make --dataset digits ; broken.py:1: invalid syntax
 own.py:number --dataset digits ; 'int' object is not callable
@@ -60,7 +64,8 @@ own.py:linear --dataset digits --attacks square0 ; unknown attack 'square0'
 own.py:linear --dataset digits --out own.py ; own.py is a file
 junk ; junk/checkpoints/x.pt is damaged
 own.py ; name what returns the network
-""", plot_regions: """
+""",
+    plot_regions: """
 --out drawn ; nothing to do
 --schemes zzz ; unknown scheme 'zzz'
 --schemes explicit --out own.py ; cannot write to --out 'own.py'
@@ -68,9 +73,10 @@ own.py ; name what returns the network
 --schemes explicit --spectrum . ; cannot read --spectrum '.'
 --schemes explicit --spectrum binary/config.json ; not a text file
 --schemes adaptive ; has a region to draw
---readme own.py ; own.py
---readme nope.md ; cannot rewrite --readme 'nope.md'
-""", map_spectra: """
+--table own.py ; own.py
+--table nope.md ; cannot rewrite --table 'nope.md'
+""",
+    map_spectra: """
 nope.pt ; there is no 'nope.pt'
 junk ; junk/checkpoints/x.pt is damaged
 own.py:linear --dataset digits ; convert takes a torchvision
@@ -83,15 +89,17 @@ own.py:resnet --shape 3,8,8 --epsilon 0 ; --epsilon must be finite
 own.py:resnet --shape 3,8,8 --scheme zzz ; unknown scheme 'zzz'
 own.py:resnet --shape 3,8,8 --block 1 ; --block takes stage,block, got '1'
 own.py:resnet --shape 3,8,8 --images 1 --block 9,9 ; there is no block 9,9
-""", compare_solvers: """
+""",
+    compare_solvers: """
 nope ; nope holds no checkpoints
 junk ; junk/config.json: No such file or directory
 broken ; broken/config.json is damaged
-empty ; empty/config.json is not that of a run of compare_schemes.py (dataset, data_dir
+empty ; empty/config.json is not that of a run of compare_schemes.py (schemes, dataset
 junk --tol 0 ; --tol must be finite and at least 1e-12
 junk --tol 1e-3,1e-4 ; --tol takes one number
 junk --images x ; --images takes whole numbers
-"""}
+""",
+}
 CASES = [(script, *line.split(" ; ")) for script, lines in LINES.items() for line in lines.strip().splitlines()]
 
 
@@ -108,8 +116,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("script", "line", "sentence"), CASES, ids=[
-    f"{script.__name__.split('.')[-1]} {line}" for script, line, _ in CASES])
+@pytest.mark.parametrize(
+    ("script", "line", "sentence"), CASES, ids=[f"{script.__name__.split('.')[-1]} {line}" for script, line, _ in CASES]
+)
 def test_one_sentence_and_exit_code_2(script, line, sentence, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     before = {*folder.rglob("*")}
@@ -118,4 +127,5 @@ def test_one_sentence_and_exit_code_2(script, line, sentence, folder, monkeypatc
     error = capsys.readouterr().err.strip()
     assert stopped.value.code == 2 and sentence in error and len(error.splitlines()) == 1
     assert {path for path in {*folder.rglob("*")} - before if "__pycache__" not in path.parts} <= {folder / "written"} and not (
-        (folder / "written").exists() and any((folder / "written").iterdir()))
+        (folder / "written").exists() and any((folder / "written").iterdir())
+    )

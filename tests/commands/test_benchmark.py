@@ -1,4 +1,5 @@
 """The benchmark scripts run and print their rows; the figures of so short a run mean nothing."""
+
 import json
 
 import pytest
@@ -13,10 +14,16 @@ from experiments.benchmarks import spectra as benchmark_spectra
 from experiments.harness.run.runner import WORKER_ENVIRONMENT
 
 
-@pytest.mark.parametrize(("script", "only"), [(benchmark, "explicit,training,memory"),
-                                              (benchmark_peers, "fixed_grid,torchdeq,memory,step"),
-                                              (benchmark_spectra, "dense_1024,images,batches"),
-                                              (benchmark_attacks, "pgd,reference"), (benchmark_audit, "masks,schemes,honest")])
+@pytest.mark.parametrize(
+    ("script", "only"),
+    [
+        (benchmark, "explicit,training,memory"),
+        (benchmark_peers, "fixed_grid,torchdeq,memory,step"),
+        (benchmark_spectra, "dense_1024,images,batches"),
+        (benchmark_attacks, "pgd,reference"),
+        (benchmark_audit, "masks,schemes,honest"),
+    ],
+)
 def test_a_benchmark_prints_a_row_for_each_figure(script, only, tmp_path, monkeypatch, capsys):
     for key, value in WORKER_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)  # as is: it would start itself once more in a process with this environment

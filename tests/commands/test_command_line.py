@@ -1,4 +1,5 @@
 """Command lines: what becomes of the options, and every kind of bad input."""
+
 import dataclasses
 from argparse import ArgumentParser
 
@@ -87,28 +88,42 @@ def config(*options):
     return make_config(parser.parse_args(["--schemes", "explicit", *options]), "test", [1]).to_json()
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("", {"threat": "linf", "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"], "audit_epsilon": 0.1}),
-    ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
-    ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
-    ("--epsilons 0.3", {"train_epsilon": 0.3}), ("--epsilons 8/255", {"epsilons": [8 / 255]}),
-    ("--smoke", {"seeds": [0], "epochs": 1, "attacks": ["pgd2"], "test_limit": 24}),
-    ("--smoke --seeds 3,4 --epochs 2 --attacks fgsm --test-limit 9", {
-        "seeds": [3, 4], "epochs": 2, "attacks": ["fgsm"], "test_limit": 9, "train_limit": 128}),
-    ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]})])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", {"threat": "linf", "epsilons": [0.05, 0.1, 0.15], "attacks": ["pgd20"], "audit_epsilon": 0.1}),
+        ("--threat l2", {"threat": "l2", "epsilons": [0.25, 0.5, 1.0], "audit_epsilon": 0.5, "train_epsilon": 0.1}),
+        ("--threat l2 --epsilons 2,3 --train-epsilon 0.2", {"epsilons": [2, 3], "audit_epsilon": 3, "train_epsilon": 0.2}),
+        ("--epsilons 0.3", {"train_epsilon": 0.3}),
+        ("--epsilons 8/255", {"epsilons": [8 / 255]}),
+        ("--smoke", {"seeds": [0], "epochs": 1, "attacks": ["pgd2"], "test_limit": 24}),
+        (
+            "--smoke --seeds 3,4 --epochs 2 --attacks fgsm --test-limit 9",
+            {"seeds": [3, 4], "epochs": 2, "attacks": ["fgsm"], "test_limit": 9, "train_limit": 128},
+        ),
+        ("--attacks fgsm,apgd50-t,fgsm", {"attacks": ["fgsm", "apgd50-t"]}),
+    ],
+)
 def test_settings_of_attacks(given, expected):
     found = config(*given.split())
     assert {key: found[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("", {"train_epsilon": 0.1, "optimizer": "adamw", "learning_rate": 6e-3, "weight_decay": 0.01, "augment": "none"}),
-    ("--train-epsilon 0", {"train_epsilon": 0}), ("--train-epsilon 0.3 --training fast", {"train_step_size": 0.375}),
-    ("--training pgd", {"train_steps": 7, "train_step_size": 0.25 / 7}), ("--training pgd --train-steps 3", {"train_steps": 3}),
-    ("--training summed --dataset cifar10 --train-epsilon 0.04", {"train_steps": 3, "train_step_size": 0.01}),
-    ("--optimizer sgd --dataset cifar100", {"learning_rate": 0.1, "weight_decay": 5e-4, "augment": "standard"}),
-    ("--optimizer sgd --weight-decay 0 --learning-rate 0.3", {"learning_rate": 0.3, "weight_decay": 0}),
-    ("--dataset cifar10 --augment none", {"augment": "none"}), ("--stop-overfitting", {"stop_overfitting": True})])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", {"train_epsilon": 0.1, "optimizer": "adamw", "learning_rate": 6e-3, "weight_decay": 0.01, "augment": "none"}),
+        ("--train-epsilon 0", {"train_epsilon": 0}),
+        ("--train-epsilon 0.3 --training fast", {"train_step_size": 0.375}),
+        ("--training pgd", {"train_steps": 7, "train_step_size": 0.25 / 7}),
+        ("--training pgd --train-steps 3", {"train_steps": 3}),
+        ("--training summed --dataset cifar10 --train-epsilon 0.04", {"train_steps": 3, "train_step_size": 0.01}),
+        ("--optimizer sgd --dataset cifar100", {"learning_rate": 0.1, "weight_decay": 5e-4, "augment": "standard"}),
+        ("--optimizer sgd --weight-decay 0 --learning-rate 0.3", {"learning_rate": 0.3, "weight_decay": 0}),
+        ("--dataset cifar10 --augment none", {"augment": "none"}),
+        ("--stop-overfitting", {"stop_overfitting": True}),
+    ],
+)
 def test_settings_of_training(given, expected):
     found = config(*given.split())
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
@@ -130,20 +145,33 @@ def test_an_error_of_the_system_is_told_without_its_number(tmp_path, capsys):
     @options.run_cli
     def main(argv=None):
         open(tmp_path / "absent")
+
     with pytest.raises(SystemExit) as stopped:
         main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.endswith(f"{tmp_path / 'absent'}: No such file or directory\n")
 
 
-@pytest.mark.parametrize(("error", "code"), [
-    (InputError("wrong"), 2), (Unsolved("wrong"), 2), (Divergence("wrong"), 2), (MissingExtra("wrong"), 2),
-    (OSError("wrong"), 2), (ChildProcessError("wrong"), 2), (ValueError("wrong"), None), (RuntimeError("wrong"), None), (KeyError("wrong"), None),
-    (AssertionError("wrong"), None)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("wrong"), 2),
+        (Unsolved("wrong"), 2),
+        (Divergence("wrong"), 2),
+        (MissingExtra("wrong"), 2),
+        (OSError("wrong"), 2),
+        (ChildProcessError("wrong"), 2),
+        (ValueError("wrong"), None),
+        (RuntimeError("wrong"), None),
+        (KeyError("wrong"), None),
+        (AssertionError("wrong"), None),
+    ],
+)
 def test_expected_errors_alone_become_a_sentence(error, code, capsys):
     @options.run_cli
     def main(argv=None):
         raise error
+
     with pytest.raises(BaseException) as stopped:
         main()
     if code is None:

@@ -1,4 +1,5 @@
 """evaluate.py from the command line: networks of ours and a user's own, killed and resumed, marked, and bad input."""
+
 import csv
 import os
 import re
@@ -64,8 +65,20 @@ def pair():
 
 def save(path, scheme="explicit_euler", **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": scheme, "substeps": 1, "dataset": "digits",
-             "seed": 3, "training": "standard", "epochs": 3, "epoch": 3, "config": {}, "state_dict": widened(trained().state_dict())}
+    state = {
+        "model": "small",
+        "num_classes": 10,
+        "in_channels": 1,
+        "scheme": scheme,
+        "substeps": 1,
+        "dataset": "digits",
+        "seed": 3,
+        "training": "standard",
+        "epochs": 3,
+        "epoch": 3,
+        "config": {},
+        "state_dict": widened(trained().state_dict()),
+    }
     checkpoints.save(path, state | changes)
     return str(path)
 
@@ -89,9 +102,16 @@ def test_a_folder_of_ours(folder, capsys):
     assert evaluate.main(["run", "--attacks", "pgd3,square5", *QUICK, "--audit", "--out", "out"]) == 0
     table = rows("out/accuracy.csv")
     assert [(row["scheme"], row["attack"], row["gradient"]) for row in table] == [
-        ("explicit_euler", "clean", "exact"), ("explicit_euler", "pgd3", "exact"), ("explicit_euler", "square5", "exact"),
-        ("explicit_euler", "worst", "all"), ("ie_skip", "clean", "exact"), ("ie_skip", "pgd3", "exact"),
-        ("ie_skip", "pgd3", "detached"), ("ie_skip", "square5", "exact"), ("ie_skip", "worst", "all")]
+        ("explicit_euler", "clean", "exact"),
+        ("explicit_euler", "pgd3", "exact"),
+        ("explicit_euler", "square5", "exact"),
+        ("explicit_euler", "worst", "all"),
+        ("ie_skip", "clean", "exact"),
+        ("ie_skip", "pgd3", "exact"),
+        ("ie_skip", "pgd3", "detached"),
+        ("ie_skip", "square5", "exact"),
+        ("ie_skip", "worst", "all"),
+    ]
     assert {row["seed"] for row in table} == {"3"} and {row["total"] for row in table} == {"20"}
     right = {(row["scheme"], row["attack"], row["gradient"]): int(row["correct"]) for row in table}
     for scheme in ("explicit_euler", "ie_skip"):
@@ -108,12 +128,30 @@ def test_a_cheat_of_the_users_own_is_marked_everywhere(folder, capsys):
     assert evaluate.main(["own.py:cheat", "--dataset", "digits", "--attacks", "pgd3", *QUICK, "--out", "out"]) == 0
     assert {row["audit"] for row in rows("out/accuracy.csv")} == {"failed"}
     assert {(row["model"], row["scheme"], row["training"]) for row in rows("out/accuracy.csv")} == {
-        ("own.py:cheat", "none", "unknown")}
+        ("own.py:cheat", "none", "unknown")
+    }
     page, said = (folder / "out" / "report.html").read_text(encoding="utf-8"), capsys.readouterr().out
     assert page.count("own.py:cheat \u2020") >= 3 and "own.py:cheat \u2020" in said
     assert "failed its audit (zero_gradients" in re.sub(r"\s+", " ", said)
-    assert evaluate.main(["own:linear", "--dataset", "digits", "--attacks", "fgsm", *QUICK, "--audit", "none", "--threat", "l2",
-                          "--out", "other"]) == 0
+    assert (
+        evaluate.main(
+            [
+                "own:linear",
+                "--dataset",
+                "digits",
+                "--attacks",
+                "fgsm",
+                *QUICK,
+                "--audit",
+                "none",
+                "--threat",
+                "l2",
+                "--out",
+                "other",
+            ]
+        )
+        == 0
+    )
     assert {row["audit"] for row in rows("other/accuracy.csv")} == {"not audited"}
     assert "not audited" in capsys.readouterr().out and "\u2020 " not in (folder / "other" / "accuracy.csv").read_text()
 
@@ -123,8 +161,11 @@ def test_killed_and_resumed_gives_the_same(folder):
     path = save(folder / "net.pt", "ie_skip")
     arguments = [path, "--attacks", "pgd2,pgd40,square4", *QUICK, "--audit", "none"]
     assert evaluate.main([*arguments, "--out", "whole"]) == 0
-    process = subprocess.Popen([sys.executable, ROOT / "experiments" / "evaluate.py", *arguments, "--out", "cut"],
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "experiments" / "evaluate.py", *arguments, "--out", "cut"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
     records, deadline = folder / "cut" / "records.jsonl", time.monotonic() + 120
     while not (records.exists() and records.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None and time.monotonic() < deadline
@@ -152,8 +193,22 @@ def test_a_finished_run_is_not_measured_again_and_another_network_is_refused(fol
 
 def test_a_network_that_fails_in_an_attack_leaves_a_sentence_and_what_came_before(folder, capsys):
     with pytest.raises(SystemExit) as stopped:
-        evaluate.main(["own.py:stuck", "--dataset", "digits", "--attacks", "square5,fgsm", *QUICK, "--test-limit", "200",
-                       "--audit", "none", "--out", "out"])
+        evaluate.main(
+            [
+                "own.py:stuck",
+                "--dataset",
+                "digits",
+                "--attacks",
+                "square5,fgsm",
+                *QUICK,
+                "--test-limit",
+                "200",
+                "--audit",
+                "none",
+                "--out",
+                "out",
+            ]
+        )
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and len(error.strip().splitlines()) == 1
     assert "own.py:stuck fails in fgsm at 0.1: RuntimeError: one of the variables needed for gradient" in error
@@ -243,8 +298,10 @@ def test_an_error_in_the_users_code_names_the_line(folder, capsys):
 
 def test_a_fault_of_the_program_keeps_its_traceback(folder, monkeypatch):
     """A ValueError is not what a user has done wrong just because InputError is one too."""
+
     def faulty(*arguments):
         raise ValueError("operands could not be broadcast")
+
     monkeypatch.setattr(evaluation_report, "merged", faulty)
     with pytest.raises(ValueError, match="broadcast") as caught:
         evaluate.main([save(folder / "net.pt"), "--attacks", "fgsm", *QUICK, "--audit", "none", "--out", "out"])

@@ -1,4 +1,5 @@
 """The survey of one network: a torchvision ResNet by import path, a checkpoint of ours, and what is refused."""
+
 import csv
 
 import numpy as np
@@ -35,8 +36,12 @@ def rows(path):
 
 def test_a_torchvision_resnet_by_import_path(users, tmp_path, capsys):
     out = tmp_path / "map"
-    assert map_spectra.main([f"{users}:net", "--shape", "3,8,8", "--images", "2", "--scheme", "heun", "--device", "cpu",
-                             "--out", str(out)]) == 0
+    assert (
+        map_spectra.main(
+            [f"{users}:net", "--shape", "3,8,8", "--images", "2", "--scheme", "heun", "--device", "cpu", "--out", str(out)]
+        )
+        == 0
+    )
     assert {path.name for path in out.iterdir()} == {"report.html", "blocks.csv", "spectra.csv", "growth.csv", "figures"}
     assert {path.name for path in (out / "figures").iterdir()} == {"clouds.png", "growth.png", "pseudospectra.png"}
     page = (out / "report.html").read_text()
@@ -57,29 +62,49 @@ def test_a_torchvision_resnet_by_import_path(users, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_checkpoint_of_ours_with_a_multistep_scheme(tmp_path):
     torch.manual_seed(0)
-    description = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": "explicit_euler", "substeps": 1,
-                   "field": "gradient_flow", "dataset": "digits", "seed": 0, "training": "standard", "epochs": 0, "epoch": 0}
+    description = {
+        "model": "small",
+        "num_classes": 10,
+        "in_channels": 1,
+        "scheme": "explicit_euler",
+        "substeps": 1,
+        "field": "gradient_flow",
+        "dataset": "digits",
+        "seed": 0,
+        "training": "standard",
+        "epochs": 0,
+        "epoch": 0,
+    }
     net = checkpoints.build(description)
     checkpoints.save(tmp_path / "net.pt", {**description, "config": {}, "state_dict": net.state_dict()})
     out = tmp_path / "map"
-    assert map_spectra.main([str(tmp_path / "net.pt"), "--images", "1", "--scheme", "ab2", "--block", "1,0",
-                             "--out", str(out)]) == 0
+    assert (
+        map_spectra.main([str(tmp_path / "net.pt"), "--images", "1", "--scheme", "ab2", "--block", "1,0", "--out", str(out)])
+        == 0
+    )
     blocks = rows(out / "blocks.csv")
     assert all(float(row["value"]) <= 1e-8 for row in blocks if row["metric"] == "log_norm"), "a gradient flow"
     assert "digits images" in (out / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["nothing.pt"], "there is no 'nothing.pt'"), (["USERS:plain", "--shape", "1,2,2"], "torchvision.models.ResNet"),
-    (["USERS:net"], "give --dataset, or --shape"), (["USERS:net", "--shape", "3,8"], "channels,height,width, got '3,8'"),
-    (["USERS:net", "--dataset", "nonsense"], "unknown --dataset 'nonsense'"),
-    (["USERS:net", "--shape", "3,8,8", "--block", "7,0", "--images", "1"], "there is no block 7,0; choose from 0,0; 0,1"),
-    (["USERS:net", "--shape", "3,8,8", "--scheme", "nonsense"], "unknown scheme"),
-    (["USERS:net", "--shape", "3,8,8", "--images", "0"], "--images")])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nothing.pt"], "there is no 'nothing.pt'"),
+        (["USERS:plain", "--shape", "1,2,2"], "torchvision.models.ResNet"),
+        (["USERS:net"], "give --dataset, or --shape"),
+        (["USERS:net", "--shape", "3,8"], "channels,height,width, got '3,8'"),
+        (["USERS:net", "--dataset", "nonsense"], "unknown --dataset 'nonsense'"),
+        (["USERS:net", "--shape", "3,8,8", "--block", "7,0", "--images", "1"], "there is no block 7,0; choose from 0,0; 0,1"),
+        (["USERS:net", "--shape", "3,8,8", "--scheme", "nonsense"], "unknown scheme"),
+        (["USERS:net", "--shape", "3,8,8", "--images", "0"], "--images"),
+    ],
+)
 def test_bad_input_is_one_sentence(arguments, sentence, users, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        map_spectra.main([*(a.replace("USERS", str(users)) for a in arguments), "--device", "cpu",
-                          "--out", str(tmp_path / "out")])
+        map_spectra.main(
+            [*(a.replace("USERS", str(users)) for a in arguments), "--device", "cpu", "--out", str(tmp_path / "out")]
+        )
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 

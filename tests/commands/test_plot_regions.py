@@ -16,7 +16,11 @@ def test_draws_each_region_and_a_sheet_and_prints_the_table(tmp_path, capsys):
     schemes = "rk4,ie_skip(gamma=0.05,iterations=2),adaptive,implicit"
     assert plot_regions.main(["--schemes", schemes, "--out", str(tmp_path / "new")]) == 0
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        "rk4.png", "ie_skip_gamma=0.05_iterations=2.png", "implicit_euler.png", "sheet.png"}
+        "rk4.png",
+        "ie_skip_gamma=0.05_iterations=2.png",
+        "implicit_euler.png",
+        "sheet.png",
+    }
     printed = capsys.readouterr().out
     for expected in ("adaptive: skipped", "2.785", "2.828", "\u221e", "Kutta (1901)"):
         assert expected in printed
@@ -33,11 +37,15 @@ def _stopped(arguments, capsys):
     return error
 
 
-RECORDS = "".join(json.dumps(record) + "\n" for record in [
-    {"scheme": "explicit_euler", "seed": 0, "cloud": {"0": [[-0.5, 0.4]], "1": [[-3.0, 0.0]]}},
-    {"scheme": "explicit_euler", "seed": 1, "cloud": {"0": [[0.2, 0.0]]}},
-    {"scheme": "implicit_euler", "seed": 0, "cloud": {"0": [[-40.0, 7.0]]}},
-    {"scheme": "implicit_euler", "seed": 0, "cloud": {}}])
+RECORDS = "".join(
+    json.dumps(record) + "\n"
+    for record in [
+        {"scheme": "explicit_euler", "seed": 0, "cloud": {"0": [[-0.5, 0.4]], "1": [[-3.0, 0.0]]}},
+        {"scheme": "explicit_euler", "seed": 1, "cloud": {"0": [[0.2, 0.0]]}},
+        {"scheme": "implicit_euler", "seed": 0, "cloud": {"0": [[-40.0, 7.0]]}},
+        {"scheme": "implicit_euler", "seed": 0, "cloud": {}},
+    ]
+)
 
 
 def test_the_spectrum_of_a_run_goes_to_the_schemes_of_the_run_and_else_to_all(tmp_path):
@@ -59,17 +67,27 @@ def test_a_spectrum_is_drawn_on_top_and_its_growth_is_printed(tmp_path, capsys):
     schemes = [odenets.get_scheme(name) for name in ("rk4", "ie_skip")]
     figure = regions.region_sheet(schemes, None, {"rk4": cloud, "ie_skip": cloud})
     for ax in figure.axes[:2]:
-        assert max(ax.get_ylim()) > 30 and any(np.array_equal(dots.get_offsets(), cloud["0"]) for dots in ax.collections
-                                               if len(dots.get_offsets()) == 3)
+        assert max(ax.get_ylim()) > 30 and any(
+            np.array_equal(dots.get_offsets(), cloud["0"]) for dots in ax.collections if len(dots.get_offsets()) == 3
+        )
 
 
-@pytest.mark.parametrize("content", [
-    b"\xef\xbb\xbfre,im\r\n-1,2\r\n0.5,-3\r\n", b"re;im\r\n-1;2\r\n0.5;-3\r\n", b"re;im\n-1,0;2\n0,5;-3\n",
-    b"re\tim\n-1\t2\n0.5\t-3\n",
-    b"# re,im\n-1,2\n# a comment\n0.5,-3\n",
-    b"# re im\n-1.0e+00 2.0e+00\n5.0e-01 -3.0e+00\n", b"-1+2j\n0.5-3j\n",
-    b"\xef\xbb\xbflambda\n(-1+2j)\n(0.5-3j)\n", b"z\n -1+2i\n0.5 - 3i\n", b" (-1.0e+00+2.0e+00j)\n (5.0e-01+-3.0e+00j)\n",
-    b'"re","im"\n"-1","2"\n0.5,-3\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfre,im\r\n-1,2\r\n0.5,-3\r\n",
+        b"re;im\r\n-1;2\r\n0.5;-3\r\n",
+        b"re;im\n-1,0;2\n0,5;-3\n",
+        b"re\tim\n-1\t2\n0.5\t-3\n",
+        b"# re,im\n-1,2\n# a comment\n0.5,-3\n",
+        b"# re im\n-1.0e+00 2.0e+00\n5.0e-01 -3.0e+00\n",
+        b"-1+2j\n0.5-3j\n",
+        b"\xef\xbb\xbflambda\n(-1+2j)\n(0.5-3j)\n",
+        b"z\n -1+2i\n0.5 - 3i\n",
+        b" (-1.0e+00+2.0e+00j)\n (5.0e-01+-3.0e+00j)\n",
+        b'"re","im"\n"-1","2"\n0.5,-3\n',
+    ],
+)
 def test_a_spectrum_as_other_programs_write_it(tmp_path, content):
     (tmp_path / "z.csv").write_bytes(content)
     assert read_spectrum(tmp_path / "z.csv")(None)["0"].tolist() == [[-1, 2], [0.5, -3]]
@@ -84,19 +102,27 @@ def test_a_spectrum_as_numpy_writes_it(tmp_path):
         assert read_spectrum(tmp_path / name)(None)["0"].tolist() == np.stack([z.real, z.imag], 1).tolist()
 
 
-@pytest.mark.parametrize("name, content, named", [
-    ("missing.csv", None, "No such file"), ("a.csv", "x,y\n1,2\n", "must be a CSV whose first line names the columns re"),
-    ("a.csv", "", "first line has nothing"), ("a.csv", "re,im\n", "no eigenvalues below its header"),
-    ("a.csv", "re,im\n1,2\n3,left\n", "line 3: re and im must be finite numbers, got 3,left"),
-    ("a.csv", "re\n1\n", "must be a CSV whose first line names the columns re"),
-    ("a.csv", "1;2\n3;4\n", "must be a CSV whose first line"),
-    ("a.csv", "z\n1-2j\n1-2k\n", "line 3: this must be a finite complex number such as -1+2j, got 1-2k"),
-    ("a.csv", "re;im\n1.000,5;2\n", "line 2: re and im"),
-    ("a.csv", "re,im\n1\n", "line 2: re and im"), ("a.csv", "re,im\nnan,1\n", "line 2: re and im"),
-    ("a.csv", b"re,im\n\xff\xfe", "not a text file"), ("r.jsonl", '{"scheme": "rk4"\n', "line 1: not a record of a run"),
-    ("r.jsonl", '{"scheme": "rk4"}\n[]\n', "line 2: not a record"),
-    ("r.jsonl", '{"scheme": "rk4", "cloud": {"0": [[1, 2, 3]]}}\n', "line 1: not a record"),
-    ("r.jsonl", '{"scheme": "rk4", "cloud": {}}\n', "holds 1 records and no eigenvalues")])
+@pytest.mark.parametrize(
+    "name, content, named",
+    [
+        ("missing.csv", None, "No such file"),
+        ("a.csv", "x,y\n1,2\n", "must be a CSV whose first line names the columns re"),
+        ("a.csv", "", "first line has nothing"),
+        ("a.csv", "re,im\n", "no eigenvalues below its header"),
+        ("a.csv", "re,im\n1,2\n3,left\n", "line 3: re and im must be finite numbers, got 3,left"),
+        ("a.csv", "re\n1\n", "must be a CSV whose first line names the columns re"),
+        ("a.csv", "1;2\n3;4\n", "must be a CSV whose first line"),
+        ("a.csv", "z\n1-2j\n1-2k\n", "line 3: this must be a finite complex number such as -1+2j, got 1-2k"),
+        ("a.csv", "re;im\n1.000,5;2\n", "line 2: re and im"),
+        ("a.csv", "re,im\n1\n", "line 2: re and im"),
+        ("a.csv", "re,im\nnan,1\n", "line 2: re and im"),
+        ("a.csv", b"re,im\n\xff\xfe", "not a text file"),
+        ("r.jsonl", '{"scheme": "rk4"\n', "line 1: not a record of a run"),
+        ("r.jsonl", '{"scheme": "rk4"}\n[]\n', "line 2: not a record"),
+        ("r.jsonl", '{"scheme": "rk4", "cloud": {"0": [[1, 2, 3]]}}\n', "line 1: not a record"),
+        ("r.jsonl", '{"scheme": "rk4", "cloud": {}}\n', "holds 1 records and no eigenvalues"),
+    ],
+)
 def test_a_bad_spectrum_is_one_sentence_and_exit_code_2(tmp_path, capsys, name, content, named):
     path = tmp_path / name
     if content is not None:
@@ -126,10 +152,16 @@ def test_the_table_is_written_between_its_markers(tmp_path, capsys):
     assert "nothing to do" in _stopped([], capsys)
 
 
-@pytest.mark.parametrize("schemes, named", [
-    ("rk5", "unknown scheme 'rk5'; choose from"), ("", "--schemes is empty; choose from"),
-    ("explicit,euler", "'euler' stands twice"), ("rk4(gamma=1)", "unknown parameter 'gamma'"),
-    ("adaptive", "none of the schemes 'adaptive' has a region")])
+@pytest.mark.parametrize(
+    "schemes, named",
+    [
+        ("rk5", "unknown scheme 'rk5'; choose from"),
+        ("", "--schemes is empty; choose from"),
+        ("explicit,euler", "'euler' stands twice"),
+        ("rk4(gamma=1)", "unknown parameter 'gamma'"),
+        ("adaptive", "none of the schemes 'adaptive' has a region"),
+    ],
+)
 def test_bad_schemes_are_one_sentence_and_exit_code_2(tmp_path, capsys, schemes, named):
     with pytest.raises(SystemExit) as stopped:
         plot_regions.main(["--schemes", schemes, "--out", str(tmp_path)])

@@ -1,4 +1,5 @@
 """Arnoldi with restarts: LAPACK, SciPy's ARPACK, samples that finish at different times, failure that is reported."""
+
 import numpy as np
 import pytest
 import torch
@@ -31,8 +32,14 @@ def key(values, which):
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(20, 60), k=st.integers(1, 6), which=st.sampled_from(["LM", "LR"]), dimension=st.integers(1, 40),
-       seed=st.integers(0, 10**6), outlier=st.floats(-3, 3))
+@given(
+    n=st.integers(20, 60),
+    k=st.integers(1, 6),
+    which=st.sampled_from(["LM", "LR"]),
+    dimension=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    outlier=st.floats(-3, 3),
+)
 def test_any_basis_size_finds_what_lapack_finds(n, k, which, dimension, seed, outlier):
     M = random(n, n, seed=seed) / n**0.5 + outlier * torch.eye(n, dtype=torch.float64)[:, :1]
     e = stability.spectrum(linear(M), torch.zeros(1, n, dtype=torch.float64), k, which, dimension=max(dimension, k + 14))
@@ -54,8 +61,8 @@ def test_against_arpack_on_a_block(which, device):
     e = stability.spectrum(f, y, k=6, which=which)
     assert e.converged.all() and (e.steps == 48).all() and e.products > 60  # restarts were needed
     for i in range(2):
-        J = stability.jacobian(f, y[i:i + 1])
-        for operator in (J, J.T)[i > 0:]:  # forward products take long
+        J = stability.jacobian(f, y[i : i + 1])
+        for operator in (J, J.T)[i > 0 :]:  # forward products take long
             theirs = eigs(operator, k=6, which=which, v0=random(576).numpy(), ncv=40, return_eigenvectors=False)
             found = e.values[i].numpy()
             np.testing.assert_allclose(np.sort(key(found, which)), np.sort(key(theirs, which)), atol=1e-8)
@@ -86,7 +93,7 @@ def test_samples_that_finish_at_different_times_are_those_of_samples_alone():
     assert together.converged.all()
     products = []
     for i in range(5):
-        alone = stability.spectrum(field_of_many_difficulties, y[i:i + 1], k=1, which="LR", dimension=30)
+        alone = stability.spectrum(field_of_many_difficulties, y[i : i + 1], k=1, which="LR", dimension=30)
         np.testing.assert_allclose(together.values[i], alone.values[0], rtol=1e-9)
         products.append(alone.products)
     assert len({*products}) > 2 and max(products) == together.products

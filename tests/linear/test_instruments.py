@@ -1,4 +1,5 @@
 """All spectral instruments on the same random fields: the inequalities between them, and the same refusals."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +9,20 @@ from hypothesis import strategies as st
 import stability
 
 INSTRUMENTS = {
-    "spectrum": lambda f, y: stability.spectrum(f, y, k=1), "ritz_values": stability.ritz_values,
-    "log_norm": stability.log_norm, "spectral_norm": stability.spectral_norm,
-    "singular_values": lambda f, y: stability.singular_values(f, y, k=1), "numerical_range": stability.numerical_range,
+    "spectrum": lambda f, y: stability.spectrum(f, y, k=1),
+    "ritz_values": stability.ritz_values,
+    "log_norm": stability.log_norm,
+    "spectral_norm": stability.spectral_norm,
+    "singular_values": lambda f, y: stability.singular_values(f, y, k=1),
+    "numerical_range": stability.numerical_range,
     "numerical_range, Lanczos": lambda f, y: stability.numerical_range(f, y, dense_limit=0),
     "pseudospectrum": stability.pseudospectrum,
     "pseudospectrum, Arnoldi": lambda f, y: stability.pseudospectrum(f, y, dense_limit=0),
-    "kreiss_constant": stability.kreiss_constant, "departure_from_normality": stability.departure_from_normality,
+    "kreiss_constant": stability.kreiss_constant,
+    "departure_from_normality": stability.departure_from_normality,
     "departure_from_normality, probes": lambda f, y: stability.departure_from_normality(f, y, dense_limit=0),
-    "dense_jacobians": stability.dense_jacobians}
+    "dense_jacobians": stability.dense_jacobians,
+}
 
 
 def random_field(n, seed, spread):
@@ -33,7 +39,7 @@ def random_field(n, seed, spread):
 def test_inequalities_hold_on_random_fields(n, seed, spread, dense):
     f, limit = random_field(n, seed, spread), 512 if dense else 0
     y = torch.randn(2, n, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    J = torch.stack([torch.func.jacrev(f)(y[i:i + 1]).reshape(n, n) for i in range(2)])
+    J = torch.stack([torch.func.jacrev(f)(y[i : i + 1]).reshape(n, n) for i in range(2)])
     np.testing.assert_allclose(stability.dense_jacobians(f, y), J, atol=1e-12)
     largest, rightmost = (stability.spectrum(f, y, k=1, which=which).values[:, 0] for which in ("LM", "LR"))
     norm, mu = stability.spectral_norm(f, y), stability.log_norm(f, y)
@@ -42,7 +48,7 @@ def test_inequalities_hold_on_random_fields(n, seed, spread, dense):
     slack = 1e-7 * norm
     assert (rightmost.real <= mu + slack).all() and (mu <= norm + slack).all() and (largest.abs() <= norm + slack).all()
     assert (norm <= singular.norm_bound + slack).all()
-    np.testing.assert_allclose(singular.values, torch.linalg.svdvals(J)[:, :min(n, 3)], rtol=1e-7)
+    np.testing.assert_allclose(singular.values, torch.linalg.svdvals(J)[:, : min(n, 3)], rtol=1e-7)
     np.testing.assert_allclose(W.support[:, 0], mu, atol=float(slack.max()))
     assert (W.points.abs().amax(1) <= norm + slack).all() and (norm / 2 <= 1.2 * W.support.amax(1) + slack).all()
     # The resolvent is at least that of the distance to the spectrum, at most that of the distance to W(J).
@@ -68,16 +74,24 @@ def test_instruments_leave_parameters_and_modes_alone():
 
 
 @pytest.mark.parametrize("instrument", INSTRUMENTS.values(), ids=INSTRUMENTS)
-@pytest.mark.parametrize(("f", "y", "message"), [
-    (torch.sin, torch.tensor([[1.0, float("nan")]]), "y holds NaN or Inf"),
-    (torch.sin, torch.tensor([[1.0, float("inf")]]), "y holds NaN or Inf"),
-    (torch.sin, torch.rand(0, 3), "no entries"), (torch.sin, torch.ones(1, 2, dtype=torch.int64), "floating-point"),
-    (torch.sin, torch.rand(1, 3).half(), "float32 or float64, got torch.float16"),
-    (torch.sin, torch.rand(1, 3).bfloat16(), "float32 or float64, got torch.bfloat16"),
-    (lambda y: y[:, :1], torch.rand(1, 3), "keep the shape"), (lambda y: y.double(), torch.rand(1, 3), "keep the dtype"),
-    (lambda y: y.half(), torch.rand(1, 3), "keep the dtype"), (torch.log, -torch.rand(1, 3), "f gives NaN or Inf"),
-    (torch.nn.BatchNorm1d(3), torch.rand(4, 3), "BatchNorm in training mode"),
-    (lambda y: y - y.mean(0), torch.rand(4, 3), "mixes the samples"), (lambda y: y.detach(), torch.rand(1, 3), "autograd")])
+@pytest.mark.parametrize(
+    ("f", "y", "message"),
+    [
+        (torch.sin, torch.tensor([[1.0, float("nan")]]), "y holds NaN or Inf"),
+        (torch.sin, torch.tensor([[1.0, float("inf")]]), "y holds NaN or Inf"),
+        (torch.sin, torch.rand(0, 3), "no entries"),
+        (torch.sin, torch.ones(1, 2, dtype=torch.int64), "floating-point"),
+        (torch.sin, torch.rand(1, 3).half(), "float32 or float64, got torch.float16"),
+        (torch.sin, torch.rand(1, 3).bfloat16(), "float32 or float64, got torch.bfloat16"),
+        (lambda y: y[:, :1], torch.rand(1, 3), "keep the shape"),
+        (lambda y: y.double(), torch.rand(1, 3), "keep the dtype"),
+        (lambda y: y.half(), torch.rand(1, 3), "keep the dtype"),
+        (torch.log, -torch.rand(1, 3), "f gives NaN or Inf"),
+        (torch.nn.BatchNorm1d(3), torch.rand(4, 3), "BatchNorm in training mode"),
+        (lambda y: y - y.mean(0), torch.rand(4, 3), "mixes the samples"),
+        (lambda y: y.detach(), torch.rand(1, 3), "autograd"),
+    ],
+)
 def test_every_instrument_refuses_in_one_sentence(instrument, f, y, message):
     with pytest.raises(ValueError, match=message) as refusal:
         instrument(f, y)

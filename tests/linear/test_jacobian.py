@@ -1,4 +1,5 @@
 """The Jacobian as an operator: against dense ones, through the stage of every scheme, on every device."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +7,10 @@ import torch
 import odenets
 import stability
 
-ACCURATE = {name: f"{name}(tol=1e-13,max_iterations=300)" if odenets.get_scheme(name).implicit else name
-            for name in odenets.list_schemes()}
+ACCURATE = {
+    name: f"{name}(tol=1e-13,max_iterations=300)" if odenets.get_scheme(name).implicit else name
+    for name in odenets.list_schemes()
+}
 
 
 def conv_field(device, channels=4, seed=0):
@@ -50,8 +53,9 @@ def test_dtype_is_that_of_the_state(device):
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_adjoint_identity_through_every_scheme(name, mode, device):
     M = matrix(6).to(device)
-    stage = odenets.ODEStage([lambda t, y: torch.tanh(y @ M.T) * torch.as_tensor(1 + t), lambda t, y: torch.sin(y @ M)],
-                             ACCURATE[name], substeps=2)
+    stage = odenets.ODEStage(
+        [lambda t, y: torch.tanh(y @ M.T) * torch.as_tensor(1 + t), lambda t, y: torch.sin(y @ M)], ACCURATE[name], substeps=2
+    )
     rng = np.random.default_rng(0)
     with mode():
         y = torch.linspace(-1, 1, 6, dtype=torch.float64, device=device)[None]
@@ -59,12 +63,16 @@ def test_adjoint_identity_through_every_scheme(name, mode, device):
         forward, back = J @ u, J.rmatvec(v)
     assert forward @ v == pytest.approx(u @ back, rel=1e-9)
     if name != "adaptive":  # its steps may change with the state, hence its differences jump
+
         def at(s):
             return stage(y + s * torch.as_tensor(u).to(y))[0].detach().cpu().numpy()
+
         np.testing.assert_allclose(forward, (at(1e-5) - at(-1e-5)) / 2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in odenets.list_schemes() if name != "adaptive" and not odenets.get_scheme(name).previous])
+@pytest.mark.parametrize(
+    "name", [name for name in odenets.list_schemes() if name != "adaptive" and not odenets.get_scheme(name).previous]
+)
 def test_eigenvalues_of_a_step_on_a_linear_field(name):
     M = matrix(6)
     if name == "ie_skip":
@@ -118,13 +126,20 @@ def test_a_forward_product_that_cannot_be_had_is_refused_not_wrong():
         J.matvec(np.ones(3))
 
 
-@pytest.mark.parametrize("f, y, message", [
-    (torch.sin, torch.rand(2, 3), "one sample"), (torch.sin, torch.tensor([[1.0, float("nan")]]), "NaN"),
-    (torch.sin, torch.ones(1, 2, dtype=torch.int64), "floating"), (torch.sin, torch.ones(1, 0), "no entries"),
-    (lambda y: y[:, :2], torch.rand(1, 3), "keep the shape"), (lambda y: y / 0 * 0, torch.rand(1, 3), "NaN"),
-    (lambda y: torch.sin(y.detach()), torch.rand(1, 3), "autograd"),
-    (lambda y: y.double(), torch.rand(1, 3), "float32 to torch.float64"),
-    (torch.nn.BatchNorm1d(3), torch.rand(1, 3), "training mode")])
+@pytest.mark.parametrize(
+    "f, y, message",
+    [
+        (torch.sin, torch.rand(2, 3), "one sample"),
+        (torch.sin, torch.tensor([[1.0, float("nan")]]), "NaN"),
+        (torch.sin, torch.ones(1, 2, dtype=torch.int64), "floating"),
+        (torch.sin, torch.ones(1, 0), "no entries"),
+        (lambda y: y[:, :2], torch.rand(1, 3), "keep the shape"),
+        (lambda y: y / 0 * 0, torch.rand(1, 3), "NaN"),
+        (lambda y: torch.sin(y.detach()), torch.rand(1, 3), "autograd"),
+        (lambda y: y.double(), torch.rand(1, 3), "float32 to torch.float64"),
+        (torch.nn.BatchNorm1d(3), torch.rand(1, 3), "training mode"),
+    ],
+)
 def test_bad_input(f, y, message):
     with pytest.raises(ValueError, match=message):
         stability.jacobian(f, y)
@@ -134,7 +149,7 @@ def test_dense_jacobians_of_a_batch(device, generator):
     f, y = conv_field(device), torch.rand(3, 4, 3, 3, generator=generator, dtype=torch.float64).to(device)
     found = stability.dense_jacobians(f, y, rows=21)  # 7 rows at a time of 36
     for i in range(3):
-        np.testing.assert_allclose(found[i].cpu(), dense(f, y[i:i + 1]), atol=1e-13)
+        np.testing.assert_allclose(found[i].cpu(), dense(f, y[i : i + 1]), atol=1e-13)
 
 
 def test_samples_that_mix_are_refused():

@@ -1,4 +1,5 @@
 """Kreiss constants: what the theorem says of e^{tA} and A^k, normal matrices, and a construction of their own."""
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -185,9 +186,15 @@ def test_arnoldi_bounds_from_below():
     assert stability.kreiss_constant(linear(A), zeros(40)).exact
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"domain": "plane"}, "half-plane"), ({"threshold": float("inf")}, "threshold"), ({"threshold": [0.0, 1, 2]}, "threshold"),
-    ({"domain": "disc", "threshold": 0}, "above 0")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"domain": "plane"}, "half-plane"),
+        ({"threshold": float("inf")}, "threshold"),
+        ({"threshold": [0.0, 1, 2]}, "threshold"),
+        ({"domain": "disc", "threshold": 0}, "above 0"),
+    ],
+)
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         stability.kreiss_constant(torch.sin, torch.rand(2, 3), **arguments)

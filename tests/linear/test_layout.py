@@ -1,4 +1,5 @@
 """States and images in any memory layout give the numbers of contiguous ones."""
+
 from functools import partial
 
 import pytest
@@ -7,11 +8,14 @@ from torch import nn
 
 import odenets
 import stability
+from stability.network.penalty import log_norm_estimate
 
 NAMES = odenets.list_schemes()
-LAYOUTS = {"channels_last": lambda y: y.to(memory_format=torch.channels_last),
-           "expanded": lambda y: y[:1].expand(3, -1, -1, -1),
-           "sliced": lambda y: y.permute(3, 2, 1, 0).repeat_interleave(2, 0).permute(3, 2, 1, 0)[:, :, :, ::2]}
+LAYOUTS = {
+    "channels_last": lambda y: y.to(memory_format=torch.channels_last),
+    "expanded": lambda y: y[:1].expand(3, -1, -1, -1),
+    "sliced": lambda y: y.permute(3, 2, 1, 0).repeat_interleave(2, 0).permute(3, 2, 1, 0)[:, :, :, ::2],
+}
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -35,19 +39,22 @@ def _dense_and_krylov(figure, name, **settings):
     return lambda f, y: torch.stack([getattr(figure(f, y, dense_limit=limit, **settings), name) for limit in (8, 64)])
 
 
-MAPS = {"spectrum": lambda f, y: stability.spectrum(f, y, k=3).values,
-        "ritz_values": lambda f, y: stability.ritz_values(f, y, 8),
-        "log_norm": stability.log_norm, "spectral_norm": stability.spectral_norm,
-        "singular_values": lambda f, y: stability.singular_values(f, y, k=2).values,
-        "numerical_range": _dense_and_krylov(stability.numerical_range, "support", angles=4),
-        "pseudospectrum": _dense_and_krylov(stability.pseudospectrum, "smallest", points=[0.5, 1j], dimension=20),
-        "kreiss_constant": lambda f, y: stability.kreiss_constant(f, y[:1], threshold=2.0).values,
-        "departure_from_normality": _dense_and_krylov(stability.departure_from_normality, "commutator"),
-        "lyapunov_exponents": lambda f, y: stability.lyapunov_exponents(f, y, 2).values,
-        "jacobian": lambda f, y: torch.from_numpy(stability.jacobian(f, y[1:2]) @ torch.eye(32, dtype=y.dtype).numpy()),
-        "transposed": lambda f, y: torch.from_numpy(stability.jacobian(f, y[1:2]).T @ torch.eye(32, dtype=y.dtype).numpy()),
-        "dense_jacobians": stability.dense_jacobians,
-        "log_norm_estimate": lambda f, y: stability.penalty.log_norm_estimate(f, y).detach()}
+MAPS = {
+    "spectrum": lambda f, y: stability.spectrum(f, y, k=3).values,
+    "ritz_values": lambda f, y: stability.ritz_values(f, y, 8),
+    "log_norm": stability.log_norm,
+    "spectral_norm": stability.spectral_norm,
+    "singular_values": lambda f, y: stability.singular_values(f, y, k=2).values,
+    "numerical_range": _dense_and_krylov(stability.numerical_range, "support", angles=4),
+    "pseudospectrum": _dense_and_krylov(stability.pseudospectrum, "smallest", points=[0.5, 1j], dimension=20),
+    "kreiss_constant": lambda f, y: stability.kreiss_constant(f, y[:1], threshold=2.0).values,
+    "departure_from_normality": _dense_and_krylov(stability.departure_from_normality, "commutator"),
+    "lyapunov_exponents": lambda f, y: stability.lyapunov_exponents(f, y, 2).values,
+    "jacobian": lambda f, y: torch.from_numpy(stability.jacobian(f, y[1:2]) @ torch.eye(32, dtype=y.dtype).numpy()),
+    "transposed": lambda f, y: torch.from_numpy(stability.jacobian(f, y[1:2]).T @ torch.eye(32, dtype=y.dtype).numpy()),
+    "dense_jacobians": stability.dense_jacobians,
+    "log_norm_estimate": lambda f, y: log_norm_estimate(f, y).detach(),
+}
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -96,12 +103,14 @@ class _Net(nn.Module):
         return self.head(self.stage(x))
 
 
-NETWORK = {"growth": lambda net, x: stability.growth(net, x, 1e-3 * (1 + x)).measured,
-           "linear": lambda net, x: stability.growth(net, x, 1e-3 * (1 + x)).linear,
-           "dynamics": lambda net, x: torch.stack([block.log_norm for block in stability.dynamics(net, x[:1], 8)]),
-           "explain": lambda net, x: torch.tensor(stability.explain(net, x, dimension=8).lipschitz),
-           "stage_exponents": lambda net, x: stability.stage_exponents(net, x)[1].values,
-           "log_norm_penalty": lambda net, x: stability.log_norm_penalty(net, x, target=-10.0).detach()}
+NETWORK = {
+    "growth": lambda net, x: stability.growth(net, x, 1e-3 * (1 + x)).measured,
+    "linear": lambda net, x: stability.growth(net, x, 1e-3 * (1 + x)).linear,
+    "dynamics": lambda net, x: torch.stack([block.log_norm for block in stability.dynamics(net, x[:1], 8)]),
+    "explain": lambda net, x: torch.tensor(stability.explain(net, x, dimension=8).lipschitz),
+    "stage_exponents": lambda net, x: stability.stage_exponents(net, x)[1].values,
+    "log_norm_penalty": lambda net, x: stability.log_norm_penalty(net, x, target=-10.0).detach(),
+}
 
 
 @pytest.mark.parametrize("name", NETWORK)
@@ -110,8 +119,16 @@ def test_figures_along_a_network(name, pair):
 
 
 @pytest.mark.parametrize("threat", [stability.Linf(0.1), stability.L2(0.5)])
-@pytest.mark.parametrize("attack", [stability.fgsm, partial(stability.pgd, steps=5), partial(stability.apgd, steps=5),
-                                    partial(stability.square, queries=20), partial(stability.noise, draws=5)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        stability.fgsm,
+        partial(stability.pgd, steps=5),
+        partial(stability.apgd, steps=5),
+        partial(stability.square, queries=20),
+        partial(stability.noise, draws=5),
+    ],
+)
 def test_attacks_and_judge(attack, threat, pair):
     net, y = _Net("explicit").eval(), torch.tensor([0, 1, 2])
     _same(*(attack(net, x, y, threat) for x in pair))

@@ -1,4 +1,5 @@
 """Departure from normality: closed forms, inequalities of the literature, and the stochastic estimate against them."""
+
 import numpy as np
 import pytest
 import torch
@@ -62,8 +63,9 @@ def test_the_estimate_has_the_error_it_states():
     for _ in range(60):
         d = stability.departure_from_normality(linear(M), y, probes=50, generator=generator, dense_limit=0)
         assert d.henrici is None and not d.exact and "estimate" in d.kind
-        misses.append([(d.commutator - exact.commutator) / d.commutator_error,
-                       (d.frobenius - exact.frobenius) / d.frobenius_error])
+        misses.append(
+            [(d.commutator - exact.commutator) / d.commutator_error, (d.frobenius - exact.frobenius) / d.frobenius_error]
+        )
     misses = torch.tensor(misses)
     assert misses.mean(0).abs().max() < 0.5 and 0.7 < misses.std(0).min() and misses.std(0).max() < 1.4
 

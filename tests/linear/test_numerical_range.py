@@ -1,4 +1,5 @@
 """The numerical range: the disc of a Jordan block, the hull of a normal matrix, dense against Lanczos."""
+
 import math
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Pseudospectra: LAPACK on the whole grid, closed forms, published figures of the Grcar matrix, Arnoldi's bound."""
+
 import numpy as np
 import pytest
 import torch
@@ -97,9 +98,15 @@ def test_arnoldi_bounds_from_above_and_more_steps_sharpen(seed, dimension):
         np.testing.assert_allclose(bound.smallest, exact, atol=1e-9)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"points": [np.nan]}, "points must be finite"), ({"points": []}, "points must be finite"),
-    ({"resolution": 1}, "resolution must be"), ({"dimension": 0, "dense_limit": 0}, "dimension must be")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"points": [np.nan]}, "points must be finite"),
+        ({"points": []}, "points must be finite"),
+        ({"resolution": 1}, "resolution must be"),
+        ({"dimension": 0, "dense_limit": 0}, "dimension must be"),
+    ],
+)
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         stability.pseudospectrum(torch.sin, torch.rand(1, 3), **arguments)

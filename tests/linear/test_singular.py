@@ -1,4 +1,5 @@
 """Leading singular values and the bound of the norm: against LAPACK, spread over magnitudes, multiple and vanishing."""
+
 import numpy as np
 import pytest
 import torch
@@ -75,8 +76,9 @@ def test_values_of_any_multiplicity():
     assert s.converged.all()
     np.testing.assert_allclose(s.values[0], values[:9], rtol=1e-10)
     # Too few products to look for copies: the norm stands, the others are not vouched for.
-    s = stability.singular_values(linear(with_singular_values(values)), torch.zeros(1, 200, dtype=torch.float64), k=3,
-                                  max_products=25)
+    s = stability.singular_values(
+        linear(with_singular_values(values)), torch.zeros(1, 200, dtype=torch.float64), k=3, max_products=25
+    )
     np.testing.assert_allclose(s.values[0, 0], 4)
     assert s.converged[0].tolist() == [True, False, False]
 

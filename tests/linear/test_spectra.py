@@ -1,4 +1,5 @@
 """Leading eigenvalues, log-norms and norms against LAPACK: a convolutional block, normal and non-normal matrices."""
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_conv_block_against_lapack(which, states, device):
     assert e.values.shape == e.residuals.shape == (3, 5) and e.values.is_complex()
     assert e.converged.all() and e.residuals.max() <= 1e-8 and e.products < 200
     for i in range(3):
-        expected = np.linalg.eigvals(dense(f, y[i:i + 1]))
+        expected = np.linalg.eigvals(dense(f, y[i : i + 1]))
         key = abs if which == "LM" else np.real
         np.testing.assert_allclose(key(e.values[i].numpy()), key(leading(expected, 5, which)), atol=1e-7)
         assert_same_set(e.values[i], expected, 1e-7)
@@ -58,7 +59,7 @@ def test_float32_reaches_its_tolerance(states):
 
 def test_log_norm_and_norm_against_lapack(states, device):
     f, y = block(device), states.to(device)
-    matrices = [dense(f, y[i:i + 1]) for i in range(3)]
+    matrices = [dense(f, y[i : i + 1]) for i in range(3)]
     rightmost = [np.linalg.eigvalsh((D + D.T) / 2)[-1] for D in matrices]
     np.testing.assert_allclose(stability.log_norm(f, y), rightmost, atol=1e-10)
     np.testing.assert_allclose(stability.spectral_norm(f, y), [np.linalg.norm(D, 2) for D in matrices], atol=1e-10)
@@ -71,7 +72,7 @@ def test_through_a_stage(scheme):
     y = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     e, norm = stability.spectrum(stage, y, k=3), stability.spectral_norm(stage, y)
     for i in range(2):
-        D = stability.jacobian(stage, y[i:i + 1]) @ np.eye(144)
+        D = stability.jacobian(stage, y[i : i + 1]) @ np.eye(144)
         assert_same_set(e.values[i], np.linalg.eigvals(D), 1e-6)
         assert norm[i] == pytest.approx(np.linalg.norm(D, 2), rel=1e-7)
 
@@ -90,10 +91,14 @@ def test_normal_matrix_beyond_one_krylov_space(generator):
         assert (stability.log_norm(linear(M), y, dimension=6, max_products=30) <= 5).all()
 
 
-@pytest.mark.parametrize("name, M", [
-    ("jordan", torch.diag(torch.full((60,), 0.5)) + torch.diag(torch.ones(59), 1)),
-    ("nilpotent", torch.diag(torch.ones(59), 1)),
-    ("grcar", sum(torch.diag(torch.ones(60 - abs(d)), d) for d in (0, 1, 2, 3)) - torch.diag(torch.ones(59), -1))])
+@pytest.mark.parametrize(
+    "name, M",
+    [
+        ("jordan", torch.diag(torch.full((60,), 0.5)) + torch.diag(torch.ones(59), 1)),
+        ("nilpotent", torch.diag(torch.ones(59), 1)),
+        ("grcar", sum(torch.diag(torch.ones(60 - abs(d)), d) for d in (0, 1, 2, 3)) - torch.diag(torch.ones(59), -1)),
+    ],
+)
 @pytest.mark.parametrize("which", ["LM", "LR"])
 def test_non_normal_matrices_get_backward_stable_eigenvalues(name, M, which):
     # Their eigenvalues move by far more than rounding; what can be asked is that each is exact for a matrix close by.
@@ -142,16 +147,20 @@ def test_log_norm_may_be_negative_and_bounds_the_growth_of_differences():
     assert stability.log_norm(lambda y: -3 * y, torch.zeros(2, 4).double()) == pytest.approx([-3, -3])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: stability.spectrum(torch.sin, torch.rand(1, 3), k=4), "from 1 to the 3"),
-    (lambda: stability.spectrum(torch.sin, torch.rand(1, 3), k=0), "k must"),
-    (lambda: stability.spectrum(torch.sin, torch.rand(1, 3), k=1, which="SM"), "LR"),
-    (lambda: stability.spectrum(torch.sin, torch.rand(0, 3), k=1), "no entries"),
-    (lambda: stability.log_norm(torch.sin, torch.full((1, 3), float("inf"))), "NaN or Inf"),
-    (lambda: stability.spectral_norm(torch.sin, torch.rand(1, 3), tol=0), "tol"),
-    (lambda: stability.ritz_values(torch.sin, torch.rand(1, 3), dimension=0), "dimension"),
-    (lambda: stability.spectrum(lambda y: y[:, :1], torch.rand(1, 3), k=1), "shape"),
-    (lambda: stability.spectrum(torch.log, -torch.rand(1, 3), k=1), "NaN")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: stability.spectrum(torch.sin, torch.rand(1, 3), k=4), "from 1 to the 3"),
+        (lambda: stability.spectrum(torch.sin, torch.rand(1, 3), k=0), "k must"),
+        (lambda: stability.spectrum(torch.sin, torch.rand(1, 3), k=1, which="SM"), "LR"),
+        (lambda: stability.spectrum(torch.sin, torch.rand(0, 3), k=1), "no entries"),
+        (lambda: stability.log_norm(torch.sin, torch.full((1, 3), float("inf"))), "NaN or Inf"),
+        (lambda: stability.spectral_norm(torch.sin, torch.rand(1, 3), tol=0), "tol"),
+        (lambda: stability.ritz_values(torch.sin, torch.rand(1, 3), dimension=0), "dimension"),
+        (lambda: stability.spectrum(lambda y: y[:, :1], torch.rand(1, 3), k=1), "shape"),
+        (lambda: stability.spectrum(torch.log, -torch.rand(1, 3), k=1), "NaN"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

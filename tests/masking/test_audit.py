@@ -1,4 +1,5 @@
 """How the audit goes about its work: what it leaves alone, what it refuses, what its parts compute."""
+
 import copy
 
 import pytest
@@ -16,7 +17,11 @@ def test_an_explicit_network_and_what_does_not_apply_to_it():
     result, found = verdicts(trained(), many_steps=60)
     assert result.passed
     assert {name for name, passed in found.items() if passed is None} == {
-        "exact_gradient", "solver", "connected_root", "tolerance"}
+        "exact_gradient",
+        "solver",
+        "connected_root",
+        "tolerance",
+    }
     assert len(str(result).splitlines()) == len(CHECKS) and all(check.reason for check in result.checks)
 
 
@@ -54,7 +59,9 @@ def test_refined_reaches_solves_and_adaptive_steps_and_ends():
         scheme = next(iter(odenets.stages(other).values())).scheme
         assert scheme.tol == 1e-5 and scheme.max_iterations == 200
     assert [str(next(iter(odenets.stages(n).values())).scheme) for n in (net, other)] == [
-        "adaptive(method=bosh3,rtol=0.1,atol=1e-07)", "implicit_euler(tol=0.1,max_iterations=3)"]
+        "adaptive(method=bosh3,rtol=0.1,atol=1e-07)",
+        "implicit_euler(tol=0.1,max_iterations=3)",
+    ]
 
 
 def test_everything_is_left_as_it_was():
@@ -90,15 +97,22 @@ def test_thresholds_respect_small_samples():
     assert allowed(0.02, 10) == 1 and allowed(0.02, 32) == 2 and allowed(0.02, 1000) == 28
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x, y: stability.audit(lambda x: x, x, y, THREAT), "Module"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x + 1, y, THREAT), "lie in"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y + 100, THREAT), "labels"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, checks=["transfers"]), "unknown check"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=20), "ascend from steps on, got .20,. after 20"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=(100, 50)), "ascend"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=()), "ascend"),
-    (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, sources=("magic",)), "unknown scheme 'magic'")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x, y: stability.audit(lambda x: x, x, y, THREAT), "Module"),
+        (lambda x, y: stability.audit(torch.nn.Flatten(), x + 1, y, THREAT), "lie in"),
+        (lambda x, y: stability.audit(torch.nn.Flatten(), x, y + 100, THREAT), "labels"),
+        (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, checks=["transfers"]), "unknown check"),
+        (
+            lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=20),
+            "ascend from steps on, got .20,. after 20",
+        ),
+        (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=(100, 50)), "ascend"),
+        (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, many_steps=()), "ascend"),
+        (lambda x, y: stability.audit(torch.nn.Flatten(), x, y, THREAT, sources=("magic",)), "unknown scheme 'magic'"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(*sample())
@@ -121,6 +135,7 @@ def test_a_gradient_of_nan_is_no_exact_one(monkeypatch):
         if settings.gradient == "unrolled":
             gradient[::2] = torch.nan
         return gradient
+
     for gradient, passed in ((exact, True), (broken, False)):
         monkeypatch.setattr(gradient_checks, "_gradient", gradient)
         (check,) = verdicts(net, sample(16), checks=["exact_gradient"])[0].checks

@@ -1,4 +1,5 @@
 """The audit catches each kind of network that only seems robust."""
+
 import pytest
 import torch
 from audited import Backward, Wrapped, accuracy, sample, shipped, trained, untrained, verdicts
@@ -9,9 +10,15 @@ from stability import Linf
 from stability.masking.audit import CHECKS
 
 
-@pytest.mark.parametrize(("scheme", "weights"), [
-    ("ie_skip(gamma=0.1)", "explicit"), ("ie_skip(gamma=0.2)", "explicit"), ("ie_skip(gamma=0.1,iterations=5)", "explicit"),
-    ("implicit_euler", "implicit")])
+@pytest.mark.parametrize(
+    ("scheme", "weights"),
+    [
+        ("ie_skip(gamma=0.1)", "explicit"),
+        ("ie_skip(gamma=0.2)", "explicit"),
+        ("ie_skip(gamma=0.1,iterations=5)", "explicit"),
+        ("implicit_euler", "implicit"),
+    ],
+)
 @pytest.mark.parametrize("random_weights", [False, True])
 def test_a_detached_gradient_is_caught_twice(scheme, weights, random_weights):
     net = untrained(scheme) if random_weights else trained(scheme, weights)
@@ -48,8 +55,9 @@ def test_a_network_without_gradient_is_caught():
     assert not result.passed and found["zero_gradients"] is False and found["transfer"] is None
 
 
-@pytest.mark.parametrize("hide", [
-    torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: torch.from_numpy(x.detach().numpy())])
+@pytest.mark.parametrize(
+    "hide", [torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: torch.from_numpy(x.detach().numpy())]
+)
 def test_a_network_cut_off_from_its_images_is_caught(hide):
     """Its logits still depend on parameters, so that they do require a gradient."""
     net = Wrapped(trained(), before=hide)
@@ -61,9 +69,11 @@ def test_a_network_cut_off_from_its_images_is_caught(hide):
 
 def test_a_gradient_that_is_right_at_the_images_alone_is_caught():
     """Digits lie on a grid of sixteenths, and attacks leave it at once."""
+
     def before(x):
         on_the_grid = ((16 * x).frac() == 0).flatten(1).all(1).view(-1, 1, 1, 1)
         return torch.where(on_the_grid, x, Backward.apply(x, 0.0))
+
     assert verdicts(Wrapped(trained(), before), checks=["finite_differences"])[1] == {"finite_differences": False}
 
 
@@ -74,13 +84,15 @@ def test_gradients_that_lead_astray_are_caught_by_an_attack_without_any():
         (check,) = verdicts(net, **only, queries=100)[0].checks
         assert check.passed is passed and (check.figures["found"] > 0.1) is not passed
     assert verdicts(Wrapped(trained(), lambda x: x.view(-1, 1, 8, 8)), [sample()[0].flatten(1), sample()[1]], **only)[1] == {
-        "black_box": None}
+        "black_box": None
+    }
 
 
 def quantised(levels, straight_through):
     def quantise(x):
         rounded = (x * levels).round() / levels
         return x + (rounded - x).detach() if straight_through else rounded
+
     return quantise
 
 
@@ -152,9 +164,11 @@ def test_bounded_logits_that_hide_from_cross_entropy_are_caught():
         assert check.passed is passed and (check.figures["found"] > 0.1) is not passed
 
 
-LOOSE = {"an adaptive scheme": ("adaptive(method=adaptive_heun,rtol=1,atol=1)", "explicit"),
-         "a loose tolerance": ("implicit(tol=0.3)", "implicit"),
-         "too few iterations": ("implicit(max_iterations=2)", "implicit")}
+LOOSE = {
+    "an adaptive scheme": ("adaptive(method=adaptive_heun,rtol=1,atol=1)", "explicit"),
+    "a loose tolerance": ("implicit(tol=0.3)", "implicit"),
+    "too few iterations": ("implicit(max_iterations=2)", "implicit"),
+}
 
 
 @pytest.mark.parametrize("name", LOOSE)
@@ -216,8 +230,14 @@ def test_images_of_one_class_hide_no_masking():
         assert verdicts(candidate, threes, **only)[1] == {"large_epsilon": passed}
 
 
-@pytest.mark.parametrize(("scheme", "open_to"), [  # rk4 iterates nothing, and has a twin too
-    ("ie_skip(gamma=0.01)", "explicit_euler"), ("rk4", "explicit_euler"), ("rk4", "midpoint")])
+@pytest.mark.parametrize(
+    ("scheme", "open_to"),
+    [  # rk4 iterates nothing, and has a twin too
+        ("ie_skip(gamma=0.01)", "explicit_euler"),
+        ("rk4", "explicit_euler"),
+        ("rk4", "midpoint"),
+    ],
+)
 def test_transfer_from_another_scheme_is_caught(scheme, open_to):
     def before(x):
         """The gradient points the wrong way unless the stages run one scheme."""
@@ -236,8 +256,11 @@ def test_transfer_from_another_scheme_is_caught(scheme, open_to):
 
 def test_a_source_that_blows_up_is_named(monkeypatch):
     net, settings = trained("rk4"), {"steps": 2, "many_steps": 3, "checks": ["transfer"]}
-    net.head.register_forward_hook(lambda module, inputs, logits: logits * torch.nan if any(
-        stage.scheme.name == "heun" for stage in odenets.stages(net).values()) else logits)
+    net.head.register_forward_hook(
+        lambda module, inputs, logits: (
+            logits * torch.nan if any(stage.scheme.name == "heun" for stage in odenets.stages(net).values()) else logits
+        )
+    )
     (check,) = verdicts(net, **settings, sources=("heun", "midpoint"))[0].checks
     assert check.passed and "nothing could be crafted on heun" in check.reason
     assert not stability.audit(net, *sample(), Linf(0.1), sources=("heun",), **settings).passed

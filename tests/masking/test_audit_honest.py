@@ -1,4 +1,5 @@
 """The audit stays quiet on honest networks that know their digits."""
+
 from functools import partial
 
 import pytest
@@ -21,7 +22,8 @@ HONEST = {  # how it comes about, the least robust accuracy for the audit to dou
     "explicit": (trained, 0.1, {"exact_gradient", *SOLVING}),
     "adversarially trained": (partial(trained, weights="attacked"), 0.6, {"exact_gradient", *SOLVING}),
     "ie_skip": (partial(trained, "ie_skip(gamma=0.05)", "ie_skip"), 0.1, {*SOLVING}),
-    "implicit": (partial(trained, "implicit", "implicit"), 0.1, set())}
+    "implicit": (partial(trained, "implicit", "implicit"), 0.1, set()),
+}
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -36,8 +38,9 @@ def test_an_honest_network_passes(name):
     assert {name for name, passed in found.items() if passed is None} == inapplicable
 
 
-@pytest.mark.parametrize(("scheme", "weights"), [
-    ("ie_skip(gamma=0.1)", "explicit"), ("implicit_euler(tol=1e-2)", "implicit"), ("rk4", "explicit")])
+@pytest.mark.parametrize(
+    ("scheme", "weights"), [("ie_skip(gamma=0.1)", "explicit"), ("implicit_euler(tol=1e-2)", "implicit"), ("rk4", "explicit")]
+)
 def test_exact_gradients_pass(scheme, weights):
     result, found = verdicts(trained(scheme, weights), sample(20), checks=["finite_differences", "exact_gradient"])
     assert result.passed and found["finite_differences"] is True, str(result)

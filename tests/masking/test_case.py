@@ -1,4 +1,5 @@
 """Attacks before the judge: what they do to a network that is in training mode, and which attacks they take."""
+
 from functools import partial
 
 import torch

@@ -2,6 +2,7 @@
 
 All fields are separable, so that every root is found independently, coordinate by coordinate, by scipy on a bracket.
 """
+
 from dataclasses import replace
 from functools import partial
 
@@ -75,8 +76,10 @@ def test_of_two_roots_it_takes_the_lower_and_of_none_it_finds_none():
 
 def test_a_path_that_turns_back_is_told_although_there_is_a_root():
     """w = 4 + 4 tanh(4 w - 1.6): one root, near 8, at the other end of a jump."""
+
     def f(w):
         return 4 + 4 * np.tanh(4 * w - 1.6)
+
     assert count_roots(f, 0.1, -20, 20) == 1
     y = torch.tensor([[0.1], [1.0]], dtype=torch.float64)
     value, stats = step(lambda t, y: 4 + 4 * torch.tanh(4 * y - 1.6), y)
@@ -204,7 +207,9 @@ def test_headlines_say_so():
     records[0] = replace(records[0], measurements=(*rest, replace(last, path_dependent=3, untrusted=3)))
     (said,) = (sentence for sentence in findings.headline(comparison(config, records)) if "hangs" in sentence)
     assert records[0].scheme in said and f"{300 / last.total:.1f} %" in said
-    mine = record(network="mine", measurements=(replace(measurement("clean", 0.0, [1, 1, 1, 0, 0, 0, 0, 0]), path_dependent=2),))
+    mine = record(
+        network="mine", measurements=(replace(measurement("clean", 0.0, [1, 1, 1, 0, 0, 0, 0, 0]), path_dependent=2),)
+    )
     assert "up to 2 of them count as broken" in evaluation_report.sentences([mine])[0]
 
 

@@ -1,4 +1,5 @@
 """Exits from stability regions against closed forms, and against R written anew and sampled as finely as a bound demands."""
+
 import numpy as np
 import pytest
 from numpy.polynomial import Chebyshev, Polynomial
@@ -17,8 +18,9 @@ def chebyshev(name, stages, damping):
     """R of rkc1 or rkc2 from T_s(x) = cos(s arccos x), and the end of its real interval or somewhat more."""
     T, w0 = Chebyshev.basis(stages), 1 + damping / stages**2
     value, first, second = T(w0), T.deriv()(w0), T.deriv(2)(w0)
-    w1, a, b = (value / first, 0, 1 / value) if name == "rkc1" else (
-        first / second, 1 - second / first**2 * value, second / first**2)
+    w1, a, b = (
+        (value / first, 0, 1 / value) if name == "rkc1" else (first / second, 1 - second / first**2 * value, second / first**2)
+    )
     return lambda z: a + b * np.cos(stages * np.arccos(w0 + w1 * z)), 2.1 * w0 / w1
 
 
@@ -40,8 +42,10 @@ def reference_exit(R, direction, end, degree):
     return low
 
 
-@pytest.mark.parametrize(("name", "stages", "damping"), [
-    ("rkc1", 10, 0.05), ("rkc1", 30, 0.05), ("rkc1", 50, 0.01), ("rkc1", 30, 0.0), ("rkc2", 30, 2 / 13), ("rkc2", 50, 2 / 13)])
+@pytest.mark.parametrize(
+    ("name", "stages", "damping"),
+    [("rkc1", 10, 0.05), ("rkc1", 30, 0.05), ("rkc1", 50, 0.01), ("rkc1", 30, 0.0), ("rkc2", 30, 2 / 13), ("rkc2", 50, 2 / 13)],
+)
 def test_windows_of_chebyshev_methods_narrower_than_a_sampling(name, stages, damping):
     R, end = chebyshev(name, stages, damping)
     spec = f"{name}(stages={stages},damping={damping})"
@@ -64,6 +68,7 @@ def test_a_polynomial_that_touches_one_again_and_again_ends_where_it_passes(stag
 
 def polynomial_exits(numerator, denominator=1):
     """The radii where |P| = |Q|, of polynomials P and Q in the radius: roots of a companion matrix."""
+
     def square(p):
         p = Polynomial(p) if not isinstance(p, Polynomial) else p
         return Polynomial((p * Polynomial(np.conj(p.coef))).coef.real)
@@ -152,8 +157,19 @@ def test_beside_the_axis_growth_begins_where_r_passes_one_not_where_it_shows():
     assert stability.largest_stable_step("lm_resnet(k=1.0)", [3j]).step == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("spec", "interval"), [("rk4", 8**0.5), ("explicit", 0), ("heun", 0), ("kutta3", 3**0.5),
-                                                ("implicit", np.inf), ("trapezoid", np.inf), ("gauss4", np.inf), ("ab2", 0)])
+@pytest.mark.parametrize(
+    ("spec", "interval"),
+    [
+        ("rk4", 8**0.5),
+        ("explicit", 0),
+        ("heun", 0),
+        ("kutta3", 3**0.5),
+        ("implicit", np.inf),
+        ("trapezoid", np.inf),
+        ("gauss4", np.inf),
+        ("ab2", 0),
+    ],
+)
 def test_eigenvalues_on_the_imaginary_axis_up_to_rounding_bound_the_step(spec, interval):
     found = stability.largest_stable_step(spec, [2j, -2j])
     assert found.step == pytest.approx(interval / 2, rel=1e-9) and found.expanding_share == 0
@@ -173,7 +189,8 @@ def test_the_band_ends_where_a_real_part_is_known():
     assert stability.largest_stable_step("rk4", [100, -1e-9]).step == np.inf
     assert stability.largest_stable_step("rk4", [100, -1e-9], rounding=0).step == pytest.approx(2.785293563e9)
     assert stability.largest_stable_step("rk4", [0, 0]).step == np.inf
-    np.testing.assert_array_equal(stability.snapped([[1e-9 - 2j, 1e-9, -1 + 1e-9j], [1e-9, 0, 0]]),
-                                  [[-2j, 0, -1 + 1e-9j], [1e-9, 0, 0]])
+    np.testing.assert_array_equal(
+        stability.snapped([[1e-9 - 2j, 1e-9, -1 + 1e-9j], [1e-9, 0, 0]]), [[-2j, 0, -1 + 1e-9j], [1e-9, 0, 0]]
+    )
     with pytest.raises(ValueError, match="rounding must lie"):
         stability.largest_stable_step("rk4", [1j], rounding=1)

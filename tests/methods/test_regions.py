@@ -1,4 +1,5 @@
 """Stability regions against the literature, and against what the table in the paper's analysis says of ie_skip."""
+
 import numpy as np
 import pytest
 
@@ -36,10 +37,12 @@ def test_region_agrees_with_the_literature(name):
 
 # Truncated to three digits in the source, hence the tolerance; rows are iterations 1, 2, 5, 10.
 GAMMAS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.25, 0.5)
-TABLE = {1: (2.385, 4.525, 3.613, 2.702, 1.791, 1.158, 1.000, 0.618),
-         2: (7.408, 5.161, 4.159, 3.148, 2.127, 1.405, 1.222, 0.775),
-         5: (8.105, 5.539, 4.391, 3.232, 2.054, 1.215, 1.000, 0.471),
-         10: (8.550, 5.826, 4.612, 3.390, 2.154, 1.276, 1.053, 0.503)}
+TABLE = {
+    1: (2.385, 4.525, 3.613, 2.702, 1.791, 1.158, 1.000, 0.618),
+    2: (7.408, 5.161, 4.159, 3.148, 2.127, 1.405, 1.222, 0.775),
+    5: (8.105, 5.539, 4.391, 3.232, 2.054, 1.215, 1.000, 0.471),
+    10: (8.550, 5.826, 4.612, 3.390, 2.154, 1.276, 1.053, 0.503),
+}
 
 
 @pytest.mark.parametrize("iterations", TABLE)
@@ -164,11 +167,18 @@ def test_largest_stable_step_is_where_growth_begins():
     assert (abs(R(1.0001 * s.step * left)) > 1).any()
 
 
-@pytest.mark.parametrize("call", [
-    lambda: stability.region("adaptive"), lambda: stability.region("rk5"),
-    lambda: stability.region("rk4", resolution=1), lambda: stability.region("rk4", window=(1, 0, 0, 1)),
-    lambda: stability.largest_stable_step("rk4", []), lambda: stability.largest_stable_step("rk4", [np.nan]),
-    lambda: stability.largest_stable_step("rk4", [-1], step_size=0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stability.region("adaptive"),
+        lambda: stability.region("rk5"),
+        lambda: stability.region("rk4", resolution=1),
+        lambda: stability.region("rk4", window=(1, 0, 0, 1)),
+        lambda: stability.largest_stable_step("rk4", []),
+        lambda: stability.largest_stable_step("rk4", [np.nan]),
+        lambda: stability.largest_stable_step("rk4", [-1], step_size=0),
+    ],
+)
 def test_bad_input(call):
     with pytest.raises(ValueError, match="."):
         call()

@@ -12,7 +12,7 @@ import odenets
 import stability
 
 # The README's example, word for word.
-EXAMPLE = '''\
+EXAMPLE = """\
 import torch
 import torchvision
 
@@ -33,7 +33,7 @@ print(stability.spectrum(lambda y: block(0.0, y), state, k=2, which="LR").values
 
 odenets.set_scheme(net, "implicit", substeps=4)  # any scheme, any number of substeps
 print(net(images).argmax(1), odenets.converged(net))  # for each image: was every equation solved?
-'''
+"""
 
 
 def _lived_in(model):
@@ -88,8 +88,9 @@ def _assert_equal_maps(net, model, x):
     assert all(theirs.abs().max() > 0 for theirs in gradients[1])
 
 
-@pytest.mark.parametrize(("name", "integrated"), [("resnet18", [2, 1, 1, 1]), ("resnet50", [2, 3, 5, 2]),
-                                                  ("resnext50_32x4d", [2, 3, 5, 2])])
+@pytest.mark.parametrize(
+    ("name", "integrated"), [("resnet18", [2, 1, 1, 1]), ("resnet50", [2, 3, 5, 2]), ("resnext50_32x4d", [2, 3, 5, 2])]
+)
 def test_explicit_euler_is_the_model(name, integrated, device):
     model, x = _model(name).to(device), _images(2, 64).to(device)
     net = odenets.convert(model)
@@ -100,13 +101,22 @@ def test_explicit_euler_is_the_model(name, integrated, device):
     assert not torch.allclose(net(x), model(x), rtol=1e-3)  # so it was the scheme that gave the equality
 
 
-@pytest.mark.parametrize(("build", "integrated"), [
-    (models.resnet18, 5), (models.resnet34, 13), (models.resnet50, 12), (models.resnet101, 29), (models.resnet152, 46),
-    (models.wide_resnet50_2, 12), (models.resnext50_32x4d, 12), (models.resnext101_64x4d, 29),
-    (lambda: ResNet(Bottleneck, [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True]), 12),
-    (lambda: ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=lambda channels: nn.GroupNorm(1, channels)), 5),
-    (lambda: ResNet(BasicBlock, [1, 1, 1, 1]), 1),
-])
+@pytest.mark.parametrize(
+    ("build", "integrated"),
+    [
+        (models.resnet18, 5),
+        (models.resnet34, 13),
+        (models.resnet50, 12),
+        (models.resnet101, 29),
+        (models.resnet152, 46),
+        (models.wide_resnet50_2, 12),
+        (models.resnext50_32x4d, 12),
+        (models.resnext101_64x4d, 29),
+        (lambda: ResNet(Bottleneck, [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True]), 12),
+        (lambda: ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=lambda channels: nn.GroupNorm(1, channels)), 5),
+        (lambda: ResNet(BasicBlock, [1, 1, 1, 1]), 1),
+    ],
+)
 def test_every_key_is_accounted_for(build, integrated):
     with torch.device("meta"):
         model = build().eval()
@@ -165,7 +175,9 @@ def test_the_model_stays_as_it_was():
     net.layer1.register_forward_hook(lambda module, inputs, output: 0 * output)
     net.register_forward_hook(lambda module, inputs, output: 0 * output)
     assert repr(model) == pristine and torch.equal(model(x), output)
-    assert all(mine is theirs and name == old for (name, mine), (old, theirs) in zip(model.named_modules(), modules, strict=True))
+    assert all(
+        mine is theirs and name == old for (name, mine), (old, theirs) in zip(model.named_modules(), modules, strict=True)
+    )
     after = model.state_dict()
     assert list(after) == list(state) and all(torch.equal(after[key], state[key]) for key in state)
     assert not hasattr(model, "key_of") and net(x).shape == (2, 7)
@@ -299,20 +311,23 @@ def _with_batch_statistics():
     return model.eval()
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: odenets.convert(models.resnet18()), r"bn1 is a BatchNorm2d in training mode: call model\.eval\(\) first"),
-    (lambda: odenets.convert(_with_batch_statistics()), r"layer1\.0\.bn2 is a BatchNorm2d without running statistics"),
-    (lambda: odenets.convert(nn.Linear(2, 2)), r"takes a torchvision\.models\.ResNet.*got Linear"),
-    (lambda: odenets.convert(models.vgg11().eval()), "got VGG"),
-    (lambda: odenets.convert(nn.DataParallel(_small())), "got DataParallel.*give the model inside"),
-    (lambda: odenets.convert("resnet18"), "got str"),
-    (lambda: odenets.convert(odenets.ode_resnet_small()), "got ODEResNet"),
-    (lambda: odenets.convert(odenets.convert(_small())), "converted already; odenets.set_scheme"),
-    (lambda: odenets.convert(ResNet(Bottleneck, [1, 1, 1, 1]).eval()), "nothing to integrate"),
-    (lambda: odenets.convert(_patched()), "forward was replaced"),
-    (lambda: odenets.convert(_small(), "magic"), "unknown scheme 'magic'"),
-    (lambda: odenets.convert(_small(), substeps=0), "substeps.*got 0"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: odenets.convert(models.resnet18()), r"bn1 is a BatchNorm2d in training mode: call model\.eval\(\) first"),
+        (lambda: odenets.convert(_with_batch_statistics()), r"layer1\.0\.bn2 is a BatchNorm2d without running statistics"),
+        (lambda: odenets.convert(nn.Linear(2, 2)), r"takes a torchvision\.models\.ResNet.*got Linear"),
+        (lambda: odenets.convert(models.vgg11().eval()), "got VGG"),
+        (lambda: odenets.convert(nn.DataParallel(_small())), "got DataParallel.*give the model inside"),
+        (lambda: odenets.convert("resnet18"), "got str"),
+        (lambda: odenets.convert(odenets.ode_resnet_small()), "got ODEResNet"),
+        (lambda: odenets.convert(odenets.convert(_small())), "converted already; odenets.set_scheme"),
+        (lambda: odenets.convert(ResNet(Bottleneck, [1, 1, 1, 1]).eval()), "nothing to integrate"),
+        (lambda: odenets.convert(_patched()), "forward was replaced"),
+        (lambda: odenets.convert(_small(), "magic"), "unknown scheme 'magic'"),
+        (lambda: odenets.convert(_small(), substeps=0), "substeps.*got 0"),
+    ],
+)
 def test_bad_input_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()

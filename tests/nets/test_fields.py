@@ -1,4 +1,5 @@
 """The fields: specs, adjoints, and every stated bound of mu_2 against LAPACK on random weights."""
+
 import numpy as np
 import pytest
 import torch
@@ -31,19 +32,35 @@ def state(batch=2, channels=4, size=4, seed=1, scale=1.0):
     return scale * torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("spec", "canonical"), [
-    ("residual", "residual"), ("damped(rate=0.5)", "damped"), (" damped( rate = 2 ) ", "damped(rate=2.0)"),
-    ("antisymmetric(slope=0.2,shift=0)", "antisymmetric(shift=0.0,slope=0.2)"), ("gradient_flow()", "gradient_flow")])
+@pytest.mark.parametrize(
+    ("spec", "canonical"),
+    [
+        ("residual", "residual"),
+        ("damped(rate=0.5)", "damped"),
+        (" damped( rate = 2 ) ", "damped(rate=2.0)"),
+        ("antisymmetric(slope=0.2,shift=0)", "antisymmetric(shift=0.0,slope=0.2)"),
+        ("gradient_flow()", "gradient_flow"),
+    ],
+)
 def test_canonical_specs(spec, canonical):
     assert str(odenets.get_field(spec)) == canonical and odenets.get_field(canonical) == odenets.get_field(spec)
     assert odenets.get_field(odenets.get_field(spec)) == odenets.get_field(spec)
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("nonsense", "unknown field 'nonsense'; choose from residual, damped, antisymmetric, gradient_flow"),
-    (None, "cannot read the field"), ("damped(", "cannot"), ("damped(rat=1)", "unknown parameter 'rat' in the field.*rate"),
-    ("damped(rate=-1)", "at least 0.*got -1"), ("damped(rate=inf)", "finite, got inf"), ("damped(rate=nan)", "a number"),
-    ("antisymmetric(slope=1.5)", "at most 1, got 1.5"), ("gradient_flow(rate=1)", "takes none")])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nonsense", "unknown field 'nonsense'; choose from residual, damped, antisymmetric, gradient_flow"),
+        (None, "cannot read the field"),
+        ("damped(", "cannot"),
+        ("damped(rat=1)", "unknown parameter 'rat' in the field.*rate"),
+        ("damped(rate=-1)", "at least 0.*got -1"),
+        ("damped(rate=inf)", "finite, got inf"),
+        ("damped(rate=nan)", "a number"),
+        ("antisymmetric(slope=1.5)", "at most 1, got 1.5"),
+        ("gradient_flow(rate=1)", "takes none"),
+    ],
+)
 def test_bad_specs_get_one_clear_sentence(spec, message):
     with pytest.raises(ValueError, match=message):
         odenets.get_field(spec)
@@ -59,8 +76,9 @@ def test_every_field_keeps_the_shape_and_treats_samples_alone(spec, layers, devi
     torch.testing.assert_close(field.mu_bound(y[1:2]), field.mu_bound(y)[1:2], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("spec", [*odenets.list_fields(), "damped(rate=3)", "antisymmetric(shift=0.7,slope=0.6)",
-                                  "antisymmetric(slope=1)"])
+@pytest.mark.parametrize(
+    "spec", [*odenets.list_fields(), "damped(rate=3)", "antisymmetric(shift=0.7,slope=0.6)", "antisymmetric(slope=1)"]
+)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), gain=st.floats(0.2, 4), scale=st.floats(0.05, 5))
 def test_the_stated_bound_holds(spec, seed, gain, scale):
@@ -88,8 +106,10 @@ def test_antisymmetric_kernel_is_skew_and_its_eigenvalues_lie_left(groups):
     field = random_field("antisymmetric(shift=0.3,slope=0.2)", basic_layers if groups == 1 else bottleneck_layers, 8, gain=5.0)
     assert field.conv.groups == groups
     y, w = state(1, 8, seed=3), state(1, 8, seed=4)
+
     def turn(v):
         return F.conv2d(v, field.kernel(), padding=1, groups=groups)
+
     assert (turn(y) * w).sum().item() == pytest.approx(-(y * turn(w)).sum().item(), rel=1e-12)
     transposed = F.conv_transpose2d(y, field.conv.weight, padding=1, groups=groups)
     torch.testing.assert_close(turn(y), F.conv2d(y, field.conv.weight, padding=1, groups=groups) - transposed)

@@ -1,4 +1,5 @@
 """Fields, maps and networks that write into what they are given: the same numbers as out of place, and nothing overwritten."""
+
 import copy
 import pickle
 from functools import partial
@@ -15,6 +16,7 @@ import stability
 from odenets.nets.guard import Guard
 from odenets.nets.learned import LearnedLMStage
 from stability import Linf
+from stability.network.penalty import log_norm_estimate
 
 NAMES = odenets.list_schemes()
 TIGHT = {name: f"{name}(tol=1e-11,max_iterations=200)" if odenets.get_scheme(name).implicit else name for name in NAMES}
@@ -44,8 +46,10 @@ class Field(nn.Module):
 
 
 def _stages(scheme, substeps=2):
-    return [odenets.ODEStage([Field(inplace, skip, seed) for seed, skip in enumerate((False, True))], scheme, substeps=substeps)
-            for inplace in (True, False)]
+    return [
+        odenets.ODEStage([Field(inplace, skip, seed) for seed, skip in enumerate((False, True))], scheme, substeps=substeps)
+        for inplace in (True, False)
+    ]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -142,6 +146,7 @@ def test_a_field_that_writes_at_times_is_refused():
     def field(t, y):
         calls.append(t)
         return y.neg_() if len(calls) > 2 else -y
+
     with pytest.raises(ValueError, match="had not before"):
         (stage := odenets.ODEStage(field, "rk4"))(_states())
     y = _states()  # from now on it gets copies
@@ -175,11 +180,22 @@ def _preactivated(inplace):
             x = F.relu(x, inplace=inplace)
             shortcut = x if self.downsample is None else self.downsample(x)
             return 0.3 * self.conv2(torch.relu(self.bn1(self.conv1(x)))) + shortcut
+
     return Preactivated
 
 
-@pytest.mark.parametrize(("scheme", "substeps"), [("explicit", 1), ("explicit", 2), ("rk4", 1), ("implicit(tol=1e-10)", 1),
-                                                  ("sdirk2(tol=1e-10)", 1), ("ab2", 2), ("ie_skip", 1)])
+@pytest.mark.parametrize(
+    ("scheme", "substeps"),
+    [
+        ("explicit", 1),
+        ("explicit", 2),
+        ("rk4", 1),
+        ("implicit(tol=1e-10)", 1),
+        ("sdirk2(tol=1e-10)", 1),
+        ("ab2", 2),
+        ("ie_skip", 1),
+    ],
+)
 def test_convert(scheme, substeps):
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     nets = [odenets.convert(_resnet(_preactivated(inplace)), scheme, substeps) for inplace in (True, False)]
@@ -234,17 +250,20 @@ def test_the_guard_holds_no_slope():
     assert all(reference() is None for reference, _ in guard._returned)
 
 
-MAPS = {"spectrum": lambda f, y: stability.spectrum(f, y, k=3).values,
-        "ritz_values": lambda f, y: stability.ritz_values(f, y, 8),
-        "log_norm": stability.log_norm, "spectral_norm": stability.spectral_norm,
-        "singular_values": lambda f, y: stability.singular_values(f, y, k=2).values,
-        "numerical_range": lambda f, y: stability.numerical_range(f, y, 4, dense_limit=8).support,
-        "pseudospectrum": lambda f, y: stability.pseudospectrum(f, y, [0.5, 1j]).smallest,
-        "kreiss_constant": lambda f, y: stability.kreiss_constant(f, y[:1, :, :3, :3], threshold=2.0).values,
-        "departure_from_normality": lambda f, y: stability.departure_from_normality(f, y, dense_limit=8).commutator,
-        "lyapunov_exponents": lambda f, y: stability.lyapunov_exponents(f, y, 2).values,
-        "jacobian": lambda f, y: torch.from_numpy(stability.jacobian(f, y[:1]) @ torch.eye(100, dtype=y.dtype).numpy()),
-        "log_norm_estimate": lambda f, y: stability.penalty.log_norm_estimate(f, y)}
+MAPS = {
+    "spectrum": lambda f, y: stability.spectrum(f, y, k=3).values,
+    "ritz_values": lambda f, y: stability.ritz_values(f, y, 8),
+    "log_norm": stability.log_norm,
+    "spectral_norm": stability.spectral_norm,
+    "singular_values": lambda f, y: stability.singular_values(f, y, k=2).values,
+    "numerical_range": lambda f, y: stability.numerical_range(f, y, 4, dense_limit=8).support,
+    "pseudospectrum": lambda f, y: stability.pseudospectrum(f, y, [0.5, 1j]).smallest,
+    "kreiss_constant": lambda f, y: stability.kreiss_constant(f, y[:1, :, :3, :3], threshold=2.0).values,
+    "departure_from_normality": lambda f, y: stability.departure_from_normality(f, y, dense_limit=8).commutator,
+    "lyapunov_exponents": lambda f, y: stability.lyapunov_exponents(f, y, 2).values,
+    "jacobian": lambda f, y: torch.from_numpy(stability.jacobian(f, y[:1]) @ torch.eye(100, dtype=y.dtype).numpy()),
+    "log_norm_estimate": lambda f, y: log_norm_estimate(f, y),
+}
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -279,12 +298,15 @@ def _growth(net, x):
     return stability.growth(net, x, 1e-3 * _images()[:3])
 
 
-NETWORK = {"measured": lambda net, x: _growth(net, x).measured, "linear": lambda net, x: _growth(net, x).linear,
-           "predicted": lambda net, x: _growth(net, x).predicted.nan_to_num(),
-           "dynamics": lambda net, x: torch.stack([block.log_norm for block in stability.dynamics(net, x, dimension=8)]),
-           "explain": lambda net, x: torch.tensor(stability.explain(net, x, dimension=8).lipschitz),
-           "stage_exponents": lambda net, x: stability.stage_exponents(net, x)[1].values,
-           "log_norm_penalty": lambda net, x: stability.log_norm_penalty(net, x, target=-10.0)}
+NETWORK = {
+    "measured": lambda net, x: _growth(net, x).measured,
+    "linear": lambda net, x: _growth(net, x).linear,
+    "predicted": lambda net, x: _growth(net, x).predicted.nan_to_num(),
+    "dynamics": lambda net, x: torch.stack([block.log_norm for block in stability.dynamics(net, x, dimension=8)]),
+    "explain": lambda net, x: torch.tensor(stability.explain(net, x, dimension=8).lipschitz),
+    "stage_exponents": lambda net, x: stability.stage_exponents(net, x)[1].values,
+    "log_norm_penalty": lambda net, x: stability.log_norm_penalty(net, x, target=-10.0),
+}
 
 
 @pytest.mark.parametrize("name", NETWORK)
@@ -295,8 +317,16 @@ def test_figures_along_a_network_that_writes(name):
     assert torch.equal(x, _images()[:3])
 
 
-@pytest.mark.parametrize("attack", [stability.fgsm, partial(stability.pgd, steps=5), partial(stability.apgd, steps=5),
-                                    partial(stability.square, queries=20), partial(stability.noise, draws=5)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        stability.fgsm,
+        partial(stability.pgd, steps=5),
+        partial(stability.apgd, steps=5),
+        partial(stability.square, queries=20),
+        partial(stability.noise, draws=5),
+    ],
+)
 def test_attacks_on_a_network_that_writes(attack):
     x, net, plain = _images(), Net(True), Net(False)
     y = plain(x).argmax(1)
@@ -313,9 +343,11 @@ def test_judge_and_audit_of_a_network_that_writes():
     y = nets[1](x).argmax(1)
     attacks = [("spoiling", spoiling), ("guarded", stability.before_the_judge(spoiling))]
     verdicts = [stability.worst_case(net, x, y, Linf(0.05), attacks) for net in nets]
-    assert torch.equal(x, _images()) and all(torch.equal(*(getattr(verdict, name) for verdict in verdicts))
-                                             for name in ("robust", "broken_by", "x_adv"))
+    assert torch.equal(x, _images()) and all(
+        torch.equal(*(getattr(verdict, name) for verdict in verdicts)) for name in ("robust", "broken_by", "x_adv")
+    )
     assert ((verdicts[0].x_adv - x).abs() <= 0.05 + 1e-9).all()
     audits = [stability.audit(net, x, y, Linf(0.05), steps=3, many_steps=5, queries=10) for net in nets]
     assert torch.equal(x, _images()) and [check.figures for check in audits[0].checks] == [
-        check.figures for check in audits[1].checks]
+        check.figures for check in audits[1].checks
+    ]

@@ -5,8 +5,10 @@ import odenets
 
 
 # Counted in the authors' networks; the same for every scheme, since a scheme has no parameters.
-@pytest.mark.parametrize(("build", "parameters", "integrated"), [(odenets.ode_resnet18, 787_290, 5), (odenets.ode_resnet34, 1_420_442, 13),
-                                                                  (odenets.ode_resnet50, 2_867_674, 12)])
+@pytest.mark.parametrize(
+    ("build", "parameters", "integrated"),
+    [(odenets.ode_resnet18, 787_290, 5), (odenets.ode_resnet34, 1_420_442, 13), (odenets.ode_resnet50, 2_867_674, 12)],
+)
 def test_the_papers_networks(build, parameters, integrated, device):
     for scheme in ("explicit", "ie_skip"):
         net = build(num_classes=10, in_channels=3, scheme=scheme, substeps=1).to(device).eval()
@@ -40,9 +42,15 @@ def test_a_stem_of_stride_2_quarters_the_states(device):
 
 
 # Of the fields, for 10 classes and 3 channels; gradient flow is sized to meet the paper's block, bottlenecks have no equal.
-@pytest.mark.parametrize(("field", "small", "resnet50"), [
-    ("residual", 65_882, 2_867_674), ("damped", 65_882, 2_867_674), ("antisymmetric", 42_554, 3_941_850),
-    ("gradient_flow", 65_690, 3_939_738)])
+@pytest.mark.parametrize(
+    ("field", "small", "resnet50"),
+    [
+        ("residual", 65_882, 2_867_674),
+        ("damped", 65_882, 2_867_674),
+        ("antisymmetric", 42_554, 3_941_850),
+        ("gradient_flow", 65_690, 3_939_738),
+    ],
+)
 def test_parameters_of_each_field(field, small, resnet50):
     for name, expected in (("small", small), ("resnet50", resnet50)):
         assert sum(p.numel() for p in odenets.MODELS[name](num_classes=10, in_channels=3, field=field).parameters()) == expected

@@ -63,13 +63,17 @@ def test_set_scheme_keeps_weights_and_state_dict():
 
 
 def test_statistics(device, generator):
-    stage = odenets.ODEStage([lambda t, y: -y**3] * 2, "sdirk2", substeps=2)
+    stage = odenets.ODEStage([lambda t, y: -(y**3)] * 2, "sdirk2", substeps=2)
     with pytest.raises(ValueError, match="no statistics yet"):
         _ = stage.stats
     y = torch.randn(5, 3, generator=generator).to(device).requires_grad_()
     stage(y).sum().backward()
     stats = stage.stats
-    assert stats.steps == 4 and stats.solves == 8 and stats.converged.shape == stats.residual.shape == stats.iterations.shape == (5,)
+    assert (
+        stats.steps == 4
+        and stats.solves == 8
+        and stats.converged.shape == stats.residual.shape == stats.iterations.shape == (5,)
+    )
     assert stats.converged.all() and stats.unconverged == 0 and (stats.residual <= 1e-3).all() and (stats.iterations >= 8).all()
     assert stats.backward_converged.all() and (stats.backward_iterations > 0).all() and stats.evaluations > 8
     odenets.set_scheme(stage, "explicit")
@@ -114,7 +118,9 @@ def test_every_gradient_trains(gradient, device):
         assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize(("module", "scheme"), [(nn.BatchNorm2d(4), "implicit"), (nn.BatchNorm2d(4), "ie_skip"), (nn.Dropout(), "gauss4")])
+@pytest.mark.parametrize(
+    ("module", "scheme"), [(nn.BatchNorm2d(4), "implicit"), (nn.BatchNorm2d(4), "ie_skip"), (nn.Dropout(), "gauss4")]
+)
 def test_impure_fields_are_refused_in_training_mode(module, scheme):
     class Field(nn.Module):
         def __init__(self):
@@ -131,18 +137,21 @@ def test_impure_fields_are_refused_in_training_mode(module, scheme):
     odenets.ODEStage([Field()], "explicit")(torch.rand(2, 4, 3, 3))
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: odenets.ODEStage([], "explicit"), "at least one field"),
-    (lambda: odenets.ODEStage([nn.Identity()], "explicit", substeps=0), "substeps.*got 0"),
-    (lambda: odenets.ODEStage([nn.Identity()], "explicit", substeps=1.5), "substeps.*got 1.5"),
-    (lambda: odenets.ODEStage([nn.Identity()], "explicit", interval=-1), "interval.*got -1"),
-    (lambda: odenets.ODEStage([lambda t, y: y[:, :1]], "explicit")(torch.rand(2, 3)), r"field 0.*\(2, 3\) to \(2, 1\)"),
-    (lambda: odenets.ODEStage([lambda t, y: y[:, :1]], "implicit")(torch.rand(2, 3)), r"field 0.*\(2, 3\) to \(2, 1\)"),
-    (lambda: odenets.ODEStage([lambda t, y: y * float("nan")], "implicit")(torch.rand(2, 3)), "NaN or Inf"),
-    (lambda: odenets.set_scheme(nn.Linear(2, 2), "explicit"), "Linear has no ODEStage"),
-    (lambda: odenets.set_gradient(odenets.ode_resnet_small(), "magic"), "magic.*exact, unrolled, detached"),
-    (lambda: odenets.set_scheme(odenets.ode_resnet_small(), "magic"), "unknown scheme 'magic'.*explicit_euler"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: odenets.ODEStage([], "explicit"), "at least one field"),
+        (lambda: odenets.ODEStage([nn.Identity()], "explicit", substeps=0), "substeps.*got 0"),
+        (lambda: odenets.ODEStage([nn.Identity()], "explicit", substeps=1.5), "substeps.*got 1.5"),
+        (lambda: odenets.ODEStage([nn.Identity()], "explicit", interval=-1), "interval.*got -1"),
+        (lambda: odenets.ODEStage([lambda t, y: y[:, :1]], "explicit")(torch.rand(2, 3)), r"field 0.*\(2, 3\) to \(2, 1\)"),
+        (lambda: odenets.ODEStage([lambda t, y: y[:, :1]], "implicit")(torch.rand(2, 3)), r"field 0.*\(2, 3\) to \(2, 1\)"),
+        (lambda: odenets.ODEStage([lambda t, y: y * float("nan")], "implicit")(torch.rand(2, 3)), "NaN or Inf"),
+        (lambda: odenets.set_scheme(nn.Linear(2, 2), "explicit"), "Linear has no ODEStage"),
+        (lambda: odenets.set_gradient(odenets.ode_resnet_small(), "magic"), "magic.*exact, unrolled, detached"),
+        (lambda: odenets.set_scheme(odenets.ode_resnet_small(), "magic"), "unknown scheme 'magic'.*explicit_euler"),
+    ],
+)
 def test_bad_input_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
@@ -156,7 +165,9 @@ def test_a_refused_setting_changes_nothing():
 
 
 @pytest.mark.parametrize("gradient", ["none", "unrolled"])
-@pytest.mark.parametrize("spec", ["rk4", "implicit(fixed=true,max_iterations=6)", "gauss4(fixed=true,max_iterations=6,solver=anderson)"])
+@pytest.mark.parametrize(
+    "spec", ["rk4", "implicit(fixed=true,max_iterations=6)", "gauss4(fixed=true,max_iterations=6,solver=anderson)"]
+)
 def test_compiles_without_a_graph_break(spec, gradient, device, generator):
     stage = odenets.ODEStage(_fields(2), spec, substeps=2).to(device).eval()
     odenets.set_gradient(stage, "unrolled")
@@ -194,8 +205,11 @@ def test_a_batch_solved_in_pieces_is_the_same(name, device, generator, monkeypat
         leaf = y.clone().requires_grad_()
         gradients = torch.autograd.grad(stage(leaf), [leaf, *f.parameters()], u)
         stats = stage.stats
-        return (stage.stats.solves, [*gradients, torch.func.jvp(stage, (y,), (u,))[1], stage(y)],
-                [stats.converged, stats.backward_converged, stats.iterations, stats.residual > 0])
+        return (
+            stage.stats.solves,
+            [*gradients, torch.func.jvp(stage, (y,), (u,))[1], stage(y)],
+            [stats.converged, stats.backward_converged, stats.iterations, stats.residual > 0],
+        )
 
     solves, values, statistics = everything()
     for unknowns in (6, 20, 42):  # 1, 3 and 7 samples at a time: the last piece is smaller
@@ -301,6 +315,6 @@ def test_traces():
 
 
 def test_a_tableau_of_ones_own():
-    mine = odenets.Tableau("mine", A=[[0, 0], [1/4, 0]], b=[-1, 2], order=2, source="test")
+    mine = odenets.Tableau("mine", A=[[0, 0], [1 / 4, 0]], b=[-1, 2], order=2, source="test")
     stage = odenets.ODEStage([lambda t, y: -y], mine)
     assert str(stage.scheme) == "mine" and torch.allclose(stage(torch.ones(1, 1)), torch.tensor(0.5))

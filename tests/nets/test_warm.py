@@ -7,6 +7,7 @@ import odenets
 import stability
 from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.precision import low_precision
+from experiments.harness.training.settings import TrainingSettings
 from odenets.schemes import solving
 
 SIX = torch.arange(6)
@@ -125,7 +126,8 @@ def test_attacks_tell_it_which_images_they_still_look_at(attack):
     attack = partial(attack, x=x, y=y, threat=stability.Linf(0.02), steps=6, restarts=2, batch_size=5)
     counted = []
     hook = next(iter(odenets.stages(net).values())).register_forward_hook(
-        lambda stage, args, value: counted.append(float(stage.stats.evaluations)))
+        lambda stage, args, value: counted.append(float(stage.stats.evaluations))
+    )
     cold, before = attack(net), sum(counted)
     counted.clear()
     torch.testing.assert_close(attack(odenets.WarmStart(net)), cold, rtol=0, atol=1e-4)
@@ -135,10 +137,11 @@ def test_attacks_tell_it_which_images_they_still_look_at(attack):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_attacks_in_training_start_warm(precision):
-    net, settings = _net("implicit").float(), {"train_epsilon": 0.05, "train_steps": 3, "train_step_size": 0.02}
+    net, settings = _net("implicit").float(), TrainingSettings(train_epsilon=0.05, train_steps=3, train_step_size=0.02)
     counted = []
     next(iter(odenets.stages(net).values())).register_forward_hook(
-        lambda stage, args, value: counted.append(stage.stats.evaluations))
+        lambda stage, args, value: counted.append(stage.stats.evaluations)
+    )
     adversarial_training.pgd(low_precision(net, precision), _images().float(), SIX, settings, torch.Generator(), {})
     first, second, third, loss = counted
     assert max(second, third) < 0.8 * min(first, loss)

@@ -1,5 +1,6 @@
 """What explain advises is done here, and measured: on linear networks with normal Jacobians, whose growth is the norm of their
 matrix. And every cause is named, with its block."""
+
 import math
 import re
 
@@ -85,7 +86,9 @@ def test_growth_is_that_of_all_steps_of_all_blocks():
     matrices, settings = NETS["the field of the issue, 100 substeps"]
     found = explained(matrices, **settings)
     assert growth(matrices, **settings) == pytest.approx(17.85, abs=0.01)
-    assert found.growth == pytest.approx(17.852**(1 / 3), rel=1e-3) and found.amplification**100 == pytest.approx(found.growth)
+    assert found.growth == pytest.approx(17.852 ** (1 / 3), rel=1e-3) and found.amplification**100 == pytest.approx(
+        found.growth
+    )
     text = str(found)
     assert "max |R(h\u03bb)| = 1.01 in a step and 2.61 over the block" in text
     assert "Here and in 2 other blocks the step is longer than the contracting modes allow" in text
@@ -185,8 +188,10 @@ def test_newton_and_more_iterations_solve_what_was_left_unsolved():
     with torch.no_grad():
         for p in field.parameters():
             p.mul_(2.0)
-    stages = [odenets.ODEStage([lambda t, y: -0.1 * y, field], f"implicit({settings})")
-              for settings in ("max_iterations=12", "solver=newton,max_iterations=400")]
+    stages = [
+        odenets.ODEStage([lambda t, y: -0.1 * y, field], f"implicit({settings})")
+        for settings in ("max_iterations=12", "solver=newton,max_iterations=400")
+    ]
     y = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     before, after = (stability.explain(stage, y) for stage in stages)
     assert before.unsolved > after.unsolved and "solver=newton and more max_iterations" in str(before)

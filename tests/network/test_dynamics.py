@@ -1,4 +1,5 @@
 """The dynamics of blocks against dense Jacobians, and every predictor against its formula on known matrices."""
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +43,11 @@ def test_places_are_the_states_that_enter_the_blocks(net):
     x = images()
     along = stability.places(net, x)
     assert [(place.stage, place.block, place.time, place.step_size, place.substeps) for place in along] == [
-        (0, 0, 0.0, 0.5, 2), (0, 1, 1.0, 0.5, 2), (1, 0, 0.0, 0.5, 2), (1, 1, 1.0, 0.5, 2)]
+        (0, 0, 0.0, 0.5, 2),
+        (0, 1, 1.0, 0.5, 2),
+        (1, 0, 0.0, 0.5, 2),
+        (1, 1, 1.0, 0.5, 2),
+    ]
     torch.testing.assert_close(along[0].advance(along[0].state), along[1].state)
     end = next(iter(odenets.stages(net).values()))(along[0].state)
     torch.testing.assert_close(along[1].step(along[1].step(along[1].state)), end, rtol=1e-6, atol=1e-6)
@@ -80,19 +85,35 @@ def test_a_network_gives_its_blocks_in_order_and_says_how_far_it_is():
     assert found[0].eigenvalues is None and found[0].expanding_share is None and found[2].eigenvalues.shape == (2, 128)
 
 
-@pytest.mark.parametrize(("scheme", "R"), [("explicit", lambda z: 1 + z), ("implicit(tol=1e-10)", lambda z: 1 / (1 - z)),
-                                           ("rk4", lambda z: 1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24)])
+@pytest.mark.parametrize(
+    ("scheme", "R"),
+    [
+        ("explicit", lambda z: 1 + z),
+        ("implicit(tol=1e-10)", lambda z: 1 / (1 - z)),
+        ("rk4", lambda z: 1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24),
+    ],
+)
 def test_predictors_of_a_normal_field(scheme, R):
     values = np.array([-4.0, -1.5, -0.5, 0.25, 0.5, -3.0])
     stage = odenets.ODEStage(normal(values.tolist()), scheme, interval=1.5)
     (block,) = stability.dynamics(stage, zeros(6, 2), dense_limit=6)
     z = 1.5 * values
     expected = {
-        "step_norm": abs(R(z)).max(), "step_radius": abs(R(z)).max(), "max_abs_R": abs(R(z)).max(), "log_norm": 0.75,
-        "max_real": 0.75, "spectral_radius": 6.0, "lipschitz": 6.0, "kreiss": 1.0, "mean_abs_R": abs(R(z)).mean(),
-        "p95_abs_R": np.quantile(abs(R(z)), 0.95), "fraction_outside": (abs(R(z)) > 1).mean(), "expanding_share": 1 / 3,
+        "step_norm": abs(R(z)).max(),
+        "step_radius": abs(R(z)).max(),
+        "max_abs_R": abs(R(z)).max(),
+        "log_norm": 0.75,
+        "max_real": 0.75,
+        "spectral_radius": 6.0,
+        "lipschitz": 6.0,
+        "kreiss": 1.0,
+        "mean_abs_R": abs(R(z)).mean(),
+        "p95_abs_R": np.quantile(abs(R(z)), 0.95),
+        "fraction_outside": (abs(R(z)) > 1).mean(),
+        "expanding_share": 1 / 3,
         "order_star_excess": max(0, (np.log(abs(R(z))) - np.maximum(z, 0)).max()),
-        "largest_stable_h": {"explicit": 0.5, "implicit(tol=1e-10)": np.inf, "rk4": 2.785293563 / 4}[scheme]}
+        "largest_stable_h": {"explicit": 0.5, "implicit(tol=1e-10)": np.inf, "rk4": 2.785293563 / 4}[scheme],
+    }
     found = stability.predictors(block)
     assert found.keys() == expected.keys() == stability.PREDICTORS.keys()
     for name, value in expected.items():
@@ -101,8 +122,9 @@ def test_predictors_of_a_normal_field(scheme, R):
 
 
 def test_the_order_star_tells_the_step_from_the_flow():
-    (explicit,), (implicit,) = (stability.dynamics(odenets.ODEStage(normal([0.5, -0.5]), scheme), zeros(2))
-                                for scheme in ("explicit", "implicit"))
+    (explicit,), (implicit,) = (
+        stability.dynamics(odenets.ODEStage(normal([0.5, -0.5]), scheme), zeros(2)) for scheme in ("explicit", "implicit")
+    )
     assert stability.predictors(explicit)["order_star_excess"] == 0 and (explicit.order_star < 1).all()
     assert stability.predictors(implicit)["order_star_excess"] == pytest.approx([np.log(2) - 0.5], rel=1e-4)
 

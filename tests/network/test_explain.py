@@ -1,4 +1,5 @@
 """Explanations: the figures are right, the advice works, and each kind of failure gets its own."""
+
 import re
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def test_unsolved_equations_are_counted_and_shorter_steps_solve_them():
 def test_nan_on_the_way_is_located():
     def explosive(t, y):
         return -y + (1e200 * (y + 1)) ** 2
+
     text = str(stability.explain(odenets.ODEStage([diagonal(-3.0, -1, -1), explosive, explosive], "explicit"), Y))
     assert text.startswith("NaN or Inf appears in stage 0, block 1. Stage 0, block 0 (explicit_euler, h = 1): ")
     net = torch.nn.Sequential(odenets.ODEStage(diagonal(-1.0, -1, -1)), torch.nn.Linear(3, 3).double())
@@ -130,6 +132,8 @@ def test_the_number_of_substeps_bounds_growth_over_the_block_not_over_a_step():
     M = torch.tensor([[-1e-3, 0.3, 0], [-0.3, -1e-3, 0], [0, 0, -0.5]], dtype=torch.float64)
     stage = odenets.ODEStage(lambda t, y: y @ M, "explicit")
     substeps = int(re.search(r"try (\d+) substeps", str(stability.explain(stage, Y)))[1])
-    growth = [stability.explain(odenets.ODEStage(lambda t, y: y @ M, substeps=n), Y).amplification ** n
-              for n in (substeps - 1, substeps)]
+    growth = [
+        stability.explain(odenets.ODEStage(lambda t, y: y @ M, substeps=n), Y).amplification ** n
+        for n in (substeps - 1, substeps)
+    ]
     assert growth[1] <= 1.01 < growth[0]

@@ -1,4 +1,5 @@
 """Growth and Lyapunov exponents against dense matrices: powers of R(hM), singular values of products."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +8,18 @@ from torch import nn
 import odenets
 import stability
 
-ONE_STEP = ["explicit", "heun", "rk4", "implicit(tol=1e-12)", "trapezoid(tol=1e-12)", "sdirk2(tol=1e-12)", "gauss4(tol=1e-12)",
-            "rosenbrock_euler(tol=1e-12)", "ie_skip(gamma=0.05,iterations=2)", "exponential_euler(tol=1e-12)"]
+ONE_STEP = [
+    "explicit",
+    "heun",
+    "rk4",
+    "implicit(tol=1e-12)",
+    "trapezoid(tol=1e-12)",
+    "sdirk2(tol=1e-12)",
+    "gauss4(tol=1e-12)",
+    "rosenbrock_euler(tol=1e-12)",
+    "ie_skip(gamma=0.05,iterations=2)",
+    "exponential_euler(tol=1e-12)",
+]
 
 
 def matrix(n=6, seed=0, scale=0.4):
@@ -24,7 +35,8 @@ def step_matrix(scheme, M, h):
     if scheme.startswith("ie_skip"):
         I = torch.eye(len(M), dtype=M.dtype)
         return torch.autograd.functional.jacobian(
-            lambda y: odenets.get_scheme(scheme).step(lambda t, y: y @ M.T, 0.0, y[None], h)[0], I[0]).numpy()
+            lambda y: odenets.get_scheme(scheme).step(lambda t, y: y @ M.T, 0.0, y[None], h)[0], I[0]
+        ).numpy()
     values, W = np.linalg.eig(M.numpy())
     return (W @ np.diag(odenets.get_scheme(scheme).amplification(h * values)) @ np.linalg.inv(W)).real
 
@@ -146,20 +158,25 @@ X = torch.zeros(1, 4, dtype=torch.float64)
 STAGE = odenets.ODEStage(nn.Identity())
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: stability.growth(STAGE, X, X), "not zero"),
-    (lambda: stability.growth(STAGE, X, X[:, :2]), r"\(1, 4\), got \(1, 2\)"),
-    (lambda: stability.growth(nn.Identity(), X, X + 1), "no ODEStage"),
-    (lambda: stability.growth(STAGE, X / 0, X + 1), "NaN"), (lambda: stability.growth(STAGE, X, X / 0), "finite"),
-    (lambda: stability.lyapunov_exponents(torch.sin, X, k=5), "from 1 to 4"),
-    (lambda: stability.lyapunov_exponents(lambda y: y[:, :2], X, k=3), "from 1 to 2"),
-    (lambda: stability.lyapunov_exponents(torch.sin, X, k=1, time=0), "time"),
-    (lambda: stability.lyapunov_exponents(torch.log, X, k=1), "NaN or Inf"),
-    (lambda: stability.lyapunov_exponents(lambda y: y + y.mean(0), torch.cat([X, X]), k=1), "mixes the samples"),
-    (lambda: stability.lyapunov_exponents(nn.BatchNorm1d(4).double(), torch.rand(3, 4).double(), k=1), "training mode"),
-    (lambda: stability.lyapunov_exponents(lambda y: y.float(), X, k=1), "float32 where y is torch.float64"),
-    (lambda: stability.lyapunov_exponents(lambda y: y.detach(), X, k=1), "as far as autograd can see"),
-    (lambda: stability.lyapunov_exponents(torch.sin, X[:0], k=1), "no entries")])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: stability.growth(STAGE, X, X), "not zero"),
+        (lambda: stability.growth(STAGE, X, X[:, :2]), r"\(1, 4\), got \(1, 2\)"),
+        (lambda: stability.growth(nn.Identity(), X, X + 1), "no ODEStage"),
+        (lambda: stability.growth(STAGE, X / 0, X + 1), "NaN"),
+        (lambda: stability.growth(STAGE, X, X / 0), "finite"),
+        (lambda: stability.lyapunov_exponents(torch.sin, X, k=5), "from 1 to 4"),
+        (lambda: stability.lyapunov_exponents(lambda y: y[:, :2], X, k=3), "from 1 to 2"),
+        (lambda: stability.lyapunov_exponents(torch.sin, X, k=1, time=0), "time"),
+        (lambda: stability.lyapunov_exponents(torch.log, X, k=1), "NaN or Inf"),
+        (lambda: stability.lyapunov_exponents(lambda y: y + y.mean(0), torch.cat([X, X]), k=1), "mixes the samples"),
+        (lambda: stability.lyapunov_exponents(nn.BatchNorm1d(4).double(), torch.rand(3, 4).double(), k=1), "training mode"),
+        (lambda: stability.lyapunov_exponents(lambda y: y.float(), X, k=1), "float32 where y is torch.float64"),
+        (lambda: stability.lyapunov_exponents(lambda y: y.detach(), X, k=1), "as far as autograd can see"),
+        (lambda: stability.lyapunov_exponents(torch.sin, X[:0], k=1), "no entries"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,5 @@
 """The log-norm penalty: against LAPACK, its gradient against finite differences, and a field trained with it."""
+
 import pytest
 import torch
 from torch import nn
@@ -37,8 +38,9 @@ def test_few_iterations_give_a_lower_bound_that_grows():
     assert values[2] > 0.6 * values[-1]
 
 
-@pytest.mark.parametrize(("M", "mu"), [
-    (torch.zeros(5, 5), 0.0), (-2 * torch.eye(5), -2.0), (torch.diag(torch.ones(4), 1), 0.8660254)])
+@pytest.mark.parametrize(
+    ("M", "mu"), [(torch.zeros(5, 5), 0.0), (-2 * torch.eye(5), -2.0), (torch.diag(torch.ones(4), 1), 0.8660254)]
+)
 def test_invariant_subspaces(M, mu):
     f = Linear(M.double())
     assert log_norm_estimate(lambda y: f(0.0, y), torch.ones(1, 5).double(), 5).item() == pytest.approx(mu)
@@ -93,13 +95,19 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(together[1:2], alone, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: log_norm_estimate(torch.sin, torch.zeros(1, 3), 0), "iterations must be at least 1, got 0"),
-    (lambda: stability.log_norm_penalty(nn.Linear(2, 2), torch.zeros(1, 2)), "Linear has no ODEStage"),
-    (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.full((1, 1, 8, 8), float("nan"))), "NaN or Inf"),
-    (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.zeros(0, 1, 8, 8)), "no entries"),
-    (lambda: stability.places(odenets.ODEStage(nn.BatchNorm2d(2)), torch.zeros(1, 2, 3, 3)), "BatchNorm2d in training mode"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: log_norm_estimate(torch.sin, torch.zeros(1, 3), 0), "iterations must be at least 1, got 0"),
+        (lambda: stability.log_norm_penalty(nn.Linear(2, 2), torch.zeros(1, 2)), "Linear has no ODEStage"),
+        (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.full((1, 1, 8, 8), float("nan"))), "NaN or Inf"),
+        (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.zeros(0, 1, 8, 8)), "no entries"),
+        (
+            lambda: stability.places(odenets.ODEStage(nn.BatchNorm2d(2)), torch.zeros(1, 2, 3, 3)),
+            "BatchNorm2d in training mode",
+        ),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

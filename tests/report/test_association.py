@@ -1,4 +1,5 @@
 """Rank correlations across groups of nets: against SciPy; what their intervals cover and what they claim falsely, simulated."""
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -28,8 +29,9 @@ def test_value_and_test_are_scipys(n):
         x[0], y[-1] = 9, 9  # not constant
         found = rank_association(x, y, range(n))
         assert found.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic) and found.low <= found.value <= found.high
-        exact = scipy.stats.permutation_test((x,), lambda x, y=y: scipy.stats.spearmanr(x, y).statistic,
-                                             permutation_type="pairings", n_resamples=np.inf)
+        exact = scipy.stats.permutation_test(
+            (x,), lambda x, y=y: scipy.stats.spearmanr(x, y).statistic, permutation_type="pairings", n_resamples=np.inf
+        )
         assert permutation_p(x, y) == pytest.approx(exact.pvalue)
 
 
@@ -53,7 +55,8 @@ def test_claims_are_those_of_the_table_and_none_has_no_width(n, least_claim):
     orders[1.0] = rank_association(np.arange(n), np.arange(n), range(n)).verdict
     claims = [value for value, verdict in orders.items() if verdict == "higher"]
     assert (min(claims, default=None) == least_claim) and all(
-        verdict == "cannot tell" for value, verdict in orders.items() if abs(value) < (least_claim or 2))
+        verdict == "cannot tell" for value, verdict in orders.items() if abs(value) < (least_claim or 2)
+    )
 
 
 @pytest.mark.parametrize("n", [5, 8, 12])
@@ -72,8 +75,9 @@ def false_claims(schemes, seeds, within, draws=400):
     """Share of runs with a claim where measure and robustness are independent across schemes; seeds scatter about them."""
     random = np.random.default_rng(0)
     groups = np.repeat(np.arange(schemes), seeds)
-    x, y = (random.normal(size=(draws, schemes))[:, groups] + within * random.normal(size=(draws, len(groups)))
-            for _ in range(2))
+    x, y = (
+        random.normal(size=(draws, schemes))[:, groups] + within * random.normal(size=(draws, len(groups))) for _ in range(2)
+    )
     found = [rank_association(a, b, groups) for a, b in zip(x, y)]
     return np.mean([estimate is not None and estimate.verdict != "cannot tell" for estimate in found])
 

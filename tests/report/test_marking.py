@@ -1,4 +1,5 @@
 """A network that fails its audit is marked in every table, CSV and figure it appears in."""
+
 import csv
 import re
 from dataclasses import replace
@@ -34,8 +35,11 @@ def test_csv_files(audited, tmp_path, name):
     with open(write(tmp_path / "run", *audited).path(name)) as file:
         table = list(csv.DictReader(file))
     said = {(row["scheme"], row["seed"]): row["audit"] for row in table}
-    assert said == {(scheme, str(seed)): "not audited" if seed else "failed" if scheme == CHEAT else "passed"
-                    for scheme in ("explicit_euler", CHEAT) for seed in range(3)}
+    assert said == {
+        (scheme, str(seed)): "not audited" if seed else "failed" if scheme == CHEAT else "passed"
+        for scheme in ("explicit_euler", CHEAT)
+        for seed in range(3)
+    }
 
 
 def test_every_table_of_the_page_and_the_first_sentences(audited, tmp_path):
@@ -50,10 +54,15 @@ def test_every_table_of_the_page_and_the_first_sentences(audited, tmp_path):
 
 def drawn(config, records):
     found = comparison(config, records)
-    yield from (draw(found) for draw in (figures.accuracy_figure, figures.measure_figure, figures.training_figure,
-                                         regions.clouds_figure))
-    swept = [replace(record, substeps=n, trained_substeps=n, audit=record.audit if n == 1 else None)
-             for record in records for n in (1, 2)]
+    yield from (
+        draw(found)
+        for draw in (figures.accuracy_figure, figures.measure_figure, figures.training_figure, regions.clouds_figure)
+    )
+    swept = [
+        replace(record, substeps=n, trained_substeps=n, audit=record.audit if n == 1 else None)
+        for record in records
+        for n in (1, 2)
+    ]
     yield figures.sweep_figure(comparison(replace(config, substeps=(1, 2)), swept))
 
 
@@ -81,5 +90,7 @@ def test_the_terminal(audited, tmp_path, monkeypatch, capsys):
 
     class Name:
         name = "case"
+
     assert [runner._line(Name, record).startswith("case \u2020 failed its audit: ") for record in finished.records] == [
-        record.verdict == "failed" for record in finished.records]
+        record.verdict == "failed" for record in finished.records
+    ]

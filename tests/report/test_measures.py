@@ -1,4 +1,5 @@
 """What is said of measures: rank correlations with intervals, scheme by field, and a run of several fields."""
+
 import csv
 import json
 from dataclasses import replace
@@ -22,8 +23,10 @@ SCHEMES = "abcdefg"
 
 
 def record(scheme, seed, field, robust, log_norm=0.5):
-    under = [measurement("clean" if not epsilon else "pgd20", epsilon, np.arange(N) < correct)
-             for epsilon, correct in ((0.0, 190), (0.1, robust))]
+    under = [
+        measurement("clean" if not epsilon else "pgd20", epsilon, np.arange(N) < correct)
+        for epsilon, correct in ((0.0, 190), (0.1, robust))
+    ]
     rows = [Metric(0, block, "log_norm", log_norm + 0.1 * block) for block in (-1, 1)]
     return any_record(scheme, seed, field=field, stability=tuple(rows), measurements=tuple(under))
 
@@ -44,18 +47,22 @@ def run(gap_on_gradient_flow=30):
 
 def test_differences_are_within_a_field():
     compared = found(run())
-    assert [arm.name for arm in compared.arms] == [f"{scheme} on {field}" for field in ("residual", "gradient_flow")
-                                                   for scheme in ("explicit_euler", "implicit_euler")]
+    assert [arm.name for arm in compared.arms] == [
+        f"{scheme} on {field}" for field in ("residual", "gradient_flow") for scheme in ("explicit_euler", "implicit_euler")
+    ]
     rows = measures.by_field(compared)
     assert [(row.arm.field, row.arm.scheme) for row in rows] == [
-        (field, scheme) for field in ("residual", "gradient_flow") for scheme in ("explicit_euler", "implicit_euler")]
+        (field, scheme) for field in ("residual", "gradient_flow") for scheme in ("explicit_euler", "implicit_euler")
+    ]
     assert rows[0].gap is rows[2].gap is None and rows[3].gap.value == pytest.approx(31 / N)
     assert [row.gap.verdict for row in (rows[1], rows[3])] == ["cannot tell", "higher"]
     assert rows[3].shown["log_norm"] == pytest.approx(-0.2) and rows[0].shown["max_abs_R"] is None
     sentences = list(measures.field_sentences(compared))
-    assert sentences == ["On residual (mean \u03bc\u2082(hJ) 0.5 to 0.6): implicit_euler against explicit_euler: cannot tell.",
-                         "On gradient_flow (mean \u03bc\u2082(hJ) -0.2 to -0.1): implicit_euler is more robust than "
-                         "explicit_euler by 15.5 points."]
+    assert sentences == [
+        "On residual (mean \u03bc\u2082(hJ) 0.5 to 0.6): implicit_euler against explicit_euler: cannot tell.",
+        "On gradient_flow (mean \u03bc\u2082(hJ) -0.2 to -0.1): implicit_euler is more robust than "
+        "explicit_euler by 15.5 points.",
+    ]
     assert set(sentences) <= set(findings.headline(compared))
 
 
@@ -66,8 +73,11 @@ def test_one_field_needs_no_table():
 def test_correlations_are_those_of_group_means():
     """Nets of one scheme are one observation, whatever their number; nets without the measure do not count."""
     robust, norms = [100, 90, 95, 60, 70, 50], [0.1, 0.3, 0.2, 0.6, 0.7, 0.9]
-    records = [record(s, seed, "residual", n + 3 * seed, v + 0.01 * seed) for s, n, v in zip(SCHEMES, robust, norms)
-               for seed in range(3)]
+    records = [
+        record(s, seed, "residual", n + 3 * seed, v + 0.01 * seed)
+        for s, n, v in zip(SCHEMES, robust, norms)
+        for seed in range(3)
+    ]
     result = measures.correlations(found(records), 0.1)["log_norm"]
     assert result.value == pytest.approx(scipy.stats.spearmanr(robust, norms).statistic)
     assert (result.n, result.over, result.verdict) == (6, "schemes", "lower")
@@ -89,13 +99,21 @@ def test_nets_are_grouped_by_what_the_run_varies_most():
     assert {name: sum(len(arm.records) for arm in own) for name, own in groups.items()} == {"x": 4, "y": 4, "z": 4}
 
 
-@pytest.mark.parametrize(("count", "sentence"), [
-    (1, "its 3 nets are 1 scheme, and one has nothing to be compared with."), (2, "its 6 nets are 2 schemes, and two always"),
-    (4, "4 stand in one of 24 orders: no test of a rank correlation can reach a p-value below 0.083. From 5 on")])
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (1, "its 3 nets are 1 scheme, and one has nothing to be compared with."),
+        (2, "its 6 nets are 2 schemes, and two always"),
+        (4, "4 stand in one of 24 orders: no test of a rank correlation can reach a p-value below 0.083. From 5 on"),
+    ],
+)
 def test_a_run_of_few_schemes_says_that_it_cannot_tell(count, sentence):
     def section(count):
-        return stability_sections.measures_section(found(
-            [record(s, seed, "residual", 90 + i, 0.1 * i) for i, s in enumerate(SCHEMES[:count]) for seed in range(3)]), None)
+        return stability_sections.measures_section(
+            found([record(s, seed, "residual", 90 + i, 0.1 * i) for i, s in enumerate(SCHEMES[:count]) for seed in range(3)]),
+            None,
+        )
+
     assert sentence in section(count).parts[0].text
     (_, row) = section(7).parts[0].rows
     assert row[4:] == ("7", "more robust")
@@ -104,11 +122,38 @@ def test_a_run_of_few_schemes_says_that_it_cannot_tell(count, sentence):
 def test_a_run_of_two_fields(tmp_path, monkeypatch):
     out = tmp_path / "run"
     fields = "residual,damped(rate=0.2)"
-    monkeypatch.setattr("experiments.harness.experiment.SMOKE", {
-        "epochs": 1, "seeds": (0,), "train_limit": 64, "test_limit": 12, "attacks": ("pgd2",), "probe_images": 1,
-        "audit_images": 4})
-    assert compare_schemes.main(["--schemes", "explicit", "--fields", fields, "--log-norm-penalty", "0.1", "--smoke",
-                                 "--epsilons", "0.1", "--workers", "1", "--out", str(out)]) == 0
+    monkeypatch.setattr(
+        "experiments.harness.experiment.SMOKE",
+        {
+            "epochs": 1,
+            "seeds": (0,),
+            "train_limit": 64,
+            "test_limit": 12,
+            "attacks": ("pgd2",),
+            "probe_images": 1,
+            "audit_images": 4,
+        },
+    )
+    assert (
+        compare_schemes.main(
+            [
+                "--schemes",
+                "explicit",
+                "--fields",
+                fields,
+                "--log-norm-penalty",
+                "0.1",
+                "--smoke",
+                "--epsilons",
+                "0.1",
+                "--workers",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     names = ["residual", "damped(rate=0.2)"]
     for table in ("accuracy.csv", "stability.csv"):
         with open(out / table) as file:
@@ -122,9 +167,15 @@ def test_a_run_of_two_fields(tmp_path, monkeypatch):
         assert meta["field"] == field and rate == (None if field == "residual" else 0.2)
 
 
-@pytest.mark.parametrize(("fields", "sentence"), [
-    ("", "--fields is empty"), ("nonsense", "unknown field 'nonsense'; choose from residual"),
-    ("damped,damped(rate=0.5)", "field 'damped' stands twice"), ("damped(rate=-1)", "rate in the field")])
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ("", "--fields is empty"),
+        ("nonsense", "unknown field 'nonsense'; choose from residual"),
+        ("damped,damped(rate=0.5)", "field 'damped' stands twice"),
+        ("damped(rate=-1)", "rate in the field"),
+    ],
+)
 def test_bad_fields(fields, sentence, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         compare_schemes.main(["--schemes", "explicit", "--fields", fields, "--out", str(tmp_path / "run")])

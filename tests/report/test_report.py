@@ -55,10 +55,21 @@ def test_the_page_is_one_file_without_network_or_script(page):
 
 def test_the_page_says_what_it_must(page):
     text = " ".join(page[1].text)
-    for phrase in ("What these figures do not show", "(gradient masking): implicit_euler by", "rk4 \u2020",
-                   "R is not analytic", "adaptive: the steps depend on the data", "trained at 0.01",
-                   "python experiments/compare_schemes.py",
-                   "accuracy.csv", "2 seeds", "1,797", "12.7 standard errors", "Not to be trusted: rk4", "2.11.0"):
+    for phrase in (
+        "What these figures do not show",
+        "(gradient masking): implicit_euler by",
+        "rk4 \u2020",
+        "R is not analytic",
+        "adaptive: the steps depend on the data",
+        "trained at 0.01",
+        "python experiments/compare_schemes.py",
+        "accuracy.csv",
+        "2 seeds",
+        "1,797",
+        "12.7 standard errors",
+        "Not to be trusted: rk4",
+        "2.11.0",
+    ):
         assert phrase in text, phrase
     assert "Smoke run" not in text and "nan" not in text.lower().split() and "None" not in text
 
@@ -87,16 +98,22 @@ def test_the_solver_table_shows_unsolved_gradients_and_is_empty_without_them():
     config, records = run()
     explicit, implicit = _rows(report._solver(comparison(config, records), None))
     assert "3.21" in implicit and "4.32" in implicit and "3.21" not in explicit
-    records = [replace(record, solver=record.solver and replace(record.solver, backward_unconverged_share=None,
-                                                                training_backward_unconverged_share=None))
-               for record in records]
+    records = [
+        replace(
+            record,
+            solver=record.solver
+            and replace(record.solver, backward_unconverged_share=None, training_backward_unconverged_share=None),
+        )
+        for record in records
+    ]
     assert _rows(report._solver(comparison(config, records), None))[1].count("") == 3
 
 
 def test_everything_from_outside_is_escaped(tmp_path):
     config, records = run(seeds=(0,))
-    config = replace(config, command="python x.py --out '<script>alert(1)</script>'",
-                     environment=config.environment | {"platform": "<b>&"})
+    config = replace(
+        config, command="python x.py --out '<script>alert(1)</script>'", environment=config.environment | {"platform": "<b>&"}
+    )
     first, *checks = records[0].audit.checks
     records[0] = replace(records[0], audit=replace(records[0].audit, checks=(replace(first, reason="<i>no</i>"), *checks)))
     report.write_report(comparison(config, records), tmp_path / "report.html")
@@ -105,8 +122,7 @@ def test_everything_from_outside_is_escaped(tmp_path):
 
 
 def test_a_difference_inside_its_interval_is_never_claimed():
-    for gap, seeds, said in ((0.0, (0, 1, 2), "cannot tell"), (0.03, (0, 1, 2), "less robust"),
-                                (-0.03, (0,), "more robust")):
+    for gap, seeds, said in ((0.0, (0, 1, 2), "cannot tell"), (0.03, (0, 1, 2), "less robust"), (-0.03, (0,), "more robust")):
         config, records = run(seeds=seeds)
         records = [measured(r.scheme, r.seed, gap=gap * (r.scheme != "explicit_euler")) for r in records]
         sentences = report.headline(comparison(config, records))
@@ -122,8 +138,16 @@ def test_the_table_agrees_with_numbers_computed_by_hand():
     config, records = run()
     header, *rows = report.summary_table(comparison(config, records))
     assert len(rows) == 2 * 4 and {len(row) for row in rows} == {len(header)}
-    shares = {scheme: [m.correct / 450 for r in records if r.scheme == scheme for m in r.measurements
-                       if m.epsilon == 0.1 and m.gradient == "exact"] for scheme in config.schemes}
+    shares = {
+        scheme: [
+            m.correct / 450
+            for r in records
+            if r.scheme == scheme
+            for m in r.measurements
+            if m.epsilon == 0.1 and m.gradient == "exact"
+        ]
+        for scheme in config.schemes
+    }
     row = next(row for row in rows if row[:2] == ("pgd20 at \u03b5 = 0.1", "implicit_euler"))
     difference = np.subtract(shares["implicit_euler"], shares["explicit_euler"])
     low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
@@ -133,13 +157,20 @@ def test_the_table_agrees_with_numbers_computed_by_hand():
     assert rows[0][6] == "reference"
 
 
-@pytest.mark.parametrize(("audited", "sentence"), [
-    (6, "All 6 nets passed the audit."), (2, "2 of 6 nets were audited, and passed the audit."),
-    (0, "No net was audited: gradients may be masked."), (-1, None)])
+@pytest.mark.parametrize(
+    ("audited", "sentence"),
+    [
+        (6, "All 6 nets passed the audit."),
+        (2, "2 of 6 nets were audited, and passed the audit."),
+        (0, "No net was audited: gradients may be masked."),
+        (-1, None),
+    ],
+)
 def test_the_headline_says_what_was_audited(audited, sentence):
     config, records = run()
-    records = [replace(record, audit=verdict(audited >= 0) if index < abs(audited) else None)
-               for index, record in enumerate(records)]
+    records = [
+        replace(record, audit=verdict(audited >= 0) if index < abs(audited) else None) for index, record in enumerate(records)
+    ]
     sentences = report.headline(comparison(config, records))
     assert (sentence in sentences) if sentence else not any("passed" in text or "No net" in text for text in sentences)
 
@@ -158,9 +189,16 @@ def test_the_audit_table_is_whole_for_one_net_of_a_scheme_and_brief_for_the_othe
 def test_each_attack_stands_by_itself_where_there_are_several():
     config, records = run()
     assert report._by_attack(comparison(config, records), None) is None
-    records = [replace(r, measurements=(*r.measurements, *(replace(m, attack="square200", gradient="exact")
-                                                           for m in r.measurements if m.gradient == "detached")))
-               for r in records]
+    records = [
+        replace(
+            r,
+            measurements=(
+                *r.measurements,
+                *(replace(m, attack="square200", gradient="exact") for m in r.measurements if m.gradient == "detached"),
+            ),
+        )
+        for r in records
+    ]
     rows = _rows(report._by_attack(comparison(config, records), None))
     assert [row[:2] for row in rows[:2]] == [["0.05", "explicit_euler"], ["", "implicit_euler"]] and rows[0][3] == ""
     pgd, square, together = (row.split(" / ") for row in rows[1][2:])
@@ -185,11 +223,14 @@ def test_missing_cases_are_named_and_break_nothing(tmp_path):
 def test_a_sweep_over_substeps_keeps_its_arms_apart(tmp_path):
     config, records = run(seeds=(0,))
     unmeasured = {"cloud": {}, "stability": (), "history": (), "seconds": {}, "audit": None}
-    again = [replace(r, substeps=n, trained_substeps=trained, **unmeasured)
-             for r in records for n in (2, 4) for trained in (1, n)]
+    again = [
+        replace(r, substeps=n, trained_substeps=trained, **unmeasured) for r in records for n in (2, 4) for trained in (1, n)
+    ]
     found = comparison(replace(config, substeps=(1, 2, 4)), records + again)
-    assert [arm.name for arm in found.arms][:5] == [f"explicit_euler, {arm}" for arm in (
-        "1 step", "2 steps (trained with 1)", "4 steps (trained with 1)", "2 steps", "4 steps")]
+    assert [arm.name for arm in found.arms][:5] == [
+        f"explicit_euler, {arm}"
+        for arm in ("1 step", "2 steps (trained with 1)", "4 steps (trained with 1)", "2 steps", "4 steps")
+    ]
     assert len(report.summary_table(found)) == 1 + 4 * 10 and "9 of 9" in report.headline(found)[0]
     report.write_report(found, tmp_path / "report.html")
     assert (tmp_path / "figures" / "sweep.png").exists()

@@ -58,9 +58,16 @@ def test_paired_images_covers_the_truth():
     assert 0.91 <= inside / repeats <= 0.99
 
 
-@pytest.mark.parametrize("low, high, verdict", [
-    (-0.1, 0.2, "cannot tell"), (0.0, 0.2, "cannot tell"), (0.01, 0.2, "higher"), (-0.2, -0.01, "lower"),
-    (0.02, 0.02, "cannot tell")])
+@pytest.mark.parametrize(
+    "low, high, verdict",
+    [
+        (-0.1, 0.2, "cannot tell"),
+        (0.0, 0.2, "cannot tell"),
+        (0.01, 0.2, "higher"),
+        (-0.2, -0.01, "lower"),
+        (0.02, 0.02, "cannot tell"),
+    ],
+)
 def test_verdict(low, high, verdict):
     assert Estimate((low + high) / 2, low, high, 3, "seeds").verdict == verdict
 
@@ -100,8 +107,13 @@ def test_masks_come_from_bits_and_take_the_worst_attack():
 def test_masking_is_told_from_what_an_attack_without_gradients_breaks():
     """Square breaks the same images whichever gradient the others follow: it stands on both sides of the comparison."""
     pgd, detached, square = np.arange(12) < 6, np.arange(12) < 10, np.arange(12) % 2 == 0
-    own = arm(measurement("pgd20", 0.1, pgd), measurement("pgd20", 0.1, detached, "detached"),
-              measurement("square200", 0.1, square), scheme="implicit_euler", seed=0)
+    own = arm(
+        measurement("pgd20", 0.1, pgd),
+        measurement("pgd20", 0.1, detached, "detached"),
+        measurement("square200", 0.1, square),
+        scheme="implicit_euler",
+        seed=0,
+    )
     found = {way: own.masks(0.1, way)[0] for way in ("exact", "detached")}
     assert (found["exact"] == (pgd & square)).all() and (found["detached"] == (detached & square)).all()
     for attack, way, expected in (("pgd20", "exact", pgd), ("pgd20", "detached", detached), ("square200", "exact", square)):
@@ -109,10 +121,14 @@ def test_masking_is_told_from_what_an_attack_without_gradients_breaks():
     assert own.masks(0.1, "detached", "square200") == {}
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: statistics.t_interval([0.5]), "at least two of them, got 1"),
-    (lambda: statistics.wilson(5, 4), "got 5 of 4"),
-    (lambda: statistics.paired_images([True], [True, False]), "two masks of one length")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: statistics.t_interval([0.5]), "at least two of them, got 1"),
+        (lambda: statistics.wilson(5, 4), "got 5 of 4"),
+        (lambda: statistics.paired_images([True], [True, False]), "two masks of one length"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

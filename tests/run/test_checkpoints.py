@@ -1,4 +1,5 @@
 """Files that say when they are damaged, and what they hold; written whole or not at all; the last two of a training."""
+
 import builtins
 import errno
 
@@ -8,8 +9,19 @@ import torch
 import odenets
 from experiments.harness.run import checkpoints, partials
 
-DESCRIPTION = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": "implicit_euler(tol=0.01)", "substeps": 2,
-               "dataset": "digits", "seed": 3, "training": "pgd", "epochs": 4, "epoch": 3, "config": {"test_limit": None}}
+DESCRIPTION = {
+    "model": "small",
+    "num_classes": 10,
+    "in_channels": 1,
+    "scheme": "implicit_euler(tol=0.01)",
+    "substeps": 2,
+    "dataset": "digits",
+    "seed": 3,
+    "training": "pgd",
+    "epochs": 4,
+    "epoch": 3,
+    "config": {"test_limit": None},
+}
 
 
 def write(path, **changes):
@@ -53,15 +65,19 @@ def test_a_file_cut_off_is_damaged(keep, tmp_path):
         checkpoints.load_net(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({"format": 1}, "a.pt has format 1, and this version of odenets reads format 2"),
-    ({"model": "resnet18"}, "another architecture than this version's resnet18: blocks.3.layers.0.weight is missing"),
-    ({"in_channels": 3}, r"another architecture .*: stem.0.weight has shape \(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)"),
-    ({"model": "vgg"}, "cannot be loaded by this version of odenets: unknown model 'vgg'; choose from small"),
-    ({"num_classes": "ten"}, "cannot be loaded by this version of odenets: "),
-    ({"scheme": "magic"}, "cannot be loaded by this version of odenets: unknown scheme 'magic'"),
-    ({"state_dict": {"stem.0.weight": 3}}, "stem.0.weight is no tensor"),
-    ({"state_dict": {}}, "stem.0.weight is missing")])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"format": 1}, "a.pt has format 1, and this version of odenets reads format 2"),
+        ({"model": "resnet18"}, "another architecture than this version's resnet18: blocks.3.layers.0.weight is missing"),
+        ({"in_channels": 3}, r"another architecture .*: stem.0.weight has shape \(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)"),
+        ({"model": "vgg"}, "cannot be loaded by this version of odenets: unknown model 'vgg'; choose from small"),
+        ({"num_classes": "ten"}, "cannot be loaded by this version of odenets: "),
+        ({"scheme": "magic"}, "cannot be loaded by this version of odenets: unknown scheme 'magic'"),
+        ({"state_dict": {"stem.0.weight": 3}}, "stem.0.weight is no tensor"),
+        ({"state_dict": {}}, "stem.0.weight is missing"),
+    ],
+)
 def test_another_architecture_or_version_is_refused(changes, sentence, tmp_path):
     write(tmp_path / "a.pt", **changes)
     with pytest.raises(ValueError, match=sentence):
@@ -96,8 +112,11 @@ class _FullDisk:
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     write(tmp_path / "a.pt")
     before, plain_open = (tmp_path / "a.pt").read_bytes(), builtins.open
-    monkeypatch.setattr(builtins, "open", lambda path, mode="r", **kw: _FullDisk(plain_open(path, mode, **kw))
-                        if "w" in mode else plain_open(path, mode, **kw))
+    monkeypatch.setattr(
+        builtins,
+        "open",
+        lambda path, mode="r", **kw: _FullDisk(plain_open(path, mode, **kw)) if "w" in mode else plain_open(path, mode, **kw),
+    )
     with pytest.raises(OSError, match="cannot save .*a.pt .No space left on device.*--resume goes on"):
         write(tmp_path / "a.pt", seed=4)
     assert (tmp_path / "a.pt").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.pt"]
@@ -142,8 +161,10 @@ def test_damaged_states_are_stepped_over_one_by_one(tmp_path):
 
 def test_a_state_of_another_training_or_version_is_refused_and_left(tmp_path, monkeypatch):
     store(tmp_path).save({"n": 0})
-    for identity, change in (({"dataset": "mnist"}, "dataset was 'digits' and is now 'mnist'"),
-                             ({"model": "resnet18"}, "model was 'small' and is now 'resnet18'")):
+    for identity, change in (
+        ({"dataset": "mnist"}, "dataset was 'digits' and is now 'mnist'"),
+        ({"model": "resnet18"}, "model was 'small' and is now 'resnet18'"),
+    ):
         with pytest.raises(ValueError, match=f"00000001.partial belongs to another training .{change}.; choose another --out"):
             store(tmp_path, **identity).latest()
     monkeypatch.setattr(checkpoints, "FORMAT", 3)

@@ -1,4 +1,5 @@
 """The main script from the command line: one small run end to end, and resumed."""
+
 import csv
 import json
 import os
@@ -39,7 +40,9 @@ def no_stability(monkeypatch):
 def run(tmp_path_factory):
     """A finished smoke run, made the way a user makes it."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
-    done = subprocess.run([sys.executable, "experiments/compare_schemes.py", *SMOKE, "--out", out], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "experiments/compare_schemes.py", *SMOKE, "--out", out], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "implicit_euler: unconverged solves" in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
@@ -49,16 +52,40 @@ def run(tmp_path_factory):
 
 
 def test_the_folder_of_a_run(run):
-    assert {"config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "figures", "checkpoints", "report.html"} <= set(os.listdir(run))
+    assert {
+        "config.json",
+        "records.jsonl",
+        "accuracy.csv",
+        "stability.csv",
+        "audit.csv",
+        "figures",
+        "checkpoints",
+        "report.html",
+    } <= set(os.listdir(run))
     config = json.loads((run / "config.json").read_text())
-    assert config["schemes"] == ["explicit_euler", "ie_skip(gamma=0.05)", "implicit_euler"] and torch.__version__.startswith(config["environment"]["torch"])
+    assert config["schemes"] == ["explicit_euler", "ie_skip(gamma=0.05)", "implicit_euler"] and torch.__version__.startswith(
+        config["environment"]["torch"]
+    )
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert sorted(r["scheme"] for r in records) == sorted(config["schemes"])
 
 
 def test_accuracy_table(run):
     table = rows(run / "accuracy.csv")
-    assert list(table[0])[:12] == ["dataset", "model", "scheme", "substeps", "training", "seed", "attack", "epsilon", "gradient", "correct", "total", "accuracy"]
+    assert list(table[0])[:12] == [
+        "dataset",
+        "model",
+        "scheme",
+        "substeps",
+        "training",
+        "seed",
+        "attack",
+        "epsilon",
+        "gradient",
+        "correct",
+        "total",
+        "accuracy",
+    ]
     assert {row["attack"] for row in table} == {"clean", "pgd2"} and {row["gradient"] for row in table} == {"exact", "detached"}
     detached = {row["scheme"] for row in table if row["gradient"] == "detached"}
     assert detached == {"ie_skip(gamma=0.05)", "implicit_euler"}
@@ -143,8 +170,25 @@ def test_exit_code_of_a_run_with_a_failure(tmp_path, capsys, no_stability):
 
 def test_sweep_of_substeps(tmp_path, no_stability):
     out = tmp_path / "sweep"
-    assert sweep_steps.main(["--schemes", "explicit", "--substeps", "1,2", "--smoke", "--epsilons", "0.1", "--audit", "none",
-                             "--workers", "1", "--out", str(out)]) == 0
+    assert (
+        sweep_steps.main(
+            [
+                "--schemes",
+                "explicit",
+                "--substeps",
+                "1,2",
+                "--smoke",
+                "--epsilons",
+                "0.1",
+                "--audit",
+                "none",
+                "--workers",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     arms = {(row["trained_substeps"], row["substeps"]) for row in rows(out / "accuracy.csv")}
     assert arms == {("1", "1"), ("1", "2"), ("2", "2")}, "retrained with 1 and 2 substeps, and trained with 1 and run with 2"
-

@@ -1,4 +1,5 @@
 """What compare_schemes measures: attacks meet the judge's function, and every scheme the same noise."""
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +79,9 @@ def test_stability_rows_are_extreme_quantities(trained):
     blocks = {row.metric for row in rows if row.block is not None}
     assert blocks == stability.PREDICTORS.keys() and set(cloud) == {"0", "1"}
     assert {(row.metric, row.stage) for row in rows if row.block is None} == {
-        *((metric, stage) for metric in ("lyapunov", "lipschitz_bound") for stage in (0, 1)), ("lyapunov_end_to_end", None)}
+        *((metric, stage) for metric in ("lyapunov", "lipschitz_bound") for stage in (0, 1)),
+        ("lyapunov_end_to_end", None),
+    }
     shares = {(row.stage, row.block) for row in rows if row.metric == "mean_abs_R"}
     assert shares == {(1, 0), (1, 1)}, "means over all eigenvalues, where the state is small"
     assert all(row.value > 0 for row in rows if row.metric in ("spectral_radius", "max_abs_R", "log_norm", "step_norm"))

@@ -1,4 +1,5 @@
 """Runs killed with SIGKILL or out of disk in the middle of training: --resume makes of them what would have come anyway."""
+
 import errno
 import json
 import multiprocessing
@@ -16,9 +17,33 @@ from experiments.harness.run import checkpoints
 from experiments.harness.run import measure as evaluation
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
-ARGUMENTS = ["--schemes", "explicit,ie_skip(gamma=0.05)", "--seeds", "0", "--epsilons", "0.1", "--attacks", "pgd2",
-             "--epochs", "2", "--training", "pgd", "--train-steps", "2", "--augment", "standard", "--train-limit", "320",
-             "--test-limit", "40", "--workers", "1", "--resume", "--checkpoint-seconds", "0"]
+ARGUMENTS = [
+    "--schemes",
+    "explicit,ie_skip(gamma=0.05)",
+    "--seeds",
+    "0",
+    "--epsilons",
+    "0.1",
+    "--attacks",
+    "pgd2",
+    "--epochs",
+    "2",
+    "--training",
+    "pgd",
+    "--train-steps",
+    "2",
+    "--augment",
+    "standard",
+    "--train-limit",
+    "320",
+    "--test-limit",
+    "40",
+    "--workers",
+    "1",
+    "--resume",
+    "--checkpoint-seconds",
+    "0",
+]
 
 
 def conduct(out, log=None):
@@ -57,8 +82,12 @@ def results(out):
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     nets = [checkpoints.read(path) for path in sorted((out / "checkpoints").glob("*.pt"))]
     weights = [b"".join(tensor.numpy().tobytes() for tensor in net["state_dict"].values()) for net in nets]
-    return ((out / "accuracy.csv").read_bytes(), [record["history"] for record in records], weights,
-            [{**record, "seconds": None} for record in records])
+    return (
+        (out / "accuracy.csv").read_bytes(),
+        [record["history"] for record in records],
+        weights,
+        [{**record, "seconds": None} for record in records],
+    )
 
 
 def start_and_kill(context, out, delay, log, states=1):
@@ -100,6 +129,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(whole, tmp_p
         if len(count) > 20:  # two for each checkpoint: of the file, of its folder
             raise OSError(errno.ENOSPC, "No space left on device")
         save(descriptor)
+
     for name in ("measure_stability", "measure_audit"):
         monkeypatch.setattr(evaluation, name, getattr(evaluation, name))  # which `conduct` replaces
     with monkeypatch.context() as full:

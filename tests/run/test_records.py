@@ -1,4 +1,5 @@
 """The folder of a run: its tables, what it takes for one, what is missing from it, and which damage is named."""
+
 import csv
 import errno
 import json
@@ -46,10 +47,19 @@ def test_a_case_without_its_reruns_runs_again(tmp_path):
     assert run.records == whole == Run(tmp_path / "run", {}, resume=True).records
 
 
-@pytest.mark.parametrize("line", [b"{not json}", b"\xff\x00\xfe", b"[]", b"{}", b"",
-                                  json.dumps(record().to_json() | {"measurements": 5}).encode(),
-                                  json.dumps(record().to_json() | {"measurements": [{}]}).encode(),
-                                  json.dumps(record().to_json() | {"version": 99}).encode()])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{not json}",
+        b"\xff\x00\xfe",
+        b"[]",
+        b"{}",
+        b"",
+        json.dumps(record().to_json() | {"measurements": 5}).encode(),
+        json.dumps(record().to_json() | {"measurements": [{}]}).encode(),
+        json.dumps(record().to_json() | {"version": 99}).encode(),
+    ],
+)
 def test_a_damaged_record_is_named(line, tmp_path):
     config = {"schemes": ["explicit_euler"]}
     Run(tmp_path / "run", config)
@@ -69,8 +79,9 @@ def _rows(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "docs/records").glob("*/records.jsonl")),
-                         ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in (ROOT / "docs/records").glob("*/records.jsonl")), ids=lambda folder: folder.name
+)
 def test_records_of_earlier_versions_still_read(folder, tmp_path):
     """Their tables are made anew as they were; what they did not say is said by the migration."""
     copy = tmp_path / folder.name
@@ -90,7 +101,10 @@ def test_records_of_earlier_versions_still_read(folder, tmp_path):
 
 def test_a_run_of_an_earlier_version_is_resumed_and_a_changed_one_refused(tmp_path):
     now = run_config().to_json()
-    before = {key: value for key, value in now.items() if key not in ("fields", "warmup_epochs")} | {"version": 2, "substeps": 1}
+    before = {key: value for key, value in now.items() if key not in ("fields", "warmup_epochs")} | {
+        "version": 2,
+        "substeps": 1,
+    }
     (tmp_path / "config.json").write_text(json.dumps(before))
     (tmp_path / "checkpoints").mkdir()
     Run(tmp_path, now, resume=True)
@@ -125,10 +139,17 @@ def test_a_setting_that_moves_results_may_not_change_and_others_may(tmp_path):
         Run(tmp_path / "run", {**config, "weight_decay": 0.1}, resume=True)
 
 
-@pytest.mark.parametrize(("held", "sentence"), [
-    ({"figures/mine.png": ""}, "holds figures but no config.json, so that it is no run to go on with; choose another --out"),
-    ({"config.json": '{"lr": 1}'}, "holds the config.json of something else, and this is evaluate; choose another --out"),
-    ({"config.json": '{"experiment": "sweep"}'}, "holds a run of sweep, and this is evaluate; choose another --out")])
+@pytest.mark.parametrize(
+    ("held", "sentence"),
+    [
+        (
+            {"figures/mine.png": ""},
+            "holds figures but no config.json, so that it is no run to go on with; choose another --out",
+        ),
+        ({"config.json": '{"lr": 1}'}, "holds the config.json of something else, and this is evaluate; choose another --out"),
+        ({"config.json": '{"experiment": "sweep"}'}, "holds a run of sweep, and this is evaluate; choose another --out"),
+    ],
+)
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_of_something_else_is_named_as_what_it_is(held, sentence, resume, tmp_path):
     for name, text in held.items():
@@ -150,6 +171,7 @@ def test_a_file_is_no_folder(place, tmp_path):
 def test_a_run_takes_further_seeds_and_no_others(tmp_path):
     def config(*seeds):
         return {"seeds": list(seeds), "epochs": 3}
+
     Run(tmp_path / "run", config(0, 1)).append([record()])
     run = Run(tmp_path / "run", config(0, 1, 5), resume=True)
     assert run.records == [record()] and json.loads(run.path("config.json").read_text()) == config(0, 1, 5)
@@ -184,12 +206,16 @@ def test_a_full_disk_is_a_sentence_that_names_the_file(name, tmp_path, monkeypat
 
     def no_room(*arguments):
         raise full
+
     if name == "records.jsonl":
         os.symlink("/dev/full", tmp_path / "run" / name)
     else:
         monkeypatch.setattr(os, "replace", no_room)
-    writes = {"config.json": lambda: Run(tmp_path / "other", {}), "records.jsonl": lambda: run.append([record(seed=1)]),
-              "accuracy.csv": run.write_tables}
+    writes = {
+        "config.json": lambda: Run(tmp_path / "other", {}),
+        "records.jsonl": lambda: run.append([record(seed=1)]),
+        "accuracy.csv": run.write_tables,
+    }
     with pytest.raises(OSError, match=f"cannot write .*{name} .No space left on device.; what was saved before is intact"):
         writes[name]()
     assert not list(tmp_path.rglob("*.tmp"))

@@ -1,4 +1,5 @@
 """Running cases in this process and in others: failures leave the rest, and nothing outlives its parent."""
+
 import os
 import queue
 import signal
@@ -17,15 +18,24 @@ from odenets.errors import Divergence, InputError, Unsolved
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("error", "sentence"), [
-    (InputError("unsolved\nby far"), "unsolved"), (Unsolved("unsolved"), "unsolved"), (Divergence("diverged"), "diverged"),
-    (AssertionError("underflow"), "AssertionError at HERE: underflow"), (ZeroDivisionError(), "ZeroDivisionError at HERE"),
-    (ValueError("shapes"), "ValueError at HERE: shapes"), (KeyError("key"), "KeyError at HERE: 'key'")])
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (InputError("unsolved\nby far"), "unsolved"),
+        (Unsolved("unsolved"), "unsolved"),
+        (Divergence("diverged"), "diverged"),
+        (AssertionError("underflow"), "AssertionError at HERE: underflow"),
+        (ZeroDivisionError(), "ZeroDivisionError at HERE"),
+        (ValueError("shapes"), "ValueError at HERE: shapes"),
+        (KeyError("key"), "KeyError at HERE: 'key'"),
+    ],
+)
 def test_a_case_that_fails_leaves_the_others_and_its_sentence(error, sentence, tmp_path, monkeypatch, capsys):
     def run_case(config, folder, case, progress, say):
         if case.seed == 0:
             raise error
         return [record(seed=case.seed)]
+
     monkeypatch.setattr(runner, "run_case", run_case)
     cases, console = [Case("explicit_euler", 1, seed) for seed in (0, 1)], runner.Progress().console
     run = Run(tmp_path / "run", {})
@@ -45,10 +55,12 @@ def test_a_case_that_fails_leaves_the_others_and_its_sentence(error, sentence, t
 def test_a_full_disk_is_no_matter_of_one_case(tmp_path, monkeypatch):
     def run_case(*arguments):
         raise OSError("cannot save x (No space left on device)")
+
     monkeypatch.setattr(runner, "run_case", run_case)
     with pytest.raises(OSError, match="No space left"):
-        runner.run_cases(Run(tmp_path / "run", {}), config(), [Case("explicit_euler", 1, 0)], runner.Progress().console,
-                         workers=1)
+        runner.run_cases(
+            Run(tmp_path / "run", {}), config(), [Case("explicit_euler", 1, 0)], runner.Progress().console, workers=1
+        )
 
 
 class Stubborn(Exception):
@@ -112,8 +124,10 @@ def test_what_workers_say_is_printed_and_what_they_do_becomes_a_bar(capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_workers_end_with_a_killed_parent():
-    worker = ("import time; from experiments.harness.run.runner import _start_worker; _start_worker(None, {}); "
-              "print(1, flush=True); time.sleep(60)")
+    worker = (
+        "import time; from experiments.harness.run.runner import _start_worker; _start_worker(None, {}); "
+        "print(1, flush=True); time.sleep(60)"
+    )
     parent = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}.format(os.getpid())])"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"1\n"

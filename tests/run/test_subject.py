@@ -1,4 +1,5 @@
 """Networks named on a command line: checkpoints, folders of runs, import paths; and what is wrong with them."""
+
 import json
 import sys
 
@@ -9,8 +10,19 @@ import odenets
 from experiments.harness.run import checkpoints
 from experiments.harness.run.subject import load_subject, load_subjects
 
-META = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": "implicit_euler", "substeps": 2, "dataset": "digits",
-        "seed": 1, "training": "standard", "epochs": 1, "epoch": 1, "config": {}}
+META = {
+    "model": "small",
+    "num_classes": 10,
+    "in_channels": 1,
+    "scheme": "implicit_euler",
+    "substeps": 2,
+    "dataset": "digits",
+    "seed": 1,
+    "training": "standard",
+    "epochs": 1,
+    "epoch": 1,
+    "config": {},
+}
 CODE = """
 import helper
 from torch import nn
@@ -81,23 +93,40 @@ def test_an_import_path(folder, name, monkeypatch):
         assert subject.meta is None and subject.name == text
 
 
-@pytest.mark.parametrize(("text", "sentence"), [
-    ("nothing.pt", "there is no 'nothing.pt'; give a checkpoint of a run"), ("nothing", "there is no 'nothing'"),
-    ("run", "holds no finished checkpoint"), ("own.py", "as in own.py:NAME"),
-    ("absent.py:make", "FileNotFoundError: no file absent.py"), ("no_such_package:make", "ModuleNotFoundError"),
-    ("own.py:nobody", "AttributeError: .*nobody"), ("own.py:wrong", "own.py:wrong gave a list; it must be, or return, a torch"),
-    ("own.py:number", "TypeError: 'int' object is not callable"),
-    ("own.py:failing", r"own.py:failing cannot be had: RuntimeError at .*own.py:17: no weights$"),
-    ("broken.py:make", r"broken.py:make cannot be had: SyntaxError at .*broken.py:2: "),
-    ("own.py:unloadable", r"unloadable cannot be had: RuntimeError at .*own.py:\d+: Error.s. in loading state_dict for "
-                          r"Sequential: missing 0.weight, 0.bias, 1.weight, and 3 more; unexpected extra; size mismatch for 3"),
-    ("own.py:parallel", r"unexpected module.1.weight, module.1.bias; DataParallel and DistributedDataParallel put 'module.' "
-                        r"before the keys: load {key.removeprefix\('module.'\): value"),
-    ("own.py:compiled", r"torch.compile put '_orig_mod.' before the keys"),
-    ("own.py:wrapped", r"missing module.1.weight, module.1.bias; unexpected 1.weight, 1.bias; the network is wrapped by "
-                       r"DataParallel"),
-    ("own.py:quitting", r"own.py:quitting cannot be had: SystemExit at .*own.py:18: 7"),
-    ("own.py:training", r"1 is a BatchNorm2d in training mode.*return net.eval\(\)")])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nothing.pt", "there is no 'nothing.pt'; give a checkpoint of a run"),
+        ("nothing", "there is no 'nothing'"),
+        ("run", "holds no finished checkpoint"),
+        ("own.py", "as in own.py:NAME"),
+        ("absent.py:make", "FileNotFoundError: no file absent.py"),
+        ("no_such_package:make", "ModuleNotFoundError"),
+        ("own.py:nobody", "AttributeError: .*nobody"),
+        ("own.py:wrong", "own.py:wrong gave a list; it must be, or return, a torch"),
+        ("own.py:number", "TypeError: 'int' object is not callable"),
+        ("own.py:failing", r"own.py:failing cannot be had: RuntimeError at .*own.py:16: no weights$"),
+        ("broken.py:make", r"broken.py:make cannot be had: SyntaxError at .*broken.py:2: "),
+        (
+            "own.py:unloadable",
+            r"unloadable cannot be had: RuntimeError at .*own.py:\d+: Error.s. in loading state_dict for "
+            r"Sequential: missing 0.weight, 0.bias, 1.weight, and 3 more; unexpected extra; size mismatch for 3",
+        ),
+        (
+            "own.py:parallel",
+            r"unexpected module.1.weight, module.1.bias; DataParallel and DistributedDataParallel put 'module.' "
+            r"before the keys: load {key.removeprefix\('module.'\): value",
+        ),
+        ("own.py:compiled", r"torch.compile put '_orig_mod.' before the keys"),
+        (
+            "own.py:wrapped",
+            r"missing module.1.weight, module.1.bias; unexpected 1.weight, 1.bias; the network is wrapped by "
+            r"DataParallel",
+        ),
+        ("own.py:quitting", r"own.py:quitting cannot be had: SystemExit at .*own.py:17: 7"),
+        ("own.py:training", r"1 is a BatchNorm2d in training mode.*return net.eval\(\)"),
+    ],
+)
 def test_what_cannot_be_had_is_a_sentence(folder, text, sentence, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=sentence) as caught:
@@ -116,7 +145,9 @@ def test_checkpoints_of_another_architecture_or_damaged(folder):
 
 
 def test_a_file_may_hold_what_looks_for_its_own_module(folder):
-    (folder / "typed.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n"
-                                     "from torch import nn\n\n@dataclass\nclass Width:\n    width: int = 64\n\n"
-                                     "def make(): return nn.Linear(Width().width, 10)\n")
+    (folder / "typed.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from torch import nn\n\n@dataclass\nclass Width:\n    width: int = 64\n\n"
+        "def make(): return nn.Linear(Width().width, 10)\n"
+    )
     assert load_subject(f"{folder / 'typed.py'}:make").net.in_features == 64

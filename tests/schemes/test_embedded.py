@@ -1,4 +1,5 @@
 """Embedded pairs and the adaptive scheme made of them: proved as data, and against torchdiffeq as the reference."""
+
 import dataclasses
 
 import pytest
@@ -9,8 +10,12 @@ from torchdiffeq._impl import adaptive_heun, bosh3, dopri5, fehlberg2
 import odenets
 from odenets.schemes.embedded import PAIRS
 
-REFERENCE = {"dopri5": dopri5._DORMAND_PRINCE_SHAMPINE_TABLEAU, "bosh3": bosh3._BOGACKI_SHAMPINE_TABLEAU,
-             "fehlberg2": fehlberg2._FEHLBERG2_TABLEAU, "adaptive_heun": adaptive_heun._ADAPTIVE_HEUN_TABLEAU}
+REFERENCE = {
+    "dopri5": dopri5._DORMAND_PRINCE_SHAMPINE_TABLEAU,
+    "bosh3": bosh3._BOGACKI_SHAMPINE_TABLEAU,
+    "fehlberg2": fehlberg2._FEHLBERG2_TABLEAU,
+    "adaptive_heun": adaptive_heun._ADAPTIVE_HEUN_TABLEAU,
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -20,7 +25,9 @@ def test_the_error_is_that_of_the_reference(name):
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0).abs() == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize(("name", "index"), [(name, index) for name, pair in PAIRS.items() for index in range(len(pair.embedded))])
+@pytest.mark.parametrize(
+    ("name", "index"), [(name, index) for name, pair in PAIRS.items() for index in range(len(pair.embedded))]
+)
 def test_a_mistyped_weight_is_refused(name, index):
     weights = list(PAIRS[name].embedded)
     weights[index] += 1e-6

@@ -1,4 +1,5 @@
 """The catalogue against the literature and against other people's code: verdicts, intervals, coefficients, solutions."""
+
 import warnings
 
 import numpy as np
@@ -79,11 +80,22 @@ def test_verdicts_agree_with_the_literature(name):
 
 # Real interval, imaginary interval, SSP coefficient: nodepy 1.1.1, run; roots in closed form where there is one.
 PUBLISHED = {
-    "explicit_euler": (2, 0, 1), "midpoint": (2, 0, 0), "heun": (2, 0, 1), "ssprk33": (2.51274533, 3**0.5, 1),
-    "kutta3": (2.51274533, 3**0.5, 0), "ssprk104": (13.91704746, 4.92145307, 6), "rk4": (2.78529356, 8**0.5, 0),
-    "rk38": (2.78529356, 8**0.5, 0), "dopri5": (3.30656789, 0.997189, 0), "rkc1(stages=6,damping=0)": (72, 0, None),
-    "rkc2(stages=6,damping=0)": (70 / 3, 0, None), "implicit_euler": (np.inf, np.inf, np.inf), "trapezoid": (np.inf, np.inf, 2),
-    "implicit_midpoint": (np.inf, np.inf, 2), "tr_bdf2": (np.inf, np.inf, 1 + 2**0.5), "ab2": (1, 0, None),
+    "explicit_euler": (2, 0, 1),
+    "midpoint": (2, 0, 0),
+    "heun": (2, 0, 1),
+    "ssprk33": (2.51274533, 3**0.5, 1),
+    "kutta3": (2.51274533, 3**0.5, 0),
+    "ssprk104": (13.91704746, 4.92145307, 6),
+    "rk4": (2.78529356, 8**0.5, 0),
+    "rk38": (2.78529356, 8**0.5, 0),
+    "dopri5": (3.30656789, 0.997189, 0),
+    "rkc1(stages=6,damping=0)": (72, 0, None),
+    "rkc2(stages=6,damping=0)": (70 / 3, 0, None),
+    "implicit_euler": (np.inf, np.inf, np.inf),
+    "trapezoid": (np.inf, np.inf, 2),
+    "implicit_midpoint": (np.inf, np.inf, 2),
+    "tr_bdf2": (np.inf, np.inf, 1 + 2**0.5),
+    "ab2": (1, 0, None),
     "lm_resnet(k=0.5)": (1, 0, None),
 }
 
@@ -96,9 +108,24 @@ def test_intervals_and_ssp_coefficients_are_the_published_ones(spec):
 
 
 # Our name -> nodepy's method. Its DP5 stores the seventh stage of the error estimate, which ours leaves out.
-NODEPY = {"explicit_euler": "FE", "midpoint": "Mid22", "heun": "SSP22", "ralston2": "MTE22", "ssprk33": "SSP33", "rk4": "RK44",
-          "ssprk104": "SSP104", "dopri5": "DP5", "implicit_euler": "BE", "trapezoid": "LobattoIIIA2", "theta": "LobattoIIIA2",
-          "gauss4": "GL2", "gauss6": "GL3", "radau3": "RadauIIA2", "radau5": "RadauIIA3", "lobatto_iiic4": "LobattoIIIC3"}
+NODEPY = {
+    "explicit_euler": "FE",
+    "midpoint": "Mid22",
+    "heun": "SSP22",
+    "ralston2": "MTE22",
+    "ssprk33": "SSP33",
+    "rk4": "RK44",
+    "ssprk104": "SSP104",
+    "dopri5": "DP5",
+    "implicit_euler": "BE",
+    "trapezoid": "LobattoIIIA2",
+    "theta": "LobattoIIIA2",
+    "gauss4": "GL2",
+    "gauss6": "GL3",
+    "radau3": "RadauIIA2",
+    "radau5": "RadauIIA3",
+    "lobatto_iiic4": "LobattoIIIC3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +194,10 @@ def test_chebyshev_intervals_grow_with_the_square_of_the_stages(stages):
     def end(spec):
         return stability.largest_stable_step(spec, [-1.0]).step
 
-    ends = {damping: [end(f"{name}(stages={stages},damping={damping})") for name in ("rkc1", "rkc2")]
-            for damping in (0.0, 0.05, 2 / 13)}
+    ends = {
+        damping: [end(f"{name}(stages={stages},damping={damping})") for name in ("rkc1", "rkc2")]
+        for damping in (0.0, 0.05, 2 / 13)
+    }
     assert ends[0.0][0] == pytest.approx(2 * stages**2, rel=1e-9)
     assert ends[0.05][0] / stages**2 == pytest.approx(1.935, abs=0.02)  # 2 - 4/3 * 0.05, and less than a percent for few stages
     assert ends[0.0][1] >= 2 / 3 * (stages**2 - 1) * (1 - 1e-9)  # equal for even numbers of stages
@@ -193,9 +222,14 @@ def robertson(t, y, stack=np.stack):
 
 # Robertson starts behind its initial layer, which equal steps would have to resolve. Van der Pol takes Broyden 277 iterations
 # in 25 steps and Newton 148, each with its own products; on Robertson Broyden does not converge within 100 a step, and says so.
-@pytest.mark.parametrize(("field", "start", "time", "steps", "solver"), [
-    (van_der_pol, [2.0, -0.66], 0.5, 25, "broyden"), (van_der_pol, [2.0, -0.66], 0.5, 25, "newton"),
-    (robertson, [0.9664597, 3.0746e-5, 0.0335095], 40.0, 25, "newton")])
+@pytest.mark.parametrize(
+    ("field", "start", "time", "steps", "solver"),
+    [
+        (van_der_pol, [2.0, -0.66], 0.5, 25, "broyden"),
+        (van_der_pol, [2.0, -0.66], 0.5, 25, "newton"),
+        (robertson, [0.9664597, 3.0746e-5, 0.0335095], 40.0, 25, "newton"),
+    ],
+)
 def test_radau5_solves_stiff_problems_as_scipy_does(field, start, time, steps, solver, device):
     reference = scipy.integrate.solve_ivp(field, (0, time), start, method="Radau", rtol=1e-10, atol=1e-14).y[:, -1]
     scheme = f"radau5(tol=1e-10,max_iterations=100,solver={solver})"
@@ -207,8 +241,9 @@ def test_radau5_solves_stiff_problems_as_scipy_does(field, start, time, steps, s
 
 
 # torchdiffeq's rk4 is the 3/8 rule.
-@pytest.mark.parametrize(("name", "method"), [
-    ("explicit_euler", "euler"), ("midpoint", "midpoint"), ("heun", "heun2"), ("rk38", "rk4")])
+@pytest.mark.parametrize(
+    ("name", "method"), [("explicit_euler", "euler"), ("midpoint", "midpoint"), ("heun", "heun2"), ("rk38", "rk4")]
+)
 def test_fixed_grids_of_torchdiffeq_give_the_same_trajectory(name, method, device, generator):
     W = torch.randn(6, 6, generator=generator, dtype=torch.float64).to(device)
     y = torch.randn(3, 6, generator=generator, dtype=torch.float64).to(device)

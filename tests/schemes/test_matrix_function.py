@@ -1,4 +1,5 @@
 """One step of every one-step scheme on a random linear system against a rational function of a dense matrix."""
+
 import numpy as np
 import pytest
 import scipy.linalg

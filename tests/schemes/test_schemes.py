@@ -1,7 +1,9 @@
 """Theory meets code: every scheme of the catalogue, one step at a time. New schemes are tested by being listed."""
+
 import numpy as np
 import pytest
 import torch
+from solved import tight
 
 import odenets
 from odenets.schemes.scheme import GRADIENTS
@@ -10,13 +12,6 @@ NAMES = odenets.list_schemes()
 STEPPED = [name for name in NAMES if name != "adaptive"]
 MULTISTEP = [name for name in STEPPED if odenets.get_scheme(name).previous]
 ONE_STEP = [name for name in STEPPED if name not in MULTISTEP]
-
-
-def tight(name):
-    """The scheme, its equations solved to rounding."""
-    if name == "adaptive":
-        return odenets.get_scheme("adaptive(rtol=1e-9,atol=1e-10)")
-    return odenets.get_scheme(f"{name}(tol=1e-13,max_iterations=200)" if "tol" in odenets.get_scheme(name).parameters else name)
 
 
 @pytest.mark.parametrize("name", ONE_STEP)
@@ -42,8 +37,10 @@ def test_step_size_enters_as_h_lambda(name, device):
 def test_jacobian_of_a_step_on_a_linear_field_has_eigenvalues_R(name, device, generator):
     scheme = tight(name)
     M = 0.4 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
-    J = torch.autograd.functional.jacobian(lambda y: scheme.step(lambda t, y: y @ M.to(y).mT, 0.0, y[None], 0.7)[0],
-                                           torch.randn(6, generator=generator, dtype=torch.float64).to(device))
+    J = torch.autograd.functional.jacobian(
+        lambda y: scheme.step(lambda t, y: y @ M.to(y).mT, 0.0, y[None], 0.7)[0],
+        torch.randn(6, generator=generator, dtype=torch.float64).to(device),
+    )
     got = np.linalg.eigvals(J.cpu().numpy())
     wanted = scheme.amplification(0.7 * np.linalg.eigvals(M.numpy()))
     assert max(min(abs(g - w) for w in wanted) for g in got) < 1e-9
@@ -51,7 +48,7 @@ def test_jacobian_of_a_step_on_a_linear_field_has_eigenvalues_R(name, device, ge
 
 @pytest.mark.parametrize("name", MULTISTEP)
 def test_multistep_schemes_follow_their_recurrence(name, device, generator):
-    """N steps on the test equation equal the scalar recurrence from the stated start-up; R is the spectral radius of its companion."""
+    """N steps on the test equation equal the scalar recurrence from the stated start; R is its companion's spectral radius."""
     scheme, h = tight(name), 0.3
     for value in torch.complex(*torch.randn(2, 12, generator=generator, dtype=torch.float64)).tolist():
         z = h * value
@@ -91,9 +88,13 @@ def test_two_constructions_of_one_scheme(device, generator):
 
     curved, linear = (lambda t, y: torch.tanh(y @ W) * np.cos(float(t))), (lambda t, y: y @ W)
     settings = "tol=1e-13,max_iterations=200"
-    pairs = [(f"theta(theta=0.5,{settings})", f"trapezoid({settings})", curved), (f"theta(theta=1,{settings})", tight("implicit_euler"), curved),
-             ("rkc1(stages=1,damping=0)", "explicit", curved), (f"rosenbrock_euler({settings})", tight("implicit_euler"), linear),
-             ("lm_resnet(k=0)", "explicit", curved)]
+    pairs = [
+        (f"theta(theta=0.5,{settings})", f"trapezoid({settings})", curved),
+        (f"theta(theta=1,{settings})", tight("implicit_euler"), curved),
+        ("rkc1(stages=1,damping=0)", "explicit", curved),
+        (f"rosenbrock_euler({settings})", tight("implicit_euler"), linear),
+        ("lm_resnet(k=0)", "explicit", curved),
+    ]
     for one, other, f in pairs:
         assert torch.allclose(run(one, f), run(other, f), atol=1e-11), (one, other)
     exact = y @ torch.linalg.matrix_exp(W)
@@ -131,7 +132,9 @@ def test_jacobian_of_ie_skip_on_a_linear_field(device, generator):
     identity = torch.eye(5, dtype=torch.float64, device=device)
 
     def step_matrix(M):
-        return torch.autograd.functional.jacobian(lambda y: scheme.step(lambda t, y: y @ M.mT, 0.0, y[None], 1.0)[0], identity[0])
+        return torch.autograd.functional.jacobian(
+            lambda y: scheme.step(lambda t, y: y @ M.mT, 0.0, y[None], 1.0)[0], identity[0]
+        )
 
     expected = identity + M + 2 * 0.07 * (identity - M).mT @ M @ M
     assert torch.allclose(step_matrix(M), expected, atol=1e-12)
@@ -139,7 +142,12 @@ def test_jacobian_of_ie_skip_on_a_linear_field(device, generator):
     got = np.sort_complex(np.linalg.eigvals(step_matrix(skew).cpu().numpy()))
     wanted = np.sort_complex(scheme.amplification(np.linalg.eigvals(skew.cpu().numpy())))
     assert np.abs(got - wanted).max() < 1e-12
-    assert np.abs(np.linalg.eigvals(expected.cpu().numpy())[:, None] - scheme.amplification(np.linalg.eigvals(M.cpu().numpy()))).min(0).max() > 1e-3
+    assert (
+        np.abs(np.linalg.eigvals(expected.cpu().numpy())[:, None] - scheme.amplification(np.linalg.eigvals(M.cpu().numpy())))
+        .min(0)
+        .max()
+        > 1e-3
+    )
 
 
 def _error(scheme, steps, device):
@@ -187,7 +195,10 @@ def test_samples_are_independent(name, device, generator):
         torch.nn.init.normal_(parameter, std=0.4, generator=generator)
     net.to(device)
     # One sample a thousand times larger than the others: a norm over the batch would show.
-    y = torch.randn(6, 5, generator=generator, dtype=torch.float64).to(device) * torch.tensor([1, 1, 1e3, 1e-2, 1, 1.0], device=device)[:, None]
+    y = (
+        torch.randn(6, 5, generator=generator, dtype=torch.float64).to(device)
+        * torch.tensor([1, 1, 1e3, 1e-2, 1, 1.0], device=device)[:, None]
+    )
     stage = odenets.ODEStage([lambda t, y: net(y)] * 2, name, substeps=2)
     whole, order = stage(y), [3, 0, 5, 1, 4, 2]
     # Row by row: 3 tol of the row's own increment for each of its four steps, and what they amplify.
@@ -278,6 +289,9 @@ def test_ie_skip_tends_to_implicit_euler(device, generator):
 
 
 # b of the stable real interval (-b, 0) is tested with the regions; here the values R(i) of the same source.
-@pytest.mark.parametrize(("spec", "modulus"), [("explicit", 1.414), ("ie_skip(gamma=0.05)", 1.273), ("ie_skip", 1.131), ("ie_skip(gamma=0.25)", 0.707)])
+@pytest.mark.parametrize(
+    ("spec", "modulus"),
+    [("explicit", 1.414), ("ie_skip(gamma=0.05)", 1.273), ("ie_skip", 1.131), ("ie_skip(gamma=0.25)", 0.707)],
+)
 def test_growth_on_the_imaginary_axis(spec, modulus):
     assert abs(abs(odenets.get_scheme(spec).amplification(np.array(1j))) - modulus) < 5e-4

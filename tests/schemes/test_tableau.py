@@ -6,7 +6,15 @@ import pytest
 from odenets.schemes import tableaux
 from odenets.schemes.tableau import Tableau, density, order_defects, rooted_trees, size
 
-MEMBERS = [tableaux.rkc1(3, 0), tableaux.rkc1(12), tableaux.rkc2(2), tableaux.rkc2(9, 0), tableaux.theta(0.3), tableaux.theta(0.8), tableaux.theta(1)]
+MEMBERS = [
+    tableaux.rkc1(3, 0),
+    tableaux.rkc1(12),
+    tableaux.rkc2(2),
+    tableaux.rkc2(9, 0),
+    tableaux.theta(0.3),
+    tableaux.theta(0.8),
+    tableaux.theta(1),
+]
 ALL = [*(entry if isinstance(entry, Tableau) else entry() for entry in tableaux.CATALOGUE), *MEMBERS]
 
 
@@ -24,6 +32,7 @@ def test_density_of_tall_and_bushy_trees():
 @pytest.mark.parametrize("tableau", ALL, ids=lambda t: f"{t.name}-{t.stages}")
 def test_every_coefficient_is_pinned(tableau):
     """Changing any one entry of A or b by 1e-6 raises: no tableau of the catalogue has an entry that cannot be checked."""
+
     def perturbed(name, index, change):
         values = np.array(getattr(tableau, name))
         values[index] += change
@@ -75,19 +84,22 @@ def test_infinite_at_a_pole():
 
 def test_blocks_of_a_mixed_tableau():
     # An explicit stage, then two coupled ones (Lobatto IIIA of order 4).
-    A = [[0, 0, 0], [5/24, 1/3, -1/24], [1/6, 2/3, 1/6]]
-    lobatto = Tableau("lobatto_iiia4", A, [1/6, 2/3, 1/6], 4, "Hairer & Wanner II, table IV.5.7", "coupled", r_infinity=1)
-    assert lobatto.blocks == ((0, 1), (1, 3)) and np.allclose(lobatto.c, [0, 1/2, 1])
+    A = [[0, 0, 0], [5 / 24, 1 / 3, -1 / 24], [1 / 6, 2 / 3, 1 / 6]]
+    lobatto = Tableau("lobatto_iiia4", A, [1 / 6, 2 / 3, 1 / 6], 4, "Hairer & Wanner II, table IV.5.7", "coupled", r_infinity=1)
+    assert lobatto.blocks == ((0, 1), (1, 3)) and np.allclose(lobatto.c, [0, 1 / 2, 1])
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"A": [[0, 0], [1, 0]], "b": [1/2, 0.6]}, "order 1"),
-    ({"A": [[0, 0], [1, 0]], "b": [0, 1]}, "order 2"),
-    ({"A": [[0, 1], [1, 0]], "b": [1/2, 1/2]}, "zero pattern"),
-    ({"A": [[0, 0], [np.nan, 0]], "b": [1/2, 1/2]}, "finite"),
-    ({"A": [[0, 0]], "b": [1/2, 1/2]}, r"\(s, s\)"),
-    ({"A": [[0, 0], [1, 0]], "b": [1/2, 1/2], "structure": "full"}, "structure is"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"A": [[0, 0], [1, 0]], "b": [1 / 2, 0.6]}, "order 1"),
+        ({"A": [[0, 0], [1, 0]], "b": [0, 1]}, "order 2"),
+        ({"A": [[0, 1], [1, 0]], "b": [1 / 2, 1 / 2]}, "zero pattern"),
+        ({"A": [[0, 0], [np.nan, 0]], "b": [1 / 2, 1 / 2]}, "finite"),
+        ({"A": [[0, 0]], "b": [1 / 2, 1 / 2]}, r"\(s, s\)"),
+        ({"A": [[0, 0], [1, 0]], "b": [1 / 2, 1 / 2], "structure": "full"}, "structure is"),
+    ],
+)
 def test_a_wrong_tableau_says_what_is_wrong(settings, message):
     with pytest.raises(ValueError, match=message):
         Tableau(**{"name": "mine", "order": 2, "source": "nowhere", **settings})
@@ -95,5 +107,5 @@ def test_a_wrong_tableau_says_what_is_wrong(settings, message):
 
 def test_order_defect_of_a_known_typing_error():
     # Gauss 4 with both nodes equal: order 1 survives, order 2 does not (a bug that once shipped in a solver library).
-    A = np.array([[1/4, 1/4], [1/4, 1/4]])
-    assert order_defects(A, np.array([1/2, 1/2]), 1) < 1e-12 and order_defects(A, np.array([1/2, 1/2]), 3) > 1e-3
+    A = np.array([[1 / 4, 1 / 4], [1 / 4, 1 / 4]])
+    assert order_defects(A, np.array([1 / 2, 1 / 2]), 1) < 1e-12 and order_defects(A, np.array([1 / 2, 1 / 2]), 3) > 1e-3

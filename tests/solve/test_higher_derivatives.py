@@ -3,9 +3,10 @@
 Oracles: central differences of first derivatives in float64, which other tests hold against differences of values; a dense
 closed form on a linear field. A scheme whose first derivative is right and whose second is not fails here.
 """
+
 import pytest
 import torch
-from tests.test_schemes import tight
+from solved import tight
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import odenets
@@ -107,8 +108,12 @@ def test_every_nesting_of_transforms(name, device):
     def loss(x):
         return torch.sin(stage(x @ W)).sum()
 
-    H = torch.stack([(grad(loss)(x + 1e-5 * e) - grad(loss)(x - 1e-5 * e)) / 2e-5
-                     for e in torch.eye(4, dtype=x.dtype, device=device).view(4, 2, 2)]).view(2, 2, 2, 2)
+    H = torch.stack(
+        [
+            (grad(loss)(x + 1e-5 * e) - grad(loss)(x - 1e-5 * e)) / 2e-5
+            for e in torch.eye(4, dtype=x.dtype, device=device).view(4, 2, 2)
+        ]
+    ).view(2, 2, 2, 2)
     Hu = torch.einsum("abcd,cd->ab", H, u)
     for nested in (hessian, lambda f: jacrev(jacrev(f)), lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacfwd(f))):
         _close(nested(loss)(x), H)

@@ -128,6 +128,7 @@ def test_nan_weights_are_an_error_not_an_identity(name, device):
 
 def test_a_nan_in_a_linear_system_never_counts_as_solved(device):
     from odenets.solve.krylov import gmres
+
     b = torch.ones(3, 4, device=device)
     b[1] = float("nan")
     solution = gmres(lambda v: 2 * v, b, 1e-6, 5)

@@ -1,4 +1,5 @@
 """Solves under autocast and in half precision. Oracle: the float32 or float64 solve of the same network."""
+
 from copy import deepcopy
 
 import pytest
@@ -79,8 +80,9 @@ def test_half_precision_solves_as_float32_does_and_rounds_once(name, dtype):
     weights = torch.linspace(-1, 1, value.numel()).view_as(value).to(dtype)
     (value * weights).sum().backward()
     (reference * weights.float()).sum().backward()
-    for ours, theirs in zip([y.grad, *(p.grad for p in stage.parameters())],
-                            [wanted.grad, *(p.grad for p in exact.parameters())]):
+    for ours, theirs in zip(
+        [y.grad, *(p.grad for p in stage.parameters())], [wanted.grad, *(p.grad for p in exact.parameters())]
+    ):
         torch.testing.assert_close(ours.float(), theirs, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
     states = stage(y, trajectory=True)
     assert states.dtype == dtype and torch.equal(states[0], y) and torch.equal(states[-1], value)

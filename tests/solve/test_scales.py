@@ -1,4 +1,5 @@
 """Magnitudes: what is scaled gives what is scaled, where squares of the numbers leave the range of the dtype too."""
+
 import numpy as np
 import pytest
 import torch
@@ -133,5 +134,6 @@ def test_growth_and_radii_of_any_magnitude(size):
     np.testing.assert_allclose(found.measured, expected.measured, rtol=1e-3)
     delta = (size * x).float()
     np.testing.assert_allclose(stability.L2(1.0).size(delta).double(), size * x.norm(dim=1), rtol=1e-5)
-    np.testing.assert_allclose(stability.L2(size).project(2 * delta).double().norm(dim=1), size * (2 * x).norm(dim=1).clamp_max(1),
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        stability.L2(size).project(2 * delta).double().norm(dim=1), size * (2 * x).norm(dim=1).clamp_max(1), rtol=1e-5
+    )

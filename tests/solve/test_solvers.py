@@ -29,7 +29,9 @@ def test_converged_samples_are_left_alone(name, device, generator):
     residual, x, _ = _problem(generator, device)
     roots = SOLVERS["newton"](tol=1e-14, max_iterations=50)(residual, torch.zeros_like(x), (x,)).value
     guess = torch.cat([roots[:5], torch.zeros_like(x[5:])])
-    solution = SOLVERS[name](tol=1e-6, max_iterations=100)(residual, guess, (x,), scale=torch.ones(len(x), device=device).double())
+    solution = SOLVERS[name](tol=1e-6, max_iterations=100)(
+        residual, guess, (x,), scale=torch.ones(len(x), device=device).double()
+    )
     assert (solution.iterations[:5] == 0).all() and torch.equal(solution.value[:5], guess[:5])
     assert solution.evaluations < 1 + solution.iterations.max()
 
@@ -40,14 +42,16 @@ def test_the_batch_does_not_matter(name, device, generator):
     solver = SOLVERS[name](tol=1e-8, max_iterations=100)
     whole = solver(residual, torch.zeros_like(x), (x,))
     for index in range(len(x)):
-        alone = solver(residual, torch.zeros_like(x[:1]), (x[index:index + 1],))
+        alone = solver(residual, torch.zeros_like(x[:1]), (x[index : index + 1],))
         assert torch.allclose(alone.value[0], whole.value[index], atol=1e-10)
         assert alone.iterations[0] == whole.iterations[index]
 
 
 def test_failure_is_counted_and_the_best_iterate_returned(device):
     # z = 1 + z^2 has no real root: the residual z - 1 - z^2 is closest to zero, 3/4, at z = 1/2.
-    solution = Broyden(tol=1e-3, max_iterations=30)(lambda z: z - 1 - z**2, torch.zeros(4, 1, dtype=torch.float64, device=device))
+    solution = Broyden(tol=1e-3, max_iterations=30)(
+        lambda z: z - 1 - z**2, torch.zeros(4, 1, dtype=torch.float64, device=device)
+    )
     assert not solution.converged.any() and (solution.residual > 0.7).all() and (solution.iterations == 30).all()
     assert (solution.residual <= 1).all(), "never worse than the guess"
 
@@ -69,8 +73,15 @@ def test_nan_at_the_start_is_refused(device):
         Broyden()(lambda z: z * float("nan"), torch.ones(2, 3, device=device))
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"tol": 0}, "tol"), ({"tol": float("nan")}, "tol"), ({"max_iterations": 0}, "max_iterations"),
-                                                    ({"on_failure": "ignore"}, "on_failure")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tol": 0}, "tol"),
+        ({"tol": float("nan")}, "tol"),
+        ({"max_iterations": 0}, "max_iterations"),
+        ({"on_failure": "ignore"}, "on_failure"),
+    ],
+)
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         FixedPoint(**settings)

@@ -1,4 +1,5 @@
 """Training losses against closed forms, and against straightforward computations of their formulas."""
+
 import numpy as np
 import pytest
 import torch
@@ -155,8 +156,10 @@ def test_the_noise_comes_from_the_generator(method, batch):
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
-@pytest.mark.parametrize(("method", "steps", "size"), [
-    ("pgd", 7, 2.5 * EPS / 7), ("summed", 3, EPS / 4), ("trades", 10, EPS / 4), ("fast", 1, 1.25 * EPS), ("free", 1, EPS)])
+@pytest.mark.parametrize(
+    ("method", "steps", "size"),
+    [("pgd", 7, 2.5 * EPS / 7), ("summed", 3, EPS / 4), ("trades", 10, EPS / 4), ("fast", 1, 1.25 * EPS), ("free", 1, EPS)],
+)
 def test_the_recipes_of_the_sources(method, steps, size):
     found = settings(method)
     assert found.train_steps == steps and found.train_step_size == pytest.approx(size)
@@ -165,10 +168,19 @@ def test_the_recipes_of_the_sources(method, steps, size):
     assert found.train_step_size == 0 and found.resolved() == found
 
 
-@pytest.mark.parametrize(("pgd", "fgsm", "verdict"), [
-    ([0.4, 0.5, 0.1], [0.5, 0.6, 0.9], True), ([0.4, 0.5, 0.3], [0.5, 0.6, 0.9], False),
-    ([0.4, 0.5, 0.1], [0.5, 0.6, 0.2], False), ([0.14, 0.01], [0.14, 0.3], False), ([0.5], [0.6], False),
-    ([0.02, 0.0], [0.1, 0.3], False), ([0.4, 0.0], [0.4, 0.38], True), ([0.1, 0.4], [0.9, 0.5], False)])
+@pytest.mark.parametrize(
+    ("pgd", "fgsm", "verdict"),
+    [
+        ([0.4, 0.5, 0.1], [0.5, 0.6, 0.9], True),
+        ([0.4, 0.5, 0.3], [0.5, 0.6, 0.9], False),
+        ([0.4, 0.5, 0.1], [0.5, 0.6, 0.2], False),
+        ([0.14, 0.01], [0.14, 0.3], False),
+        ([0.5], [0.6], False),
+        ([0.02, 0.0], [0.1, 0.3], False),
+        ([0.4, 0.0], [0.4, 0.38], True),
+        ([0.1, 0.4], [0.9, 0.5], False),
+    ],
+)
 def test_catastrophic_overfitting_is_pgd_falling_while_fgsm_holds(pgd, fgsm, verdict):
     history = [Epoch(n, 0.0, 0.9, held_out_pgd=p, held_out_fgsm=f) for n, (p, f) in enumerate(zip(pgd, fgsm))]
     assert collapsed(history, classes=10) is verdict

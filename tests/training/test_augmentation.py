@@ -1,4 +1,5 @@
 """Crops and mirror images of a batch, against a loop over the images."""
+
 import math
 
 import numpy as np
@@ -18,8 +19,10 @@ def candidates(image, mirrored):
     return crops + ([crop[:, :, ::-1] for crop in crops] if mirrored else [])
 
 
-@pytest.mark.parametrize(("dataset", "shape", "count"), [
-    ("cifar10", (3, 16, 16), 50), ("mnist", (1, 16, 12), 25), ("digits", (1, 8, 8), 9), ("fashion-mnist", (1, 8, 8), 18)])
+@pytest.mark.parametrize(
+    ("dataset", "shape", "count"),
+    [("cifar10", (3, 16, 16), 50), ("mnist", (1, 16, 12), 25), ("digits", (1, 8, 8), 9), ("fashion-mnist", (1, 8, 8), 18)],
+)
 def test_each_image_is_one_of_its_crops_and_every_crop_occurs(dataset, shape, count, device):
     generator = torch.Generator(device).manual_seed(0)
     image = 0.1 + torch.rand(shape, device=device)
@@ -61,5 +64,7 @@ def test_rotations_are_those_of_scipy(shape, device):
 def test_rotations_come_on_top_of_crops(device):
     images = torch.ones(400, 1, 16, 16, device=device)
     made = augment(images, "mnist", torch.Generator(device).manual_seed(0), "rotated")
-    assert made.shape == images.shape and made.is_contiguous() and ((made > 0.01) & (made < 0.99)).any() and made.max() <= 1.0001
+    assert (
+        made.shape == images.shape and made.is_contiguous() and ((made > 0.01) & (made < 0.99)).any() and made.max() <= 1.0001
+    )
     assert torch.equal(augment(images, "mnist", None, "none"), images)

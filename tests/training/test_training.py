@@ -1,4 +1,5 @@
 """Training: which epoch is chosen, what is never looked at, schedules, precision, and going on as if nothing had happened."""
+
 import itertools
 from dataclasses import replace
 
@@ -50,7 +51,8 @@ CONFIGURATIONS = [
     {"training": "summed", "optimizer": "sgd", "learning_rate": 0.1},
     {"training": "trades", "schedule": "linear", "select": "last"},
     {"training": "free", "free_replays": 2, "epochs": 4, "schedule": "constant"},
-    {"training": "fast", "optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine", "augment": "standard"}]
+    {"training": "fast", "optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine", "augment": "standard"},
+]
 
 
 @pytest.mark.parametrize("settings", CONFIGURATIONS, ids=lambda settings: settings["training"])
@@ -72,13 +74,21 @@ def test_saving_changes_nothing_and_goes_by_the_clock(digits, tmp_path):
     store = Store(tmp_path / "a")
     with_store = training.train(nets[0], digits, replace(FAST, training="pgd"), 0, store)
     assert len(store.states) == 2, "within five minutes only the ends of epochs are saved"
-    assert training.train(nets[1], digits, replace(FAST, training="pgd"), 0)._replace(seconds=0) == with_store._replace(seconds=0)
+    assert training.train(nets[1], digits, replace(FAST, training="pgd"), 0)._replace(seconds=0) == with_store._replace(
+        seconds=0
+    )
     assert all(torch.equal(a, b) for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize(("scores", "select", "chosen"), [
-    ([0.5, 0.8, 0.8, 0.6], "best", 3), ([0.5, 0.8, 0.8, 0.6], "last", 4), ([0.9, 0.1, 0.1, 0.1], "best", 1),
-    ([0, 0, 0, 0], "best", 4)])
+@pytest.mark.parametrize(
+    ("scores", "select", "chosen"),
+    [
+        ([0.5, 0.8, 0.8, 0.6], "best", 3),
+        ([0.5, 0.8, 0.8, 0.6], "last", 4),
+        ([0.9, 0.1, 0.1, 0.1], "best", 1),
+        ([0, 0, 0, 0], "best", 4),
+    ],
+)
 def test_the_epoch_chosen_and_its_weights(scores, select, chosen, digits, tmp_path, monkeypatch):
     given, store, net = iter(scores), Store(tmp_path / "a"), network()
     monkeypatch.setattr(training, "accuracy", lambda net, split: next(given))
@@ -92,6 +102,7 @@ def test_adversarial_training_is_chosen_by_robust_accuracy_and_stops_when_told(d
     def scores(net, data, epsilon):
         pgd, fgsm = next(given)
         return {"held_out_pgd": pgd, "held_out_fgsm": fgsm}
+
     monkeypatch.setattr(training, "_held_out_attacks", scores)
     for stop, epochs in ((False, 5), (True, 3)):
         given, said = iter([(0.3, 0.4), (0.5, 0.6), (0.0, 0.9), (0.0, 0.9), (0.1, 0.1)]), []
@@ -140,8 +151,11 @@ def test_every_scheme_sees_the_same_batches_and_noise_and_another_seed_others(di
 
 
 def test_the_streams_of_a_seed_differ():
-    draws = [torch.rand(4, generator=generator).tolist() for seed in range(3)
-             for generator in training._generators(seed, torch.device("cpu")).values()]
+    draws = [
+        torch.rand(4, generator=generator).tolist()
+        for seed in range(3)
+        for generator in training._generators(seed, torch.device("cpu")).values()
+    ]
     assert len({tuple(draw) for draw in draws}) == 9
 
 

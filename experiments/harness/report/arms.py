@@ -1,4 +1,5 @@
 """The arms of a comparison: what is compared with what, and the records of each."""
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -141,8 +142,11 @@ def comparison(config: RunConfig, records: list[Record]) -> Comparison:
         walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else ""
         return f"{scheme}{f' on {field}' if len(fields) > 1 else ''}{walked}"
 
-    return Comparison(config, tuple(Arm(name(*key), key[1], key[0], *key[2:], tuple(groups[key]))
-                                    for key in sorted(groups, key=order)))
+    arms = []
+    for key in sorted(groups, key=order):
+        field, scheme, trained, run = key
+        arms.append(Arm(name(*key), scheme, field, trained, run, tuple(groups[key])))
+    return Comparison(config, tuple(arms))
 
 
 def merged_clouds(clouds) -> dict[str, np.ndarray]:

@@ -1,4 +1,5 @@
 """Does a measure go with an outcome across groups of nets? A rank correlation, its interval and its test, for few groups."""
+
 from functools import lru_cache
 from itertools import permutations
 

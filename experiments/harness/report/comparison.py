@@ -1,4 +1,5 @@
 """report.html: one file that opens anywhere, whose sentences are made from the numbers and claim no more than these."""
+
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +24,37 @@ from experiments.harness.words import norm_symbol, radius
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
-                "interval; dashed where the attack follows the detached gradient, which shows what masking would hide. "
-                "Right: the difference to the first scheme, paired; a filled mark where the interval excludes zero, a "
-                "hollow one where this run cannot tell.",
+    "interval; dashed where the attack follows the detached gradient, which shows what masking would hide. "
+    "Right: the difference to the first scheme, paired; a filled mark where the interval excludes zero, a "
+    "hollow one where this run cannot tell.",
     "sweep": "Accuracy against the number of solver steps for each block. Solid: trained with that many steps. Dashed "
-             "and hollow: trained with the fewest, then run with more, same weights. Bars are 95 % intervals.",
+    "and hollow: trained with the fewest, then run with more, same weights. Bars are 95 % intervals.",
     "regions": "Each scheme's growth |R(z)| in one step, and on top Ritz values of hJ in its trained nets (h the step "
-               "size, J the blocks' Jacobians). The outermost dots approximate eigenvalues h\u03bb; the density of the "
-               "dots means nothing. Blue damps, sand amplifies, the bold line is |R| = 1. A-stability promises blue on "
-               "the whole left half-plane; the right one is veiled, since the promise does not reach it. Boxes give "
-               "the largest Re z and |R(z)| over the dots; beside a pole of R the latter may be that of an inner dot, "
-               "which need be no eigenvalue.",
+    "size, J the blocks' Jacobians). The outermost dots approximate eigenvalues h\u03bb; the density of the "
+    "dots means nothing. Blue damps, sand amplifies, the bold line is |R| = 1. A-stability promises blue on "
+    "the whole left half-plane; the right one is veiled, since the promise does not reach it. Boxes give "
+    "the largest Re z and |R(z)| over the dots; beside a pole of R the latter may be that of an inner dot, "
+    "which need be no eigenvalue.",
     "measure": "One stability measure against robust accuracy: each dot is a trained net, its number the seed. If "
-               "stability bought robustness, dots would fall from left to right, within a colour as well as between "
-               "colours. Axes do not start at zero.",
+    "stability bought robustness, dots would fall from left to right, within a colour as well as between "
+    "colours. Axes do not start at zero.",
     "training": "Training, one line a net: mean loss of an epoch, and accuracy on held-out training images, dashed under "
-                "a short PGD where training is adversarial. The dot is the epoch whose weights count. Lines on top of each "
-                "other mean that the schemes learn alike.",
+    "a short PGD where training is adversarial. The dot is the epoch whose weights count. Lines on top of each "
+    "other mean that the schemes learn alike.",
 }
 
 
 def write_report(found: Comparison, path):
     """Write the report of a run to `path`, and the figures as PNG into figures/ beside it."""
     path = Path(path)
-    write_page(path, "Is a more stable scheme a more robust network?", _subtitle(found), headline(found),
-               [section(found, path.parent / "figures") for section in SECTIONS], _banner(found))
+    write_page(
+        path,
+        "Is a more stable scheme a more robust network?",
+        _subtitle(found),
+        headline(found),
+        [section(found, path.parent / "figures") for section in SECTIONS],
+        _banner(found),
+    )
 
 
 def _results(found, folder):
@@ -56,13 +63,17 @@ def _results(found, folder):
         f"Intervals are Student's t over {count(seeds, 'seed')} ({len(seeds) - 1} degrees of "
         "freedom), accuracies cut to [0, 100]. Differences are paired: same initial weights, same batches, same "
         "images. They cover what another seed would change, not another set of test images; where all seeds agree the "
-        "interval has no width, which is no certainty." if len(seeds) > 1 else
-        "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
-        "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed.")
-    note = Markup("{} <b>Cannot tell</b> means that the interval of the difference covers zero. <b>Untrusted</b>: images "
-                  "counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at "
-                  "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
-                  "with {}.").format(meaning, found.arms[0].name)
+        "interval has no width, which is no certainty."
+        if len(seeds) > 1
+        else "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
+        "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed."
+    )
+    note = Markup(
+        "{} <b>Cannot tell</b> means that the interval of the difference covers zero. <b>Untrusted</b>: images "
+        "counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at "
+        "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
+        "with {}."
+    ).format(meaning, found.arms[0].name)
     return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 7)), Text(note, note=True)))
 
 
@@ -80,15 +91,21 @@ def _by_attack(found, folder):
                 cells.append(" / ".join(percent(statistics.accuracy(masks).value) for masks in ways if masks))
             if any(cells):
                 rows.append((radius(eps), arm.label, *cells))
-    note = ("Mean accuracies under each attack alone, and under all of them together, which is what every other figure here "
-            "shows. After a stroke: the attacks that follow a gradient followed the detached one.")
+    note = (
+        "Mean accuracies under each attack alone, and under all of them together, which is what every other figure here "
+        "shows. After a stroke: the attacks that follow a gradient followed the detached one."
+    )
     return Section("Attack by attack", (Table(rows, range(2, len(rows[0]))), Text(note, note=True)))
 
 
 def _plots(found, folder):
     not_normal = without_spectrum(found)
-    warning = (f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
-               "the spectrum of the step, and the dots are a guide only." if not_normal else "")
+    warning = (
+        f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
+        "the spectrum of the step, and the dots are a guide only."
+        if not_normal
+        else ""
+    )
     drawn = {"sweep": figures.sweep_figure} if found.swept else {"accuracy": figures.accuracy_figure}
     drawn |= {"regions": regions.clouds_figure}
     if not found.swept:
@@ -102,8 +119,7 @@ def _plots(found, folder):
 
 
 def _detached(found, folder):
-    rows = [("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval",
-             "verdict")]
+    rows = [("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval", "verdict")]
     for eps in found.radii:
         for arm in found.arms:
             gap = found.detached_gap(arm, eps)
@@ -113,17 +129,32 @@ def _detached(found, folder):
                 rows.append((found.attack_at(eps), arm.label, *values, points(gap.value), interval(gap, "+"), verdict))
     if len(rows) == 1:
         return None
-    text = Markup("The detached gradient keeps a scheme's value but differentiates its explicit predictor x + h f(x) instead. "
-                  "An attack that follows it follows a wrong slope: where accuracy comes out higher, the difference is "
-                  "<b>gradient masking</b>, not robustness. Where it comes out lower, the exact attack missed images, and the "
-                  "lower figure is the truer bound.")
+    text = Markup(
+        "The detached gradient keeps a scheme's value but differentiates its explicit predictor x + h f(x) instead. "
+        "An attack that follows it follows a wrong slope: where accuracy comes out higher, the difference is "
+        "<b>gradient masking</b>, not robustness. Where it comes out lower, the exact attack missed images, and the "
+        "lower figure is the truer bound."
+    )
     return Section("Exact against detached gradient", (Text(text), Table(rows, (2, 3, 4, 5))))
 
 
 def _solver(found, folder):
-    rows = [("scheme", "tolerance", "unsolved, %", "unsolved in training, %", "unsolved gradients, %",
-             "unsolved gradients in training, %", "hanging, %", "iterations, mean (max)", "evaluations", "untrusted, max %",
-             "training, s", "attacks, s")]
+    rows = [
+        (
+            "scheme",
+            "tolerance",
+            "unsolved, %",
+            "unsolved in training, %",
+            "unsolved gradients, %",
+            "unsolved gradients in training, %",
+            "hanging, %",
+            "iterations, mean (max)",
+            "evaluations",
+            "untrusted, max %",
+            "training, s",
+            "attacks, s",
+        )
+    ]
     for arm in found.arms:
         own = arm.records
         used, *trained = (_tolerance(name) for name in [arm.scheme, *sorted({record.trained_as for record in own})])
@@ -136,23 +167,40 @@ def _solver(found, folder):
 
         def solver(key, own=own):
             return [getattr(record.solver, key, None) for record in own]
+
         iterations = mean(solver("iterations_mean"))
         if iterations:
             iterations += f" ({mean(solver('iterations_max'), combine=np.max)})"
-        rows.append((arm.label, used + looser, mean(solver("unconverged_share"), 100),
-                     mean(solver("training_unconverged_share"), 100), mean(solver("backward_unconverged_share"), 100),
-                     mean(solver("training_backward_unconverged_share"), 100), mean(solver("path_dependent_share"), 100),
-                     iterations, mean(solver("evaluations_mean")), percent(worst),
-                     *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks"))))
-    note = ("Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to \u2016h f(x)\u2016; "
-            "empty where nothing is solved. Unsolved: share of test images with an equation that did not converge at that "
-            "tolerance. Unsolved gradients: share with a linear system of the backward pass that did not; they follow a wrong "
-            "slope. Hanging: share of test images whose answer hangs on the path of the solver: at the judge's tolerance it "
-            "converges to another root than the one connected to the state as the step size grows from 0, or there is none. "
-            "Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal "
-            "weights, not at equal cost.")
-    told = [Text(f"{arm.label}, seed {record.seed}: {record.unsolved}")
-            for arm in found.arms for record in arm.records if record.unsolved]
+        rows.append(
+            (
+                arm.label,
+                used + looser,
+                mean(solver("unconverged_share"), 100),
+                mean(solver("training_unconverged_share"), 100),
+                mean(solver("backward_unconverged_share"), 100),
+                mean(solver("training_backward_unconverged_share"), 100),
+                mean(solver("path_dependent_share"), 100),
+                iterations,
+                mean(solver("evaluations_mean")),
+                percent(worst),
+                *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks")),
+            )
+        )
+    note = (
+        "Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to \u2016h f(x)\u2016; "
+        "empty where nothing is solved. Unsolved: share of test images with an equation that did not converge at that "
+        "tolerance. Unsolved gradients: share with a linear system of the backward pass that did not; they follow a wrong "
+        "slope. Hanging: share of test images whose answer hangs on the path of the solver: at the judge's tolerance it "
+        "converges to another root than the one connected to the state as the step size grows from 0, or there is none. "
+        "Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal "
+        "weights, not at equal cost."
+    )
+    told = [
+        Text(f"{arm.label}, seed {record.seed}: {record.unsolved}")
+        for arm in found.arms
+        for record in arm.records
+        if record.unsolved
+    ]
     return Section("Solver and cost", (Table(rows, range(1, 12)), Text(note, note=True), *told))
 
 
@@ -166,15 +214,20 @@ def _audit(found, folder):
         for index, record in enumerate(record for record in arm.records if record.audit):
             own = audit_rows(f"{arm.label}, seed {record.seed}", record.audit)
             # Of a scheme's first net every check, of the others those that fail.
-            rows += own if not index else [row for row in own if row[2] == VERDICTS[False]] or [
-                (own[0][0], "all that apply", VERDICTS[True], "")]
+            rows += (
+                own
+                if not index
+                else [row for row in own if row[2] == VERDICTS[False]] or [(own[0][0], "all that apply", VERDICTS[True], "")]
+            )
     if not rows:
         return Section("Audit", (Text("No net of this run was audited: whether gradients are masked is open."),))
     verdicts = [record.audit.passed for record in found.records if record.audit]
-    text = ("An audit tries to expose gradients that hide adversarial images instead of removing them. "
-            f"{sum(verdicts)} of {count(verdicts, 'net')} pass. A scheme with a net that fails is marked \u2020 wherever it "
-            "appears. The table has every check of each scheme's first net, and of the others those that fail; all of them, "
-            "with figures and thresholds, are in audit.csv.")
+    text = (
+        "An audit tries to expose gradients that hide adversarial images instead of removing them. "
+        f"{sum(verdicts)} of {count(verdicts, 'net')} pass. A scheme with a net that fails is marked \u2020 wherever it "
+        "appears. The table has every check of each scheme's first net, and of the others those that fail; all of them, "
+        "with figures and thresholds, are in audit.csv."
+    )
     return Section(title, (Text(text), Table([("net", "check", "verdict", "reason"), *rows])))
 
 
@@ -185,21 +238,25 @@ def _caveats(found, folder):
 def _protocol(found, folder):
     config = found.config
     sizes = ", ".join(f"{size} {part.replace('_', '-')}" for part, size in config.data.items())
-    rows = {"Data": f"{config.dataset}: {sizes} images, one fixed split",
-            "Network": f"{config.model}, {found.records[0].parameters:,} parameters, the same for every scheme",
-            "Training": _training(config.settings),
-            "Seeds": _listed(config.seeds), "Steps for each block": _listed(config.substeps),
-            "Attacks": f"{_listed(config.attacks)}; \u03b5 = {', '.join(map(radius, config.epsilons))} "
-                       f"({norm_symbol(config.threat)}, "
-                       "pixel values in [0, 1]), where they use gradients, along those of the function that is computed",
-            "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
-                     "cold start at tolerance 1e-6, and counts as broken where that does not converge or does not end at "
-                     "the root connected to the state",
-            **{key: str(value) for key, value in config.environment.items() if value is not None}}
+    rows = {
+        "Data": f"{config.dataset}: {sizes} images, one fixed split",
+        "Network": f"{config.model}, {found.records[0].parameters:,} parameters, the same for every scheme",
+        "Training": _training(config.settings),
+        "Seeds": _listed(config.seeds),
+        "Steps for each block": _listed(config.substeps),
+        "Attacks": f"{_listed(config.attacks)}; \u03b5 = {', '.join(map(radius, config.epsilons))} "
+        f"({norm_symbol(config.threat)}, "
+        "pixel values in [0, 1]), where they use gradients, along those of the function that is computed",
+        "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
+        "cold start at tolerance 1e-6, and counts as broken where that does not converge or does not end at "
+        "the root connected to the state",
+        **{key: str(value) for key, value in config.environment.items() if value is not None},
+    }
     files = ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json")
     links = Markup(", ").join(Markup('<a href="{0}">{0}</a>').format(name) for name in files)
-    text = Markup("Every number above is in these files beside this page, or follows from them: {}. Figures as PNG: figures/."
-                  ).format(links)
+    text = Markup(
+        "Every number above is in these files beside this page, or follows from them: {}. Figures as PNG: figures/."
+    ).format(links)
     return Section("Protocol", (Terms(rows), Code(config.command), Text(text)))
 
 
@@ -211,13 +268,17 @@ def _training(settings):
     attack += f" after {count(range(clean), 'epoch')} on clean images" if attack and clean else ""
     rise = f" after a linear rise over {count(range(warmup), 'epoch')}" if warmup else ""
     by = "accuracy" if standard else "accuracy under a PGD of 10 steps"
-    result = {"last": "the last epoch is the result",
-              "best": f"the result is the epoch with the highest {by} on held-out training images, of equals the latest; no "
-                      "choice is made on test images"}[settings.select]
-    return (f"{settings.training}{attack}, {settings.epochs} epochs, batches of {settings.batch_size}, "
-            f"{settings.optimizer}, {settings.schedule} schedule with peak learning rate "
-            f"{settings.learning_rate:g}{rise}, augmentation {settings.augment}, "
-            f"{settings.precision}; same initial weights and batches for every scheme; {result}")
+    result = {
+        "last": "the last epoch is the result",
+        "best": f"the result is the epoch with the highest {by} on held-out training images, of equals the latest; no "
+        "choice is made on test images",
+    }[settings.select]
+    return (
+        f"{settings.training}{attack}, {settings.epochs} epochs, batches of {settings.batch_size}, "
+        f"{settings.optimizer}, {settings.schedule} schedule with peak learning rate "
+        f"{settings.learning_rate:g}{rise}, augmentation {settings.augment}, "
+        f"{settings.precision}; same initial weights and batches for every scheme; {result}"
+    )
 
 
 def _listed(values):

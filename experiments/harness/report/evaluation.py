@@ -1,4 +1,5 @@
 """What evaluate.py shows: its records merged by network, a table and sentences in the terminal, a page."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +36,18 @@ def merged(records, names):
 
 def rows(records):
     """The table as rows of strings, header first: exact and detached gradient side by side, a network that fails marked."""
-    found = [("network", "attack", "\u03b5", "right, %", "95 % interval", "detached, %", "detached \u2212 exact, points",
-              "untrusted, %")]
+    found = [
+        (
+            "network",
+            "attack",
+            "\u03b5",
+            "right, %",
+            "95 % interval",
+            "detached, %",
+            "detached \u2212 exact, points",
+            "untrusted, %",
+        )
+    ]
     for record in records:
         by = {(m.epsilon, m.attack, m.gradient): m for m in record.measurements}
         shown = sorted((at for at in by if at[2] != "detached"), key=lambda at: (at[0], at[1] == WORST))
@@ -47,8 +58,17 @@ def rows(records):
             if detached:
                 compared = (percent(detached.correct / own.total), points((detached.correct - own.correct) / own.total))
             name = {"clean": "no attack", WORST: "worst of all"}.get(attack, attack)
-            found.append((marked(record), name, radius(epsilon) if epsilon else "", percent(estimate.value),
-                          interval(estimate), *compared, percent(own.untrusted / own.total)))
+            found.append(
+                (
+                    marked(record),
+                    name,
+                    radius(epsilon) if epsilon else "",
+                    percent(estimate.value),
+                    interval(estimate),
+                    *compared,
+                    percent(own.untrusted / own.total),
+                )
+            )
     return found
 
 
@@ -61,21 +81,30 @@ def sentences(records):
     """For each network what it withstands at the middle radius, and whether that can be believed."""
     found = []
     for record in records:
-        measured = {epsilon: [m.mask for m in record.measurements if m.epsilon == epsilon]
-                    for epsilon in sorted({m.epsilon for m in record.measurements})}
+        measured = {
+            epsilon: [m.mask for m in record.measurements if m.epsilon == epsilon]
+            for epsilon in sorted({m.epsilon for m in record.measurements})
+        }
         clean, eps = np.logical_and.reduce(measured[0.0]), statistics.middle([e for e in measured if e])
         text = f"{marked(record)}: {percent(clean.mean())} % of {len(clean)} images right without an attack"
         if eps is not None:
             mask = np.logical_and.reduce(measured[eps])
-            text += (f", {percent(mask.mean())} % under every attack at \u03b5 = {radius(eps)} (95 % interval "
-                     f"{interval(statistics.wilson(int(mask.sum()), len(mask)))})")
+            text += (
+                f", {percent(mask.mean())} % under every attack at \u03b5 = {radius(eps)} (95 % interval "
+                f"{interval(statistics.wilson(int(mask.sum()), len(mask)))})"
+            )
         hanging = max((m.path_dependent for m in record.measurements), default=0)
         if hanging:
-            text += (f"; up to {hanging} of them count as broken because their answer hangs on the path of the solver, which "
-                     "converges to one of several roots")
+            text += (
+                f"; up to {hanging} of them count as broken because their answer hangs on the path of the solver, which "
+                "converges to one of several roots"
+            )
         failed = [check.name for check in (record.audit.checks if record.audit else ()) if check.passed is False]
-        told = {"passed": "It passed its audit.", "not audited": "It was not audited: gradients may hide more.",
-                "failed": f"It failed its audit ({', '.join(failed)}): its robustness may be an artefact."}
+        told = {
+            "passed": "It passed its audit.",
+            "not audited": "It was not audited: gradients may hide more.",
+            "failed": f"It failed its audit ({', '.join(failed)}): its robustness may be an artefact.",
+        }
         found.append(f"{text}. {told[record.verdict]}")
     return found
 
@@ -89,9 +118,13 @@ def show(config, records, console):
 
 def write(config, records, path):
     """The page, and its figure as PNG into figures/ beside it."""
-    write_page(path, "How robust is this network?", f"{config.network} on {config.dataset}, {config.threat} ball",
-               sentences(records), [_accuracy(records), _figure(config, records, Path(path).parent / "figures"),
-                                    _audits(records), _protocol(config)])
+    write_page(
+        path,
+        "How robust is this network?",
+        f"{config.network} on {config.dataset}, {config.threat} ball",
+        sentences(records),
+        [_accuracy(records), _figure(config, records, Path(path).parent / "figures"), _audits(records), _protocol(config)],
+    )
 
 
 def _accuracy(records):
@@ -101,7 +134,8 @@ def _accuracy(records):
         "follow the exact gradient of the function computed; "
         "<b>detached</b> is what the gradient of the explicit predictor would have let one believe. <b>Worst of all</b>: "
         "right under every attack, along every gradient. Wilson's intervals, over another draw of test images. Robust "
-        "accuracy is an upper bound: another attack may break more. \u2020 failed its audit.")
+        "accuracy is an upper bound: another attack may break more. \u2020 failed its audit."
+    )
     return Section("Accuracy", (Table(rows(records), range(2, 8)), Text(note, note=True)))
 
 
@@ -109,11 +143,15 @@ def _figure(config, records, folder):
     if not config.epsilons:
         return None
     # To the figure a network is what a scheme is in a comparison.
-    arms = tuple(Arm(record.network, record.scheme, record.field, record.trained_substeps, record.substeps, (record,))
-                 for record in records)
+    arms = tuple(
+        Arm(record.network, record.scheme, record.field, record.trained_substeps, record.substeps, (record,))
+        for record in records
+    )
     figure = figures.accuracy_figure(Comparison(config, arms))
-    caption = ("Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over "
-               "images; dashed along the detached gradient.")
+    caption = (
+        "Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over "
+        "images; dashed along the detached gradient."
+    )
     return Section("Figure", (Figure(figures.save(figure, folder, "accuracy"), caption),))
 
 
@@ -125,8 +163,12 @@ def _audits(records):
 
 
 def _protocol(config):
-    shown = {"Data": f"{config.dataset}, {config.data['test']} test images", "Attacks": ", ".join(config.attacks),
-             "Radii": ", ".join(map(radius, config.epsilons)), "Audit": config.audit,
-             **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config.weights.items()},
-             **{name: str(value) for name, value in config.environment.items() if value is not None}}
+    shown = {
+        "Data": f"{config.dataset}, {config.data['test']} test images",
+        "Attacks": ", ".join(config.attacks),
+        "Radii": ", ".join(map(radius, config.epsilons)),
+        "Audit": config.audit,
+        **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config.weights.items()},
+        **{name: str(value) for name, value in config.environment.items() if value is not None},
+    }
     return Section("Protocol", (Terms(shown), Code(config.command)))

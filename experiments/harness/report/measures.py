@@ -1,4 +1,5 @@
 """What the stability measures of a run say: field by field, and against robustness across its nets."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,12 @@ from experiments.harness.report.statistics import Estimate
 from experiments.harness.run.schema import Record
 
 SHOWN = ("log_norm", "max_abs_R", "step_norm")  # of a field, in the table of scheme and field
-EXTRA = {"lyapunov": "leading Lyapunov exponent of a stage's steps, mean over stages",
-         "lyapunov_end_to_end": "leading Lyapunov exponent of the net, from input to output",
-         "lipschitz_bound": "local Lipschitz bound of a stage: the product of its steps' norms",
-         "kreiss": "Kreiss constant of a step"}
+EXTRA = {
+    "lyapunov": "leading Lyapunov exponent of a stage's steps, mean over stages",
+    "lyapunov_end_to_end": "leading Lyapunov exponent of the net, from input to output",
+    "lipschitz_bound": "local Lipschitz bound of a stage: the product of its steps' norms",
+    "kreiss": "Kreiss constant of a step",
+}
 
 
 def meaning(metric: str) -> str:
@@ -35,8 +38,11 @@ def grouping(found: Comparison) -> tuple[str, dict[object, list[Arm]]]:
     Of scheme, field and steps the one with the most values: decided by the design of a run, not by its outcome. The others are
     averaged over, as seeds are; what they change is common to all groups where no case is missing.
     """
-    factors = {"schemes": lambda arm: arm.scheme, "fields": lambda arm: arm.field,
-               "numbers of steps": lambda arm: (arm.trained_substeps, arm.substeps)}
+    factors = {
+        "schemes": lambda arm: arm.scheme,
+        "fields": lambda arm: arm.field,
+        "numbers of steps": lambda arm: (arm.trained_substeps, arm.substeps),
+    }
     groups = {what: {} for what in factors}
     for arm in found.arms:
         for what, of in factors.items():
@@ -58,8 +64,11 @@ def correlations(found: Comparison, epsilon: float) -> dict[str, Estimate]:
         for group, arms in groups.items():
             for arm in arms:
                 masks = arm.masks(epsilon)
-                nets += [(value, masks[record.seed].mean(), group) for record in arm.records
-                         if record.seed in masks and (value := mean_of(record, metric)) is not None]
+                nets += [
+                    (value, masks[record.seed].mean(), group)
+                    for record in arm.records
+                    if record.seed in masks and (value := mean_of(record, metric)) is not None
+                ]
         x, y, names = zip(*nets) if nets else ((), (), ())
         if len(set(names)) >= FEWEST:
             estimate = rank_association(x, y, names, over=what)
@@ -87,10 +96,15 @@ def by_field(found: Comparison) -> list[FieldRow]:
     for arm in (arm for arm in found.arms if arm.masks(epsilon)):
         first, masks = next(other for other in found.arms if other.field == arm.field and other.records), arm.masks(epsilon)
         values = {metric: [v for record in arm.records if (v := mean_of(record, metric)) is not None] for metric in SHOWN}
-        rows.append(FieldRow(
-            arm, statistics.accuracy(arm.masks(0.0)), statistics.accuracy(masks),
-            None if arm is first else statistics.difference(masks, first.masks(epsilon)),
-            {metric: float(np.mean(v)) if v else None for metric, v in values.items()}))
+        rows.append(
+            FieldRow(
+                arm,
+                statistics.accuracy(arm.masks(0.0)),
+                statistics.accuracy(masks),
+                None if arm is first else statistics.difference(masks, first.masks(epsilon)),
+                {metric: float(np.mean(v)) if v else None for metric, v in values.items()},
+            )
+        )
     return rows
 
 
@@ -101,8 +115,11 @@ def field_sentences(found: Comparison):
     for field in dict.fromkeys(row.arm.field for row in rows):
         own = [row for row in rows if row.arm.field == field]
         first = own[0].arm.scheme
-        moves = [f"{row.arm.scheme} is {words[row.gap.verdict]} robust than {first} by {100 * abs(row.gap.value):.1f} points"
-                 for row in own if row.gap and row.gap.verdict in words]
+        moves = [
+            f"{row.arm.scheme} is {words[row.gap.verdict]} robust than {first} by {100 * abs(row.gap.value):.1f} points"
+            for row in own
+            if row.gap and row.gap.verdict in words
+        ]
         unclear = [row.arm.scheme for row in own if row.gap and row.gap.verdict == "cannot tell"]
         norms = [row.shown["log_norm"] for row in own if row.shown["log_norm"] is not None]
         known = f" (mean \u03bc\u2082(hJ) {min(norms):.2g} to {max(norms):.2g})" if norms else ""

@@ -2,6 +2,7 @@
 
 Text is escaped by the template. Where a sentence of ours carries markup it is a `Markup`, whose format() escapes its arguments.
 """
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,10 @@ class Table:
         for index, row in enumerate(self.rows):
             repeated = index > 1 and row[0] == self.rows[index - 1][0]
             shown = ["" if repeated else row[0], *row[1:]]
-            cells = tuple(Cell(str(cell) if column in numbers else _breakable(cell), _css(cell, column in numbers))
-                          for column, cell in enumerate(shown))
+            cells = tuple(
+                Cell(str(cell) if column in numbers else _breakable(cell), _css(cell, column in numbers))
+                for column, cell in enumerate(shown)
+            )
             lines.append(Row(cells, index == 0, index > 0 and not repeated))
         return lines
 
@@ -121,8 +124,13 @@ def write_page(path, title: str, subtitle: str, answer: Iterable[str], sections:
         sections: None where a run has nothing to say in one.
         banner: A warning, or nothing.
     """
-    page = _template().render(title=title, subtitle=subtitle, banner=banner, answer=list(answer),
-                              sections=[section for section in sections if section])
+    page = _template().render(
+        title=title,
+        subtitle=subtitle,
+        banner=banner,
+        answer=list(answer),
+        sections=[section for section in sections if section],
+    )
     Path(path).write_text(page, encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
 """Stability regions: |R(z)| of a scheme in the complex plane, alone, on a sheet, or under h lambda measured in nets."""
+
 import functools
 from dataclasses import replace
 
@@ -16,8 +17,7 @@ STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 
 # Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
 BANDS = np.arange(-3.0, 4.0)
-SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6",
-                        over="#DAAC57")
+SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
 COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 
@@ -91,15 +91,31 @@ def _note_extremes(ax, scheme, cloud):
         growth = stability.growth_factors(odenets.get_scheme(scheme), z).max()
         text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
         caveat = "" if odenets.get_scheme(scheme).analytic else "\n(normal Jacobians only)"
-        ax.text(0.02, 0.03, text + caveat, fontsize=8, transform=ax.transAxes,
-                bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
+        ax.text(
+            0.02,
+            0.03,
+            text + caveat,
+            fontsize=8,
+            transform=ax.transAxes,
+            bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2},
+        )
 
 
 def _dots(clouds):
     stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
-    return [Line2D([], [], ls="", marker="o", color=colour, mec=INK, mew=0.4,
-                   label=rf"$h\lambda$ of stage {stage}" if len(stages) > 1 else r"$h\lambda$")
-            for stage, colour in zip(stages, STAGE_COLOURS * 9)]
+    return [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker="o",
+            color=colour,
+            mec=INK,
+            mew=0.4,
+            label=rf"$h\lambda$ of stage {stage}" if len(stages) > 1 else r"$h\lambda$",
+        )
+        for stage, colour in zip(stages, STAGE_COLOURS * 9)
+    ]
 
 
 @matplotlib.rc_context(STYLE)
@@ -151,7 +167,7 @@ def _framed(figure, axes, columns, shades, handles):
         ax.set_ylabel(r"Im $z$" if index % columns == 0 else None)
     bar = figure.colorbar(shades, ax=list(axes), aspect=30, pad=0.015)
     bar.set_label(r"$|R(z)|$, growth in one step; $z = h\lambda$")
-    bar.set_ticks(BANDS, labels=[f"{2.0 ** band:g}" if band >= 0 else f"1/{2.0 ** -band:g}" for band in BANDS])
+    bar.set_ticks(BANDS, labels=[f"{2.0**band:g}" if band >= 0 else f"1/{2.0**-band:g}" for band in BANDS])
     bar.ax.axhline(0, color=INK, lw=1.8)
     bar.outline.set_visible(False)
     boundary = Line2D([], [], color=INK, lw=1.8, label=r"$|R(z)| = 1$")

@@ -1,4 +1,5 @@
 """What the theory says of each scheme, as one table: in the terminal, and between two markers of docs/schemes.md."""
+
 import math
 
 import odenets
@@ -8,9 +9,11 @@ from odenets.schemes.catalogue import ALIASES
 from odenets.schemes.solving import SOLVE_DEFAULTS
 
 COLUMNS = ("scheme", "order", "stages", "f", "implicit", "real", "imag.", "A(\u03b1)", "L", "SSP", "alg.", "source")
-LEGEND = ("f: its evaluations in a step (varies: a solve or an error control decides). |R| <= 1 on (-real, 0), on i (-imag., "
-          "imag.) and in the sector of half-angle \u03b1. L: L-stable. SSP: coefficient of strong stability. alg.: "
-          "algebraically stable")
+LEGEND = (
+    "f: its evaluations in a step (varies: a solve or an error control decides). |R| <= 1 on (-real, 0), on i (-imag., "
+    "imag.) and in the sector of half-angle \u03b1. L: L-stable. SSP: coefficient of strong stability. alg.: "
+    "algebraically stable"
+)
 START, END = "<!-- schemes: written by experiments/plot_regions.py --table docs/schemes.md -->", "<!-- end of schemes -->"
 
 
@@ -19,10 +22,20 @@ def row(scheme):
     region = region_of(scheme) if scheme.has_R else None
     read = ("real_interval", "imaginary_interval", "a_alpha", "l_stable", "ssp", "algebraically_stable")
     real, imaginary, alpha, l_stable, ssp, algebraic = (getattr(region, name, None) for name in read)
-    return (str(scheme), number(scheme.order), number(scheme.stages),
-            "varies" if scheme.evaluations is None else number(scheme.evaluations), _word(scheme.implicit), number(real),
-            number(imaginary), "\u2013" if alpha is None else f"{number(alpha)}\u00b0", _word(l_stable), number(ssp),
-            _word(algebraic), scheme.source)
+    return (
+        str(scheme),
+        number(scheme.order),
+        number(scheme.stages),
+        "varies" if scheme.evaluations is None else number(scheme.evaluations),
+        _word(scheme.implicit),
+        number(real),
+        number(imaginary),
+        "\u2013" if alpha is None else f"{number(alpha)}\u00b0",
+        _word(l_stable),
+        number(ssp),
+        _word(algebraic),
+        scheme.source,
+    )
 
 
 def number(value):

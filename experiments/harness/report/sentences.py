@@ -1,4 +1,5 @@
 """What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
+
 import numpy as np
 
 import stability
@@ -10,16 +11,25 @@ MANY = 6  # comparisons beyond which the headline counts verdicts instead of lis
 
 def summary_table(found):
     """Accuracies and paired differences to the first arm as rows of strings, the first row being the header."""
-    rows = [("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict",
-             "untrusted, %")]
+    rows = [
+        ("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict", "untrusted, %")
+    ]
     for eps in [0.0, *found.radii]:
         for arm in found.arms:
             masks = arm.masks(eps)
             if masks:
                 mean, gap = statistics.accuracy(masks), found.gap(arm, eps)
                 compared = (points(gap.value), interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")
-                rows.append((found.attack_at(eps), arm.label, percent(mean.value), interval(mean), *compared,
-                             percent(_untrusted(arm, eps))))
+                rows.append(
+                    (
+                        found.attack_at(eps),
+                        arm.label,
+                        percent(mean.value),
+                        interval(mean),
+                        *compared,
+                        percent(_untrusted(arm, eps)),
+                    )
+                )
     return rows
 
 
@@ -34,19 +44,27 @@ def headline(found):
     named = {verdict: [name for name, (_, gap) in gaps.items() if gap.verdict == verdict] for verdict in words}
     if len(gaps) > MANY:
         named = {verdict: [f"{len(listed)} of {len(gaps)} schemes"] if listed else [] for verdict, listed in named.items()}
-    parts = [f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {word} robust than {first.name}"
-             for verdict, word in (("higher", "more"), ("lower", "less")) if named[verdict]]
+    parts = [
+        f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {word} robust than {first.name}"
+        for verdict, word in (("higher", "more"), ("lower", "less"))
+        if named[verdict]
+    ]
     if named["cannot tell"]:
         parts.append(f"{', '.join(named['cannot tell'])} against {first.name}: cannot tell which is more robust")
     fragile = any(gap.over == "images" and gap.verdict != "cannot tell" for _, gap in gaps.values())
-    sentences.append(f"{where}: {'; '.join(parts)}{'; another seed may turn this round' * fragile}." if gaps else
-                     f"{where}: {first.name} classifies {percent(reference.value)} % rightly, 95 % interval "
-                     f"{interval(reference)}. One scheme alone compares with nothing.")
+    sentences.append(
+        f"{where}: {'; '.join(parts)}{'; another seed may turn this round' * fragile}."
+        if gaps
+        else f"{where}: {first.name} classifies {percent(reference.value)} % rightly, 95 % interval "
+        f"{interval(reference)}. One scheme alone compares with nothing."
+    )
     for name, (arm, gap) in gaps.items() if len(gaps) <= MANY else ():
         own = statistics.accuracy(arm.masks(eps))
-        sentences.append(f"{name} {percent(own.value)} %, {first.name} {percent(reference.value)} %: difference "
-                         f"{points(gap.value)} points, 95 % interval {interval(gap, '+')} over {gap.n} {gap.over}"
-                         f"{' of one seed' * (gap.over == 'images')}: {words[gap.verdict]}.")
+        sentences.append(
+            f"{name} {percent(own.value)} %, {first.name} {percent(reference.value)} %: difference "
+            f"{points(gap.value)} points, 95 % interval {interval(gap, '+')} over {gap.n} {gap.over}"
+            f"{' of one seed' * (gap.over == 'images')}: {words[gap.verdict]}."
+        )
     return [*sentences, *measures.field_sentences(found), *_masking(found), *_audited(found)]
 
 
@@ -56,14 +74,18 @@ def _masking(found):
     masked = [(name, gap) for name, gap in detached if gap.verdict == "higher"]
     if masked:
         sizes = [gap.value for _, gap in masked]
-        listed = (", ".join(f"{name} by {points(gap.value)[1:]} points" for name, gap in masked) if len(masked) <= MANY else
-                  f"{len(masked)} schemes by {points(min(sizes))[1:]} to {points(max(sizes))[1:]} points")
-        yield ("Attacked along the detached gradient, nets would seem more robust than they are (gradient "
-               f"masking): {listed}.")
+        listed = (
+            ", ".join(f"{name} by {points(gap.value)[1:]} points" for name, gap in masked)
+            if len(masked) <= MANY
+            else f"{len(masked)} schemes by {points(min(sizes))[1:]} to {points(max(sizes))[1:]} points"
+        )
+        yield (f"Attacked along the detached gradient, nets would seem more robust than they are (gradient masking): {listed}.")
     missed = [name for name, gap in detached if gap.verdict == "lower"]
     if missed:
-        yield (f"The detached gradient breaks more images of {', '.join(missed)} than the exact one: the exact attack is too "
-               "weak there, and the accuracy shown too high.")
+        yield (
+            f"The detached gradient breaks more images of {', '.join(missed)} than the exact one: the exact attack is too "
+            "weak there, and the accuracy shown too high."
+        )
 
 
 def _audited(found):
@@ -77,17 +99,27 @@ def _audited(found):
     hanging = [arm.name for arm in found.arms if any(m.path_dependent for r in arm.records for m in r.measurements)]
     if hanging:
         worst = max(m.path_dependent / m.total for record in found.records for m in record.measurements)
-        yield (f"Steps of {', '.join(hanging)} have several roots: of up to {percent(worst)} % of the images the answer hangs "
-               "on the path of the solver, and they count as broken.")
+        yield (
+            f"Of {', '.join(hanging)} the answer hangs on the path of the solver on up to {percent(worst)} % of the images: an "
+            "equation has several roots, or none that is connected to the state. They count as broken."
+        )
     failed = [arm.name for arm in found.arms if arm.label != arm.name]
     if failed:
-        yield (f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an "
-               "artefact.")
+        yield (
+            f"Not to be trusted: {', '.join(failed)} failed the audit (marked \u2020), so the robustness shown may be an "
+            "artefact."
+        )
 
 
 def _untrusted(arm, eps):
-    return np.mean([m.untrusted / m.total for record in arm.records for m in record.measurements
-                    if m.epsilon == eps and m.gradient == "exact"])
+    return np.mean(
+        [
+            m.untrusted / m.total
+            for record in arm.records
+            for m in record.measurements
+            if m.epsilon == eps and m.gradient == "exact"
+        ]
+    )
 
 
 def caveats(found):
@@ -97,49 +129,90 @@ def caveats(found):
     one = next(iter(found.reference.masks(found.middle).values()))
     image_interval = statistics.wilson(int(one.sum()), len(one))
     comparisons = sum(row[6] not in ("verdict", "reference") for row in summary_table(found))
-    missing = [f"{arm.name}, seed {seed}" for arm in found.arms for seed in config.seeds
-               if seed not in {record.seed for record in arm.records}]
-    overfitted = [f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records
-                  if any(epoch.overfitting for epoch in r.history)]
+    missing = [
+        f"{arm.name}, seed {seed}"
+        for arm in found.arms
+        for seed in config.seeds
+        if seed not in {record.seed for record in arm.records}
+    ]
+    overfitted = [
+        f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records if any(epoch.overfitting for epoch in r.history)
+    ]
     clouds = [values for arm in found.arms for values in arm.cloud().values()]
     rightmost = max((stability.snapped(values @ (1, 1j)).real.max(initial=-np.inf) for values in clouds), default=-np.inf)
     no_region = [arm.name for arm in found.arms if not arm.behind.has_R]
     not_normal = without_spectrum(found)
     first = found.arms[0]
     listed = [
-        (missing, f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
-                  "that both schemes have."),
-        (True, f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the "
-               f"{norm_symbol(config.threat)} ball was run on every image. A longer attack, another loss, a black-box attack "
-               "or another norm can break more."),
-        (config.settings.training == "standard", "The nets were trained without attacks. Adversarial training can change "
-                                                 "which scheme is ahead."),
-        (overfitted, f"Catastrophic overfitting in training ({'; '.join(overfitted)}): at some epoch PGD broke held-out images "
-                     "that FGSM did not; the epoch chosen may come from before."),
-        (config.dataset == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of "
-                                     "natural images."),
-        (n == 1, "One seed: another draw of weights and batches may reverse a difference, however narrow its interval over "
-                 "images."),
-        (1 < n < 6, f"{count(config.seeds, 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} "
-                    "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
-                    "tell\u201d is not \u201cequal\u201d."),
-        (n > 1, f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's "
-                f"accuracy an interval of {points(image_interval.low - image_interval.value)} to "
-                f"{points(image_interval.high - image_interval.value)} points."),
-        (comparisons > 1, f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in "
-                          "twenty would be clear by chance alone."),
-        (len(found.arms) > 1, "Schemes share weights at the start, batches and hyperparameters, which were "
-                              "tuned for none of them; they do not share their cost."),
-        (rightmost > 0, "A-stability speaks of the left half-plane. The rightmost h\u03bb measured is "
-                        f"{rightmost:.2g} > 0: there the flow itself grows, and no A-stable scheme has to damp it."),
-        (rightmost > -np.inf, "The clouds are Ritz values at a few clean test images. Only the outermost approximate "
-                              "eigenvalues; how many lie where means nothing. Eigenvalues do not bound the transient "
-                              "growth of non-normal Jacobians; the norm of a step does."),
+        (
+            missing,
+            f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
+            "that both schemes have.",
+        ),
+        (
+            True,
+            f"Robust accuracy is an upper bound: only {', '.join(attacks) or 'no attack'} in the "
+            f"{norm_symbol(config.threat)} ball was run on every image. A longer attack, another loss, a black-box attack "
+            "or another norm can break more.",
+        ),
+        (
+            config.settings.training == "standard",
+            "The nets were trained without attacks. Adversarial training can change which scheme is ahead.",
+        ),
+        (
+            overfitted,
+            f"Catastrophic overfitting in training ({'; '.join(overfitted)}): at some epoch PGD broke held-out images "
+            "that FGSM did not; the epoch chosen may come from before.",
+        ),
+        (config.dataset == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of natural images."),
+        (
+            n == 1,
+            "One seed: another draw of weights and batches may reverse a difference, however narrow its interval over images.",
+        ),
+        (
+            1 < n < 6,
+            f"{count(config.seeds, 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} "
+            "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
+            "tell\u201d is not \u201cequal\u201d.",
+        ),
+        (
+            n > 1,
+            f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's "
+            f"accuracy an interval of {points(image_interval.low - image_interval.value)} to "
+            f"{points(image_interval.high - image_interval.value)} points.",
+        ),
+        (
+            comparisons > 1,
+            f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in "
+            "twenty would be clear by chance alone.",
+        ),
+        (
+            len(found.arms) > 1,
+            "Schemes share weights at the start, batches and hyperparameters, which were "
+            "tuned for none of them; they do not share their cost.",
+        ),
+        (
+            rightmost > 0,
+            "A-stability speaks of the left half-plane. The rightmost h\u03bb measured is "
+            f"{rightmost:.2g} > 0: there the flow itself grows, and no A-stable scheme has to damp it.",
+        ),
+        (
+            rightmost > -np.inf,
+            "The clouds are Ritz values at a few clean test images. Only the outermost approximate "
+            "eigenvalues; how many lie where means nothing. Eigenvalues do not bound the transient "
+            "growth of non-normal Jacobians; the norm of a step does.",
+        ),
         (not_normal, f"R(h\u03bb) of {', '.join(not_normal)} is a step's spectrum for normal Jacobians only."),
-        (no_region, f"{', '.join(no_region)}: the steps depend on the data, so there is no R(z), no region and no "
-                    "place in those figures; attack gradients may be masked."),
-        (True, f"A relation between a stability measure and robustness across {len(records)} nets is no cause: "
-               "whatever else differs between schemes differs with it."),
+        (
+            no_region,
+            f"{', '.join(no_region)}: the steps depend on the data, so there is no R(z), no region and no "
+            "place in those figures; attack gradients may be masked.",
+        ),
+        (
+            True,
+            f"A relation between a stability measure and robustness across {len(records)} nets is no cause: "
+            "whatever else differs between schemes differs with it.",
+        ),
         (not all(record.audit for record in records), "Only the nets in the audit table were audited."),
         (first.label != first.name, f"{first.name}, with which all others are compared, failed its own audit."),
     ]

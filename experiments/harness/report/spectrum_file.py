@@ -1,4 +1,5 @@
 """Eigenvalues h*lambda from a file: a CSV, or the records of a run."""
+
 import csv
 import json
 from pathlib import Path
@@ -48,28 +49,40 @@ def _read_clouds(text, path):
             raise InputError(f"--spectrum {str(path)!r}, line {line}: not a record of a run (JSON with scheme and cloud)")
         clouds.append((name, cloud))
     if not merged_clouds([cloud for _, cloud in clouds]):
-        raise InputError(f"--spectrum {str(path)!r} holds {len(clouds)} records and no eigenvalues; name the records.jsonl "
-                         "of a compare_schemes run")
+        raise InputError(
+            f"--spectrum {str(path)!r} holds {len(clouds)} records and no eigenvalues; name the records.jsonl "
+            "of a compare_schemes run"
+        )
     return clouds
 
 
 def _read_csv(text, path):
     """(n, 2) real and imaginary parts, from two columns or one of complex literals."""
-    lines = [(number, line.strip().lstrip("#").strip()) for number, line in enumerate(text.splitlines(), 1)
-             if number == 1 or not line.lstrip().startswith("#")]  # savetxt puts a # before the header
+    lines = [
+        (number, line.strip().lstrip("#").strip())
+        for number, line in enumerate(text.splitlines(), 1)
+        if number == 1 or not line.lstrip().startswith("#")
+    ]  # savetxt puts a # before the header
     lines = [(number, line) for number, line in lines if line]
     first = lines[0][1] if lines else ""
     delimiter = next((mark for mark in ";\t," if mark in first), None)
     header = [name.strip().lower() for name in _cells(first, delimiter)]
     if {"re", "im"} <= {*header}:
-        return _points(lines[1:], path, lambda cells: [_real(cells[header.index(name)], delimiter) for name in ("re", "im")],
-                       delimiter, "re and im must be finite numbers")
+        return _points(
+            lines[1:],
+            path,
+            lambda cells: [_real(cells[header.index(name)], delimiter) for name in ("re", "im")],
+            delimiter,
+            "re and im must be finite numbers",
+        )
     if delimiter is None and first and not {"re", "im"} & {*header}:
         rows = lines if np.isfinite(_complex([first])).all() else lines[1:]
         return _points(rows, path, _complex, delimiter, "this must be a finite complex number such as -1+2j")
-    raise InputError(f"--spectrum {str(path)!r} must be a CSV whose first line names the columns re and im (h*lambda), one "
-                     f"column of complex numbers such as -1+2j, or a records.jsonl; its first line has "
-                     f"{', '.join(header)[:80] or 'nothing'}")
+    raise InputError(
+        f"--spectrum {str(path)!r} must be a CSV whose first line names the columns re and im (h*lambda), one "
+        f"column of complex numbers such as -1+2j, or a records.jsonl; its first line has "
+        f"{', '.join(header)[:80] or 'nothing'}"
+    )
 
 
 def _points(lines, path, parse, delimiter, needed):

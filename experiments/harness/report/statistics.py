@@ -1,4 +1,5 @@
 """Means and paired differences with the interval each deserves: over seeds, or over images where there is one seed."""
+
 from dataclasses import dataclass
 from math import sqrt
 
@@ -73,8 +74,7 @@ def paired_images(correct, reference, level=LEVEL):
     """
     correct, reference = np.asarray(correct, dtype=bool), np.asarray(reference, dtype=bool)
     if correct.shape != reference.shape or correct.ndim != 1 or not len(correct):
-        raise InputError(f"paired images need two masks of one length, got shapes {correct.shape} and "
-                         f"{reference.shape}")
+        raise InputError(f"paired images need two masks of one length, got shapes {correct.shape} and {reference.shape}")
     n = len(correct)
     won, lost = int((correct & ~reference).sum()), int((~correct & reference).sum())
     p, q = (won + 0.5) / (n + 2), (lost + 0.5) / (n + 2)

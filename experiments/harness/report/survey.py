@@ -1,4 +1,5 @@
 """A survey of one network's dynamics: what is measured, its tables, its page."""
+
 import copy
 from dataclasses import dataclass
 
@@ -15,15 +16,16 @@ from odenets.errors import InputError
 DENSE_LIMIT, STEP_TOL = 512, 1e-6
 CAPTIONS = {
     "clouds": "Where h\u03bb of each stage's blocks lies over the growth |R(z)| of the scheme. Dots are Ritz values: the "
-              "outermost approximate eigenvalues, their density means nothing. Blue damps, sand amplifies, the bold line is "
-              "|R| = 1.",
+    "outermost approximate eigenvalues, their density means nothing. Blue damps, sand amplifies, the bold line is "
+    "|R| = 1.",
     "growth": "How a perturbation of the image grows on its way, median over the images and their range. Solid: measured. "
-              "Dashed: the linearised network. Dotted: from the beginning of each stage by R(hJ) alone. Left random, right "
-              "adversarial, both of the same size. Between stages the space changes, and with it what a norm measures.",
+    "Dashed: the linearised network. Dotted: from the beginning of each stage by R(hJ) alone. Left random, right "
+    "adversarial, both of the same size. Between stages the space changes, and with it what a norm measures.",
     "pseudospectra": "How far the Jacobian of one block is from normal, at the first image. Left: hJ; right: the "
-                     "Jacobian of the step, with the unit circle. Contours are log10 of the smallest singular value of "
-                     "zI \u2212 A, dots {values}, the dashed line is the edge of the field of values, whose rightmost point on "
-                     "the left is the logarithmic norm. {kind}"}
+    "Jacobian of the step, with the unit circle. Contours are log10 of the smallest singular value of "
+    "zI \u2212 A, dots {values}, the dashed line is the edge of the field of values, whose rightmost point on "
+    "the left is the logarithmic norm. {kind}",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,18 @@ def survey(net, images, labels, epsilon, block=None):
             return stability.pseudospectrum(f, place.state), stability.numerical_range(f, place.state)
 
         steps = closely(place.step) if scheme.one_step else None
-        return Survey(scheme, epsilon, blocks, growths, place, closely(place.increment), steps, _kreiss(place, scheme),
-                      stability.departure_from_normality(place.increment, place.state), stability.explain(net, x))
+        return Survey(
+            scheme,
+            epsilon,
+            blocks,
+            growths,
+            place,
+            closely(place.increment),
+            steps,
+            _kreiss(place, scheme),
+            stability.departure_from_normality(place.increment, place.state),
+            stability.explain(net, x),
+        )
 
 
 def _kreiss(place, scheme):
@@ -98,13 +110,18 @@ def tables(found):
         blocks += [(b.stage, b.block, name, float(value.double().mean())) for name, value in stability.predictors(b).items()]
         for kind, values, modulus in (("Ritz value", b.ritz, b.amplification), ("eigenvalue", b.eigenvalues, b.growth)):
             for image, row in enumerate([] if values is None else values):
-                spectra += [(b.stage, b.block, image, kind, z.real, z.imag, "" if modulus is None else modulus[image, i].item())
-                            for i, z in enumerate(row.tolist())]
+                spectra += [
+                    (b.stage, b.block, image, kind, z.real, z.imag, "" if modulus is None else modulus[image, i].item())
+                    for i, z in enumerate(row.tolist())
+                ]
     growth = [("perturbation", "stage", "block", "image", "measured", "linear", "predicted")]
     for name, curve in found.growths.items():
         parts = (curve.measured, curve.linear, curve.predicted)
-        growth += [(name, stage, block, image, *(float(part[i, image]) for part in parts))
-                   for i, (stage, block) in enumerate(curve.places) for image in range(curve.measured.shape[1])]
+        growth += [
+            (name, stage, block, image, *(float(part[i, image]) for part in parts))
+            for i, (stage, block) in enumerate(curve.places)
+            for image in range(curve.measured.shape[1])
+        ]
     return {"blocks.csv": blocks, "spectra.csv": spectra, "growth.csv": growth}
 
 
@@ -114,12 +131,16 @@ def sentences(found):
     for name, curve in found.growths.items():
         last, steps = curve.measured[-1].median(), _block_growth(curve)
         (stage, block), most = max(steps.items(), key=lambda pair: pair[1])
-        yield (f"A perturbation that is {name} (\u03b5 = {found.epsilon:.3g}) reaches the output {last:.3g} times as large as "
-               f"it was; of all blocks it grows most in stage {stage}, block {block}: {most:.3g} times (medians over images).")
+        yield (
+            f"A perturbation that is {name} (\u03b5 = {found.epsilon:.3g}) reaches the output {last:.3g} times as large as "
+            f"it was; of all blocks it grows most in stage {stage}, block {block}: {most:.3g} times (medians over images)."
+        )
     if found.kreiss is not None:
         kind = "" if found.kreiss.exact else ", a lower bound"
-        yield (f"Stage {found.place.stage}, block {found.place.block}: the Kreiss constant of its step is "
-               f"{float(found.kreiss.values[0]):.3g}{kind}; 1 would mean that nothing grows beyond what eigenvalues say.")
+        yield (
+            f"Stage {found.place.stage}, block {found.place.block}: the Kreiss constant of its step is "
+            f"{float(found.kreiss.values[0]):.3g}{kind}; 1 would mean that nothing grows beyond what eigenvalues say."
+        )
 
 
 def _block_growth(curve):
@@ -135,9 +156,11 @@ def write_page(found, name, source, folder):
     pseudo = found.fields[0]
     values = "its eigenvalues" if pseudo.exact else "Ritz values"
     caption = CAPTIONS["pseudospectra"].format(values=values, kind=f"{pseudo.kind[:1].upper()}{pseudo.kind[1:]}.")
-    drawn = [("clouds", map_figures.clouds(found), CAPTIONS["clouds"]),
-             ("growth", map_figures.growth(found), CAPTIONS["growth"]),
-             ("pseudospectra", map_figures.pseudospectra(found), caption)]
+    drawn = [
+        ("clouds", map_figures.clouds(found), CAPTIONS["clouds"]),
+        ("growth", map_figures.growth(found), CAPTIONS["growth"]),
+        ("pseudospectra", map_figures.pseudospectra(found), caption),
+    ]
     parts = []
     for key, figure, text in drawn:
         if figure:
@@ -148,15 +171,30 @@ def write_page(found, name, source, folder):
         own = stability.predictors(b)
         values = (f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names)
         rows.append((f"{b.stage}, {b.block}", *values))
-    notes = {key.replace("_", " "): f"{entry.meaning} ({entry.source})"
-             for key, entry in stability.PREDICTORS.items() if key in names}
-    links = Markup(", ").join(Markup('<a href="{0}">{0}</a>').format(file)
-                              for file in ("blocks.csv", "spectra.csv", "growth.csv"))
-    sections = [page.Section("Figures", tuple(parts)),
-                page.Section("Block by block", (
-                    page.Table(rows, range(1, len(rows[0]))),
-                    page.Text("Means over the images, of hJ at the state that enters each block.", note=True),
-                    page.Terms(notes),
-                    page.Text(Markup("Every number is in these files beside this page: {}.").format(links))))]
-    page.write_page(folder / "report.html", f"The dynamics of {name}", f"{found.scheme}, {source}, float64",
-                    list(sentences(found)), sections)
+    notes = {
+        key.replace("_", " "): f"{entry.meaning} ({entry.source})"
+        for key, entry in stability.PREDICTORS.items()
+        if key in names
+    }
+    links = Markup(", ").join(
+        Markup('<a href="{0}">{0}</a>').format(file) for file in ("blocks.csv", "spectra.csv", "growth.csv")
+    )
+    sections = [
+        page.Section("Figures", tuple(parts)),
+        page.Section(
+            "Block by block",
+            (
+                page.Table(rows, range(1, len(rows[0]))),
+                page.Text("Means over the images, of hJ at the state that enters each block.", note=True),
+                page.Terms(notes),
+                page.Text(Markup("Every number is in these files beside this page: {}.").format(links)),
+            ),
+        ),
+    ]
+    page.write_page(
+        folder / "report.html",
+        f"The dynamics of {name}",
+        f"{found.scheme}, {source}, float64",
+        list(sentences(found)),
+        sections,
+    )

@@ -1,4 +1,5 @@
 """The figures of a survey: spectra over regions, growth curves, pseudospectra with the field of values."""
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,11 +29,12 @@ def clouds(found):
         shades = regions.draw_region(ax, found.scheme, cloud, (left, right, -height, height))
         growth = max(float(b.amplification.max()) for b in found.blocks if b.stage == stage)
         text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
-        ax.text(0.02, 0.03, text, fontsize=8, transform=ax.transAxes,
-                bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2})
+        ax.text(
+            0.02, 0.03, text, fontsize=8, transform=ax.transAxes, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2}
+        )
         ax.set(title=f"stage {stage}", xlabel=r"Re $h\lambda$")
     axes[0].set_ylabel(r"Im $h\lambda$")
-    for ax in axes[len(stages):]:
+    for ax in axes[len(stages) :]:
         ax.set_axis_off()
     figure.colorbar(shades, ax=axes, shrink=0.8, label=r"$\log_2|R(z)|$")
     return figure
@@ -52,16 +54,20 @@ def growth(found):
             ax.plot(x, np.median(values, 1), ls=style, color=colour, marker="o" if key == "measured" else "", ms=4, zorder=3)
             if key == "measured":
                 ax.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.13, lw=0)
-        labels = ["image" if s < 0 else "output" if s == last else f"stage {s}" if b < 0 else f"block {b}"
-                  for s, b in curve.places]
+        labels = [
+            "image" if s < 0 else "output" if s == last else f"stage {s}" if b < 0 else f"block {b}" for s, b in curve.places
+        ]
         ax.set_xticks(x, labels, rotation=60, ha="right")
         for i, (stage, block) in enumerate(curve.places):
             if block < 0 <= stage < last:
                 ax.axvline(i, color=FAINT, lw=0.6, zorder=1)
         ax.set(title=f"{name} perturbation", yscale="log")
     axes[0].set_ylabel(r"$\|\delta_n\|_2\,/\,\|\delta_0\|_2$")
-    figure.legend(handles=[Line2D([], [], ls=style, color=colour, label=words[key]) for key, (style, colour) in styles.items()],
-                  loc="outside upper left", ncols=3)
+    figure.legend(
+        handles=[Line2D([], [], ls=style, color=colour, label=words[key]) for key, (style, colour) in styles.items()],
+        loc="outside upper left",
+        ncols=3,
+    )
     return figure
 
 
@@ -89,8 +95,14 @@ def pseudospectra(found):
         else:
             circle = np.exp(1j * np.linspace(0, 2 * np.pi, 300))
             ax.plot(circle.real, circle.imag, color=INK, lw=0.8)
-        ax.set(title=f"{name}, stage {found.place.stage}, block {found.place.block}", xlabel="Re z", ylabel="Im z",
-               aspect="equal", xlim=_range(z.real, edge.real), ylim=_range(z.imag, edge.imag))
+        ax.set(
+            title=f"{name}, stage {found.place.stage}, block {found.place.block}",
+            xlabel="Re z",
+            ylabel="Im z",
+            aspect="equal",
+            xlim=_range(z.real, edge.real),
+            ylim=_range(z.imag, edge.imag),
+        )
         ax.grid(False)
         figure.colorbar(shades, ax=ax, shrink=0.8, label=r"$\log_{10}\,\sigma_{\min}(zI-A)$")
     return figure

@@ -1,4 +1,5 @@
 """One case: a network trained with one scheme from one seed, and everything measured on it."""
+
 import functools
 import time
 from contextlib import contextmanager
@@ -75,8 +76,15 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
     split = data.Data(images.name, images.classes, *(part.to(device) for part in (images.train, images.held_out, images.test)))
     seconds = {}
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
-    shared = {"model": config.model, "scheme": case.scheme, "substeps": case.substeps, "field": case.field,
-              "dataset": config.dataset, "seed": case.seed, "training": config.settings.training}
+    shared = {
+        "model": config.model,
+        "scheme": case.scheme,
+        "substeps": case.substeps,
+        "field": case.field,
+        "dataset": config.dataset,
+        "seed": case.seed,
+        "training": config.settings.training,
+    }
     description = {**shared, "num_classes": split.classes, "in_channels": split.channels, "epochs": config.settings.epochs}
     net = checkpoints.build(description).to(device)
     settings = {key: value for key, value in asdict(config.settings).items() if key not in INCIDENTAL}
@@ -84,8 +92,10 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
     store = Partials(Path(folder, "checkpoints"), case.name, identity, say)
     trained = training.train(net, split, config.settings, case.seed, store, functools.partial(progress, "training"), say)
     seconds["training"] = trained.seconds
-    checkpoints.save(Path(folder, "checkpoints", case.name + ".pt"),
-                     {**description, "epoch": trained.epoch, "config": config.to_json(), "state_dict": net.state_dict()})
+    checkpoints.save(
+        Path(folder, "checkpoints", case.name + ".pt"),
+        {**description, "epoch": trained.epoch, "config": config.to_json(), "state_dict": net.state_dict()},
+    )
     with _timed(seconds, "attacks"):
         measurements = _accuracy(net, split, config, case, functools.partial(progress, "attacks"))
     with _timed(seconds, "stability"):
@@ -100,16 +110,39 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
             count = min(config.audit_images, len(split.test))
             audit = evaluation.measure_audit(net, split.test, config.audit_epsilon, count, THREATS[config.threat])
     record = Record(
-        **shared, trained_substeps=case.substeps, trained_as=case.scheme, rerun_with=case.rerun_with,
-        parameters=sum(p.numel() for p in net.parameters()), epoch=trained.epoch, history=trained.history,
-        measurements=measurements, stability=metrics, cloud=cloud, solver=solver and replace(solver, **trained.unsolved),
-        unsolved=unsolved, audit=audit, seconds={key: round(value, 2) for key, value in seconds.items()})
+        **shared,
+        trained_substeps=case.substeps,
+        trained_as=case.scheme,
+        rerun_with=case.rerun_with,
+        parameters=sum(p.numel() for p in net.parameters()),
+        epoch=trained.epoch,
+        history=trained.history,
+        measurements=measurements,
+        stability=metrics,
+        cloud=cloud,
+        solver=solver and replace(solver, **trained.unsolved),
+        unsolved=unsolved,
+        audit=audit,
+        seconds={key: round(value, 2) for key, value in seconds.items()},
+    )
     records = [record]
     for substeps in case.rerun_with:
         odenets.set_scheme(net, case.scheme, substeps=substeps)
         measurements = _accuracy(net, split, config, case, functools.partial(progress, f"attacks, {substeps} substeps"))
-        records.append(replace(record, substeps=substeps, measurements=measurements, history=(), stability=(), cloud={},
-                               solver=evaluation.measure_solver(net, split.test), unsolved=None, audit=None, seconds={}))
+        records.append(
+            replace(
+                record,
+                substeps=substeps,
+                measurements=measurements,
+                history=(),
+                stability=(),
+                cloud={},
+                solver=evaluation.measure_solver(net, split.test),
+                unsolved=None,
+                audit=None,
+                seconds={},
+            )
+        )
     return records
 
 

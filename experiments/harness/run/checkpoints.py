@@ -2,6 +2,7 @@
 
 A file is a torch archive (torch.load(path, weights_only=True) reads it) followed by a mark and the SHA-256 of the archive.
 """
+
 import hashlib
 import io
 import os
@@ -46,8 +47,10 @@ def save(path, content):
         _sync_folder(Path(path).parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)  # on a full disk its room is needed
-        raise OSError(f"cannot save {path} ({error.strerror or error}); what was saved before is intact: make room, and "
-                      f"--resume goes on from there") from error
+        raise OSError(
+            f"cannot save {path} ({error.strerror or error}); what was saved before is intact: make room, and "
+            f"--resume goes on from there"
+        ) from error
 
 
 def read(path):
@@ -75,8 +78,12 @@ def build(description):
     if description["model"] not in odenets.MODELS:
         raise InputError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
     return odenets.MODELS[description["model"]](
-        num_classes=description["num_classes"], in_channels=description["in_channels"], scheme=description["scheme"],
-        substeps=description["substeps"], field=description.get("field", "residual"))
+        num_classes=description["num_classes"],
+        in_channels=description["in_channels"],
+        scheme=description["scheme"],
+        substeps=description["substeps"],
+        field=description.get("field", "residual"),
+    )
 
 
 def load_net(path, device="cpu"):

@@ -1,4 +1,5 @@
 """The configuration of a run: everything that determines its results, and the incidental rest. JSON is its edge."""
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -59,8 +60,10 @@ class RunConfig:
         training = {f.name for f in fields(TrainingSettings)}
         own = {f.name for f in fields(cls)} - {"settings"}
         settings = TrainingSettings(**{key: value for key, value in entry.items() if key in training})
-        return cls(settings=settings, **{key: tuple(value) if isinstance(value, list) else value
-                                         for key, value in entry.items() if key in own})
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in own
+        }
+        return cls(settings=settings, **known)
 
 
 @dataclass(frozen=True, kw_only=True)

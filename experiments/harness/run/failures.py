@@ -1,4 +1,5 @@
 """What went wrong, in one line: expected errors as the sentence they are, others with their type and their traceback kept."""
+
 import re
 import site
 import sysconfig
@@ -93,8 +94,10 @@ def _first(keys, between=", "):
 def _hint(missing, unexpected):
     for prefix, wrapper in PREFIXES.items():
         if unexpected and all(key.startswith(prefix) for key in unexpected):
-            return (f"; {wrapper} put {prefix!r} before the keys: load {{key.removeprefix({prefix!r}): value for key, value in "
-                    "state.items()}")
+            return (
+                f"; {wrapper} put {prefix!r} before the keys: load {{key.removeprefix({prefix!r}): value for key, value in "
+                "state.items()}"
+            )
         if missing and all(key.startswith(prefix) for key in missing):
             return f"; the network is wrapped by {wrapper}, the state dict is not: load it into the network within"
     return ""

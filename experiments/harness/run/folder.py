@@ -1,4 +1,5 @@
 """A run's folder: config.json, records.jsonl (one case a line, append-only) and the tables derived from it."""
+
 import csv
 import io
 import json
@@ -12,8 +13,16 @@ from experiments.harness.run.config import INCIDENTAL, RunConfig
 from experiments.harness.run.schema import WORST, Record, worst_over
 from odenets.errors import InputError
 
-OWN_FILES = ("config.json", "records.jsonl", "accuracy.csv", "stability.csv", "audit.csv", "report.html", "figures",
-             "checkpoints")
+OWN_FILES = (
+    "config.json",
+    "records.jsonl",
+    "accuracy.csv",
+    "stability.csv",
+    "audit.csv",
+    "report.html",
+    "figures",
+    "checkpoints",
+)
 _held: dict[Path, filelock.BaseFileLock] = {}  # of the folders that this process works in, until it ends
 
 
@@ -43,15 +52,19 @@ class Run:
         self.environment_changes = []
         if present:
             if not (self.folder / "config.json").is_file():
-                raise InputError(f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
-                                 f"choose another --out")
+                raise InputError(
+                    f"{folder} holds {', '.join(present)} but no config.json, so that it is no run to go on with; "
+                    f"choose another --out"
+                )
             before = _comparable(read_config(self.folder / "config.json"))
             if before.get("experiment") != config.get("experiment"):
                 whose = f"a run of {before['experiment']}" if "experiment" in before else "the config.json of something else"
                 raise InputError(f"{folder} holds {whose}, and this is {config.get('experiment')}; choose another --out")
             if not resume:
-                raise InputError(f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume "
-                                 f"to go on with it")
+                raise InputError(
+                    f"{folder} already holds a run ({', '.join(present)}); choose another --out, or add --resume "
+                    f"to go on with it"
+                )
             _refuse_changes(folder, before, _comparable(config))
             self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
         _hold(self.folder)
@@ -96,18 +109,51 @@ class Run:
         """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
         measured = ("attack", "epsilon", "gradient", "correct", "total")
-        self._write_csv("accuracy.csv", (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field"), (
-            [*(getattr(r, key) for key in shared), *(getattr(m, key) for key in measured), round(m.accuracy, 6), m.untrusted,
-             r.trained_substeps, r.verdict, r.field]
-            for r in self.records for m in _with_the_worst(r.measurements)))
+        self._write_csv(
+            "accuracy.csv",
+            (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field"),
+            (
+                [
+                    *(getattr(r, key) for key in shared),
+                    *(getattr(m, key) for key in measured),
+                    round(m.accuracy, 6),
+                    m.untrusted,
+                    r.trained_substeps,
+                    r.verdict,
+                    r.field,
+                ]
+                for r in self.records
+                for m in _with_the_worst(r.measurements)
+            ),
+        )
         columns = ("stage", "block", "metric", "value")
-        self._write_csv("stability.csv", ("scheme", "seed", *columns, "substeps", "audit", "field"), (
-            [r.scheme, r.seed, *(getattr(row, key) for key in columns), r.substeps, r.verdict, r.field]
-            for r in self.records for row in r.stability))
-        self._write_csv("audit.csv", ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"), (
-            [r.scheme, r.seed, c.name, {True: "yes", False: "no", None: "not applicable"}[c.passed], c.reason,
-             json.dumps(c.figures), json.dumps(c.thresholds)]
-            for r in self.records if r.audit for c in r.audit.checks))
+        self._write_csv(
+            "stability.csv",
+            ("scheme", "seed", *columns, "substeps", "audit", "field"),
+            (
+                [r.scheme, r.seed, *(getattr(row, key) for key in columns), r.substeps, r.verdict, r.field]
+                for r in self.records
+                for row in r.stability
+            ),
+        )
+        self._write_csv(
+            "audit.csv",
+            ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"),
+            (
+                [
+                    r.scheme,
+                    r.seed,
+                    c.name,
+                    {True: "yes", False: "no", None: "not applicable"}[c.passed],
+                    c.reason,
+                    json.dumps(c.figures),
+                    json.dumps(c.thresholds),
+                ]
+                for r in self.records
+                if r.audit
+                for c in r.audit.checks
+            ),
+        )
 
     def _write_csv(self, name, header, rows):
         text = io.StringIO()

@@ -1,4 +1,5 @@
 """Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
+
 import copy
 from dataclasses import replace
 
@@ -22,8 +23,12 @@ def gradients(scheme):
 def attack_plan(net, attacks, epsilons):
     """What `measure_attack` has to be asked for: (attack, epsilon, gradient), first clean images."""
     ways = next((gradients(stage.scheme) for stage in odenets.stages(net).values()), ("exact",))
-    attacked = [(name, epsilon, gradient) for name in attacks for epsilon in epsilons
-                for gradient in (ways if stability.get_attack(name).follows_gradient else ways[:1])]
+    attacked = [
+        (name, epsilon, gradient)
+        for name in attacks
+        for epsilon in epsilons
+        for gradient in (ways if stability.get_attack(name).follows_gradient else ways[:1])
+    ]
     return [("clean", 0.0, "exact"), *attacked]
 
 
@@ -47,8 +52,14 @@ def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Li
     with configured(net, gradient=gradient):
         result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
     hanging = stability.path_dependent(net, result.x_adv[result.untrusted]) if result.untrusted.any() else None
-    return Measurement.of(name, epsilon, gradient, result.robust.cpu().numpy(), int(result.untrusted.sum()),
-                          0 if hanging is None else int(hanging.sum()))
+    return Measurement.of(
+        name,
+        epsilon,
+        gradient,
+        result.robust.cpu().numpy(),
+        int(result.untrusted.sum()),
+        0 if hanging is None else int(hanging.sum()),
+    )
 
 
 def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
@@ -64,8 +75,9 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     """
     net, images = copy.deepcopy(net).double(), images.double()
     blocks = stability.dynamics(net, images, dimension, DENSE_LIMIT, DENSE_IMAGES, progress=progress)
-    rows = [_row(block.stage, block.block, name, value)
-            for block in blocks for name, value in stability.predictors(block).items()]
+    rows = [
+        _row(block.stage, block.block, name, value) for block in blocks for name, value in stability.predictors(block).items()
+    ]
     exponents, whole = stability.stage_exponents(net, images[:EXPONENT_IMAGES], tol=EXPONENT_TOL)
     cloud = {}
     for index, found in enumerate(exponents):
@@ -108,9 +120,14 @@ def measure_solver(net, split, batch_size=500):
     hanging = stability.path_dependent(net, split.images)
     iterations = torch.cat([solution.iterations for solution in solutions]).double()
     evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)
-    return SolverStatistics(1 - torch.cat(solved).double().mean().item(), 1 - backward.double().mean().item(),
-                            iterations.mean().item(), int(iterations.max()), evaluations / len(iterations),
-                            path_dependent_share=None if hanging is None else hanging.double().mean().item())
+    return SolverStatistics(
+        1 - torch.cat(solved).double().mean().item(),
+        1 - backward.double().mean().item(),
+        iterations.mean().item(),
+        int(iterations.max()),
+        evaluations / len(iterations),
+        path_dependent_share=None if hanging is None else hanging.double().mean().item(),
+    )
 
 
 @torch.no_grad()
@@ -133,8 +150,10 @@ def measure_audit(net, test, epsilon, count, threat=stability.Linf, full=False):
     """
     settings = {"many_steps": (100, 1000), "queries": 2000, "sources": odenets.list_schemes()} if full else {}
     audit = stability.audit(net, test.images[:count], test.labels[:count], threat(epsilon), **settings)
-    checks = tuple(CheckResult(check.name, check.passed, check.reason, _plain(check.figures), _plain(check.thresholds))
-                   for check in audit.checks)
+    checks = tuple(
+        CheckResult(check.name, check.passed, check.reason, _plain(check.figures), _plain(check.thresholds))
+        for check in audit.checks
+    )
     return AuditResult(audit.passed, count, epsilon, checks)
 
 

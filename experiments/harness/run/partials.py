@@ -1,4 +1,5 @@
 """The checkpoints of a training that is under way: the last two are kept, and a damaged one is stepped over."""
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,11 @@ class Partials:
                 self.say(f"{error}; set aside as {aside.name}, going on from the checkpoint before, if any")
                 continue
             theirs = content["identity"]
-            changes = [f"{key} was {theirs.get(key)!r} and is now {self.identity.get(key)!r}"
-                       for key in sorted({*theirs, *self.identity}) if theirs.get(key) != self.identity.get(key)]
+            changes = [
+                f"{key} was {theirs.get(key)!r} and is now {self.identity.get(key)!r}"
+                for key in sorted({*theirs, *self.identity})
+                if theirs.get(key) != self.identity.get(key)
+            ]
             if changes:
                 raise InputError(f"{path} belongs to another training ({'; '.join(changes)}); choose another --out")
             return content["state"]

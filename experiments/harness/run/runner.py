@@ -1,4 +1,5 @@
 """Running the cases of a run: a single-threaded process for each core, or one after the other on a GPU; progress; resuming."""
+
 import multiprocessing
 import os
 import queue
@@ -18,8 +19,12 @@ from experiments.harness.words import radius
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
 # activation to the system and fault it in again, 12 to 26 % of the time of a training step.
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
-                      "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
 _updates = None  # the queue to the parent, in a worker
 
 
@@ -89,11 +94,13 @@ def _in_turn(run, config, todo, workers, progress, finished):
         torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
     try:
         for case in todo:
+
             def report(phase, done, total, case=case):
                 progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
 
             def say(sentence, case=case):
                 _say(progress, case.name, sentence)
+
             finished(case, *_attempt(config, run.folder, case, report, say))
     finally:
         torch.set_num_threads(threads)
@@ -150,8 +157,13 @@ def _end_with(parent):
 
 
 def _work(config, folder, case):
-    return _attempt(config, folder, case, lambda *update: _updates.put((case.name, *update)),
-                    lambda sentence: _updates.put((case.name, sentence)))
+    return _attempt(
+        config,
+        folder,
+        case,
+        lambda *update: _updates.put((case.name, *update)),
+        lambda sentence: _updates.put((case.name, sentence)),
+    )
 
 
 def _attempt(config, folder, case, report, say):

@@ -1,4 +1,5 @@
 """What a run records, as objects. JSON is their edge: `from_json` reads what any version wrote, `to_json` writes today's."""
+
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,8 +34,9 @@ class Measurement:
     path_dependent: int = 0
 
     @classmethod
-    def of(cls, attack: str, epsilon: float, gradient: str, mask: np.ndarray, untrusted: int,
-           path_dependent: int = 0) -> "Measurement":
+    def of(
+        cls, attack: str, epsilon: float, gradient: str, mask: np.ndarray, untrusted: int, path_dependent: int = 0
+    ) -> "Measurement":
         """From the mask itself, (total,) bool."""
         bits = np.packbits(mask).tobytes().hex()
         return cls(attack, epsilon, gradient, int(mask.sum()), len(mask), untrusted, bits, path_dependent)
@@ -49,8 +51,10 @@ class Measurement:
         """(total,) bool: which images were classified rightly; ValueError where it contradicts the count."""
         mask = np.unpackbits(np.frombuffer(bytes.fromhex(self.bits), dtype=np.uint8))[: self.total].astype(bool)
         if len(mask) != self.total or mask.sum() != self.correct:
-            raise InputError(f"damaged record: {self.attack} at epsilon {self.epsilon} says {self.correct} of {self.total} "
-                             f"images correct, its bits say {mask.sum()} of {len(mask)}")
+            raise InputError(
+                f"damaged record: {self.attack} at epsilon {self.epsilon} says {self.correct} of {self.total} "
+                f"images correct, its bits say {mask.sum()} of {len(mask)}"
+            )
         return mask
 
 
@@ -156,14 +160,17 @@ class Record:
         try:
             entry = _migrated(entry)
             audit = entry.get("audit")
-            return cls(**entry | {
-                "measurements": tuple(Measurement(**m) for m in entry["measurements"]),
-                "history": tuple(Epoch(**e) for e in entry.get("history", ())),
-                "stability": tuple(Metric(**m) for m in entry.get("stability", ())),
-                "rerun_with": tuple(entry.get("rerun_with", ())),
-                "solver": SolverStatistics(**entry["solver"]) if entry.get("solver") else None,
-                "audit": audit and AuditResult(**audit | {"checks": tuple(CheckResult(**c) for c in audit["checks"])}),
-            })
+            return cls(
+                **entry
+                | {
+                    "measurements": tuple(Measurement(**m) for m in entry["measurements"]),
+                    "history": tuple(Epoch(**e) for e in entry.get("history", ())),
+                    "stability": tuple(Metric(**m) for m in entry.get("stability", ())),
+                    "rerun_with": tuple(entry.get("rerun_with", ())),
+                    "solver": SolverStatistics(**entry["solver"]) if entry.get("solver") else None,
+                    "audit": audit and AuditResult(**audit | {"checks": tuple(CheckResult(**c) for c in audit["checks"])}),
+                }
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"no record of a network ({error})") from error
 

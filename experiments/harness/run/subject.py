@@ -1,4 +1,5 @@
 """What a script is asked to look at: a network that one of our runs trained, or any module that a user brings."""
+
 import importlib
 import importlib.util
 import sys
@@ -92,8 +93,10 @@ def _imported(text, device):
         raise InputError(f"{text} gave a {type(net).__name__}; it must be, or return, a torch.nn.Module")
     for part, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise InputError(f"{text}: {part or 'the module'} is a {type(module).__name__} in training mode, in which images "
-                             f"depend on their neighbours; return net.eval()")
+            raise InputError(
+                f"{text}: {part or 'the module'} is a {type(module).__name__} in training mode, in which images "
+                f"depend on their neighbours; return net.eval()"
+            )
     return Subject(text, net.to(device).eval(), text)
 
 

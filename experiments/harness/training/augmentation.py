@@ -1,4 +1,5 @@
 """Random crops, mirror images and rotations of a whole batch on its device, one draw for each image, no loop over images."""
+
 import math
 
 import torch
@@ -30,6 +31,7 @@ def augment(images, dataset, generator, kind="standard"):
 
     def draw(bound):
         return torch.randint(bound, (batch, 1), generator=generator, device=generator.device).to(images.device)
+
     rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
     if dataset in MIRRORED:
         columns = torch.where(draw(2) == 1, columns.flip(0), columns)

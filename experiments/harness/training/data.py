@@ -1,4 +1,5 @@
 """Images in [0, 1] as tensors, split into train, held-out and test once and for all."""
+
 import gzip
 import pickle
 import zipfile
@@ -13,8 +14,12 @@ from torchvision import datasets
 from odenets.errors import InputError
 
 # name: (torchvision class, number of classes); digits is scikit-learn's and needs no file.
-REMOTE = {"mnist": (datasets.MNIST, 10), "fashion-mnist": (datasets.FashionMNIST, 10),
-          "cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}
+REMOTE = {
+    "mnist": (datasets.MNIST, 10),
+    "fashion-mnist": (datasets.FashionMNIST, 10),
+    "cifar10": (datasets.CIFAR10, 10),
+    "cifar100": (datasets.CIFAR100, 100),
+}
 DATASETS = ("digits", *REMOTE)
 SPLIT_SEED = 20  # fixed: every run, scheme and seed sees the same split
 
@@ -95,11 +100,14 @@ def _read(name, folder, train, download):
         dataset = REMOTE[name][0](str(folder), train=train, download=False)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         if _present(name, folder):
-            raise InputError(f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download "
-                             f"again") from None
+            raise InputError(
+                f"the {name} files in {folder} are damaged ({_first_line(error)}); remove them and download again"
+            ) from None
         if not download:
-            raise InputError(f"no {name} files in {folder} and --no-download given; put torchvision's files there "
-                             f"(--data-dir), or use --dataset digits, which needs none") from None
+            raise InputError(
+                f"no {name} files in {folder} and --no-download given; put torchvision's files there "
+                f"(--data-dir), or use --dataset digits, which needs none"
+            ) from None
         dataset = _download(name, folder, train)
     images = torch.as_tensor(np.asarray(dataset.data))
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
@@ -113,8 +121,10 @@ def _download(name, folder, train):
     try:
         return REMOTE[name][0](str(folder), train=train, download=True)
     except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise InputError(f"no {name} files in {folder}, and the download failed ({_first_line(error)}); use --data-dir with "
-                         f"torchvision's files, or --dataset digits, which needs none") from None
+        raise InputError(
+            f"no {name} files in {folder}, and the download failed ({_first_line(error)}); use --data-dir with "
+            f"torchvision's files, or --dataset digits, which needs none"
+        ) from None
 
 
 def _present(name, folder):

@@ -1,4 +1,5 @@
 """What is known of an epoch once it has ended."""
+
 from dataclasses import dataclass
 
 

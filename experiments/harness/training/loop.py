@@ -3,6 +3,7 @@
 No test image is seen here. At any moment everything that the rest of the training depends on lies in one dict, which can be
 saved and, after a kill, taken up again: on a CPU the outcome is then the same to the last bit.
 """
+
 import copy
 import math
 import time
@@ -65,8 +66,17 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     schedule = make_schedule(optimizer, settings, passes * batches * rounds, settings.warmup_epochs * batches)
     live = {"net": net, "optimizer": optimizer, "schedule": schedule}
     generators = _generators(seed, data.train.labels.device)
-    book = {"epoch": 0, "batch": 0, "loss": 0.0, "failed": [0, 0], "solved": 0, "history": [], "best": None, "memory": {},
-            "seconds": 0.0}
+    book = {
+        "epoch": 0,
+        "batch": 0,
+        "loss": 0.0,
+        "failed": [0, 0],
+        "solved": 0,
+        "history": [],
+        "best": None,
+        "memory": {},
+        "seconds": 0.0,
+    }
     state = store.latest() if store else None
     if state:
         _restore(state, live, generators, book)
@@ -129,8 +139,10 @@ def _divergence(net, x, value, norm, epoch):
         reason = stability.explain(net, x[:EXPLAINED])
     except (ValueError, RuntimeError) as error:  # the explanation must not hide what it explains
         reason = f"no explanation ({error})"
-    return (f"training diverged: the loss is {value:g}, its gradient has norm {norm:g}, in epoch {epoch}; lower "
-            f"--learning-rate. {reason}")
+    return (
+        f"training diverged: the loss is {value:g}, its gradient has norm {norm:g}, in epoch {epoch}; lower "
+        f"--learning-rate. {reason}"
+    )
 
 
 def _close_epoch(net, data, settings, book, steps, say):
@@ -143,8 +155,10 @@ def _close_epoch(net, data, settings, book, steps, say):
         score = epoch.held_out_pgd
         epoch = replace(epoch, overfitting=adversarial_training.collapsed([*history, epoch], data.classes))
         if epoch.overfitting and not _overfitted(book["history"]):
-            say(f"epoch {epoch.epoch}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
-                f"under FGSM it is {epoch.held_out_fgsm:.2f}; --training pgd or a smaller --train-epsilon avoids it")
+            say(
+                f"epoch {epoch.epoch}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
+                f"under FGSM it is {epoch.held_out_fgsm:.2f}; --training pgd or a smaller --train-epsilon avoids it"
+            )
     book["history"].append(asdict(epoch))  # plain: it is part of what a checkpoint holds
     if settings.select == "last" or book["best"] is None or score >= book["best"]["score"]:
         book["best"] = {"epoch": epoch.epoch, "score": score}
@@ -161,8 +175,10 @@ def _held_out_attacks(net, data, epsilon):
     """Accuracies on held-out images under a short PGD and under FGSM; a twentieth as many images as are trained on, but 256."""
     split = data.held_out.first(max(256, len(data.train) // 20))
     threat, pair = stability.Linf(epsilon), (split.images, split.labels)
-    attacked = {"held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
-                "held_out_fgsm": stability.fgsm(net, *pair, threat)}
+    attacked = {
+        "held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
+        "held_out_fgsm": stability.fgsm(net, *pair, threat),
+    }
     return {name: accuracy(net, Split(images, split.labels)) for name, images in attacked.items()}
 
 
@@ -187,13 +203,19 @@ def accuracy(net, split, batch_size=500):
 def _generators(seed, device):
     """The order on the CPU, the rest where the images are; the CPU's generator takes 32 bits of its seed."""
     seeds = [(seed + part * 0x9E3779B1) % 2**32 for part in range(3)]
-    return {"order": torch.Generator().manual_seed(seeds[0]), "noise": torch.Generator(device).manual_seed(seeds[1]),
-            "augment": torch.Generator(device).manual_seed(seeds[2])}
+    return {
+        "order": torch.Generator().manual_seed(seeds[0]),
+        "noise": torch.Generator(device).manual_seed(seeds[1]),
+        "augment": torch.Generator(device).manual_seed(seeds[2]),
+    }
 
 
 def _snapshot(live, generators, book):
-    return {**{name: part.state_dict() for name, part in live.items()}, "book": book,
-            "generators": {name: generator.get_state() for name, generator in generators.items()}}
+    return {
+        **{name: part.state_dict() for name, part in live.items()},
+        "book": book,
+        "generators": {name: generator.get_state() for name, generator in generators.items()},
+    }
 
 
 def _restore(state, live, generators, book):

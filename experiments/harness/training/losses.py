@@ -9,6 +9,7 @@ Each takes the same arguments and returns the loss of a batch, a scalar, differe
 
 Below, CE is the mean cross-entropy, B(x) the ball around x within [0, 1].
 """
+
 import torch
 from torch.nn import functional as F
 
@@ -16,8 +17,12 @@ import odenets
 
 # Steps of the training attack where the user names none; the other methods make one step. Its size in units of epsilon, or 1.
 STEPS = {"pgd": 7, "summed": 3, "trades": 10}
-STEP_SIZE = {"pgd": lambda steps: 2.5 / steps, "summed": lambda steps: 1 / 4, "trades": lambda steps: 1 / 4,
-             "fast": lambda steps: 1.25}
+STEP_SIZE = {
+    "pgd": lambda steps: 2.5 / steps,
+    "summed": lambda steps: 1 / 4,
+    "trades": lambda steps: 1 / 4,
+    "fast": lambda steps: 1.25,
+}
 
 
 def rounds(settings):
@@ -59,6 +64,7 @@ def trades(net, x, y, settings, generator, memory):
 
     def divergence(logits):
         return F.kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
+
     noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
     attacked = _ascend(net, x, 1e-3 * noise, divergence, settings)
     clean, moved = net(torch.cat([x, attacked])).chunk(2)
@@ -76,6 +82,7 @@ def free(net, x, y, settings, generator, memory):
 
     def climb(gradient):
         memory["delta"] = _clipped(delta.detach() + settings.train_step_size * gradient.sign(), settings)
+
     delta.register_hook(climb)
     return F.cross_entropy(net((x + delta).clamp(0, 1)), y)
 
@@ -113,8 +120,7 @@ def collapsed(history, classes):
 def _pgd_images(net, x, y, settings, generator):
     noise = 2 * torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) - 1
     # The sum, not the mean: an image's gradient shall not depend on how many others there are.
-    return _ascend(net, x, settings.train_epsilon * noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-                   settings)
+    return _ascend(net, x, settings.train_epsilon * noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"), settings)
 
 
 def _ascend(net, x, delta, objective, settings):

@@ -1,4 +1,5 @@
 """Optimisers and learning-rate schedules by name; a schedule takes one step for each step of the optimiser."""
+
 from torch import optim
 from torch.optim import lr_scheduler
 
@@ -13,7 +14,8 @@ SCHEDULES = {
     "cosine": lambda optimizer, peak, total: lr_scheduler.CosineAnnealingLR(optimizer, total),
     # A tenth after 2/3, 5/6 and 14/15 of the way: epochs 100, 125 and 140 of 150, as in Li, He, Lin (2020).
     "multistep": lambda optimizer, peak, total: lr_scheduler.MultiStepLR(
-        optimizer, [round(total * share) for share in (2 / 3, 5 / 6, 14 / 15)]),
+        optimizer, [round(total * share) for share in (2 / 3, 5 / 6, 14 / 15)]
+    ),
     "constant": lambda optimizer, peak, total: lr_scheduler.ConstantLR(optimizer, 1.0, total),
     "linear": lambda optimizer, peak, total: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total),
 }

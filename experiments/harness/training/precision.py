@@ -1,4 +1,5 @@
 """bfloat16 in training: passes under autocast, within which an `odenets.ODEStage` keeps its states and solves in float32."""
+
 import torch
 from torch import nn
 

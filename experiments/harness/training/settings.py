@@ -1,4 +1,5 @@
 """The settings of a training, each stated once: default, range and help."""
+
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,32 +18,51 @@ class TrainingSettings:
 
     training: str = option("standard", "", choices=METHODS)
     train_epsilon: float = option(0.1, "radius of the training attack", minimum=0, implied="the middle one of --epsilons")
-    train_steps: int | None = option(None, "its steps", minimum=1, implied=", ".join(
-        f"{steps} for {name}" for name, steps in STEPS.items()))
+    train_steps: int | None = option(
+        None, "its steps", minimum=1, implied=", ".join(f"{steps} for {name}" for name, steps in STEPS.items())
+    )
     train_step_size: float | None = option(
-        None, "size of a step", minimum=0,
-        implied="by method: pgd 2.5 epsilon / steps, summed and trades epsilon / 4, free epsilon, fast 1.25 epsilon")
+        None,
+        "size of a step",
+        minimum=0,
+        implied="by method: pgd 2.5 epsilon / steps, summed and trades epsilon / 4, free epsilon, fast 1.25 epsilon",
+    )
     trades_beta: float = option(6.0, "weight of the divergence in TRADES", minimum=0)
     free_replays: int = option(4, "uses of a batch in Free training", minimum=1)
     clean_epochs: int = option(
-        0, "so many epochs on clean images first; 1 helps where an attacked net does not leave the uniform guess", minimum=0)
+        0, "so many epochs on clean images first; 1 helps where an attacked net does not leave the uniform guess", minimum=0
+    )
     warmup_epochs: int = option(
-        0, "so many epochs in which the learning rate rises linearly; one-cycle has a rise of its own", minimum=0)
+        0, "so many epochs in which the learning rate rises linearly; one-cycle has a rise of its own", minimum=0
+    )
     epochs: int = option(20, "passes of gradients over the training images, replays counted", minimum=1, implied="by data set")
     batch_size: int = option(64, "", minimum=1)
     optimizer: str = option("adamw", "sgd has momentum 0.9", choices=OPTIMIZERS)
-    learning_rate: float | None = option(None, "peak of the schedule", minimum=1e-8, implied=", ".join(
-        f"{rates['learning_rate']:g} for {name}" for name, rates in OPTIMIZERS.items()))
-    weight_decay: float | None = option(None, "of the optimiser", minimum=0, implied=", ".join(
-        f"{rates['weight_decay']:g} for {name}" for name, rates in OPTIMIZERS.items()))
+    learning_rate: float | None = option(
+        None,
+        "peak of the schedule",
+        minimum=1e-8,
+        implied=", ".join(f"{rates['learning_rate']:g} for {name}" for name, rates in OPTIMIZERS.items()),
+    )
+    weight_decay: float | None = option(
+        None,
+        "of the optimiser",
+        minimum=0,
+        implied=", ".join(f"{rates['weight_decay']:g} for {name}" for name, rates in OPTIMIZERS.items()),
+    )
     schedule: str = option("one-cycle", "of the learning rate", choices=SCHEDULES)
-    select: str = option("best", "best: the epoch that is best on held-out training images, under a short PGD where training "
-                                 "is adversarial; last: the last one", choices=SELECTIONS)
+    select: str = option(
+        "best",
+        "best: the epoch that is best on held-out training images, under a short PGD where training "
+        "is adversarial; last: the last one",
+        choices=SELECTIONS,
+    )
     stop_overfitting: bool = option(False, "end an adversarial training that has overfitted to single steps")
     augment: str = option("none", "crops, mirror images; rotations too", choices=AUGMENTATIONS, implied="standard for CIFAR")
     precision: str = option("float32", "of training; all else is float32", choices=PRECISIONS)
     log_norm_penalty: float = option(
-        0.0, "weight of the mean of max(0, mu_2) over blocks and images in the loss; 0: none", minimum=0)
+        0.0, "weight of the mean of max(0, mu_2) over blocks and images in the loss; 0: none", minimum=0
+    )
     checkpoint_seconds: float = option(300.0, "save the state of a training that often, and after each epoch", minimum=0)
 
     def resolved(self) -> "TrainingSettings":
@@ -52,7 +72,7 @@ class TrainingSettings:
         size = self.train_step_size
         if size is None:
             size = self.train_epsilon * STEP_SIZE.get(method, lambda steps: 1.0)(steps)
-        chosen = {name: rates[name] if getattr(self, name) is None else getattr(self, name) for name in rates}
+        chosen: dict[str, Any] = {name: rates[name] if getattr(self, name) is None else getattr(self, name) for name in rates}
         return replace(self, train_steps=steps, train_step_size=size, **chosen)
 
 
@@ -66,7 +86,7 @@ def training_settings(args: Any, dataset: str, epochs: int, epsilon: float) -> T
     Raises:
         ValueError: Names what is wrong and what is valid.
     """
-    implied = {"epochs": epochs, "train_epsilon": epsilon, "augment": DEFAULT.get(dataset, "none")}
+    implied: dict[str, Any] = {"epochs": epochs, "train_epsilon": epsilon, "augment": DEFAULT.get(dataset, "none")}
     settings = TrainingSettings(**implied | read_options(args, TrainingSettings))
     check_warmup(settings.schedule, settings.warmup_epochs)
     return settings.resolved()
