@@ -138,6 +138,9 @@ class ExponentialEuler(KrylovScheme):
     Of order 2 on autonomous problems, of order 1 in general, since df/dt is left out. It solves no equation; its tolerance is
     that of the Krylov approximation, which gradients pass through. The tolerance is tight because it is cheap: phi_1
     converges faster than geometrically.
+
+    Gradients are those of the Arnoldi process. Where f(y) lies in a small invariant subspace of J (an eigenvector, or an
+    equilibrium f(y) = 0) they miss what a perturbation brings from outside of it, and are wrong.
     """
 
     tol: float = 1e-10
