@@ -19,14 +19,16 @@ def as_function(field, n, running, guard):
     Args:
         field: Module or function, the n-th of the stage.
         n: Its number, for the error.
-        running: A list that is emptied when the forward pass is over.
+        running: A list that is emptied when the forward pass is over; None where nobody calls f from then on, so that it
+            need not remember the tensors.
         guard: The `Guard` of the pass: the state stays as it is, whatever the field writes into.
     """
-    own, evaluate = dict(_tensors(field)), guarded(field, guard)
-    with_own = guarded(partial(_called, field, own), guard)
+    evaluate = guarded(field, guard)
+    own = {} if running is None else dict(_tensors(field))
+    with_own = evaluate if running is None else guarded(partial(_called, field, own), guard)
 
     def f(t, y):
-        current = running or all(tensor is own[name] for name, tensor in _tensors(field))
+        current = running is None or running or all(tensor is own[name] for name, tensor in _tensors(field))
         slope = (evaluate if current else with_own)(t, y)
         if slope.shape != y.shape:
             raise InputError(

@@ -78,7 +78,7 @@ class ODEStage(nn.Module):
         self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
         step, running, guard = self.scheme.stepper(), [True], self._habits.guard(self.training)
         for n, field in enumerate(fields):
-            f = as_function(field, n, running, guard)
+            f = as_function(field, n, running if self.scheme.iterates else None, guard)
             for k in range(self.substeps):
                 y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
                 if trajectory:
