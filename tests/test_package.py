@@ -29,22 +29,37 @@ def test_imports_go_one_way(layer):
 
 # What the files of a folder may import of ours. A folder says by this which question it answers, and from what it answers it.
 KNOWN = {
-    "odenets/solve": ["odenets.errors", "odenets.solve"],
-    "odenets/schemes": ["odenets.errors", "odenets.specs", "odenets.solve", "odenets.schemes"],
+    "odenets/solve": ["odenets.errors", "odenets.types", "odenets.solve"],
+    "odenets/schemes": ["odenets.errors", "odenets.types", "odenets.specs", "odenets.solve", "odenets.schemes"],
     "odenets/nets": ["odenets"],
-    "stability/methods": ["odenets.schemes", "stability.errors", "stability.methods"],
-    "stability/linear": ["stability.errors", "stability.random", "stability.scaling", "stability.linear"],
-    "stability/attacks": ["stability.errors", "stability.specs", "stability.random", "stability.scaling", "stability.attacks"],
+    "stability/methods": ["odenets.schemes", "odenets.types", "stability.errors", "stability.types", "stability.methods"],
+    "stability/linear": ["stability.errors", "stability.types", "stability.random", "stability.scaling", "stability.linear"],
+    "stability/attacks": [
+        "stability.errors",
+        "stability.types",
+        "stability.specs",
+        "stability.random",
+        "stability.scaling",
+        "stability.attacks",
+    ],
     "stability/network": [
         "odenets",
         "stability.errors",
+        "stability.types",
         "stability.random",
         "stability.scaling",
         "stability.methods",
         "stability.linear",
         "stability.network",
     ],
-    "stability/masking": ["odenets", "stability.errors", "stability.random", "stability.attacks", "stability.masking"],
+    "stability/masking": [
+        "odenets",
+        "stability.errors",
+        "stability.types",
+        "stability.random",
+        "stability.attacks",
+        "stability.masking",
+    ],
     "experiments/harness/training": [
         "odenets",
         "stability",

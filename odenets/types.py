@@ -1,0 +1,31 @@
+"""The words of the signatures: tensors with their shapes, and what a field is.
+
+Shapes are jaxtyping's: within one signature the same name is the same size, and `*shape` stands for any number of axes. To Python
+and to a type checker they are annotations; the tests check them at run time (tests/typechecked.py).
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+State = Float[Tensor, "batch *shape"]  # of an equation, or images: one row a sample
+Trajectory = Float[Tensor, "times batch *shape"]
+PerSample = Float[Tensor, "batch"]
+Flags = Bool[Tensor, "batch"]
+Counts = Int[Tensor, "batch"]
+Rows = Float[Tensor, "batch unknowns"]  # states, or vectors of a solver, flat
+Scalar = Float[Tensor, ""]
+Time = float | Scalar  # a time, or a step size: a tensor under torch.compile
+Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row
+Residual = Callable[..., State]  # (z, *samples) -> residual, all (B, ...)
+
+
+@runtime_checkable
+class Field(Protocol):
+    """The right-hand side of y' = f(t, y), each sample on its own: a function or a module."""
+
+    def __call__(self, t: Time, y: State, /) -> State:
+        """dy/dt at (t, y), of the shape of y."""
+        ...
