@@ -3,7 +3,8 @@
 mu_2(J) is the rightmost eigenvalue of (J + J^T)/2; two solutions part no faster than exp(t mu_2). A stable scheme keeps what
 the flow contracts and no more, so where stability shall matter the field itself must not expand. Every field has
 `mu_bound(y)`: a proven upper bound of mu_2 at the state y. GroupNorm's Jacobian grows as 1/std(y), so that blocks with it
-have a bound at each state only; the antisymmetric and the gradient-flow field do without, and theirs holds everywhere.
+have a bound at each state only; the antisymmetric field and those of `odenets.nets.monotone` do without, and theirs holds
+everywhere.
 """
 
 import math
@@ -15,34 +16,10 @@ from torch.nn import functional as F
 
 from odenets.errors import InputError
 from odenets.nets.convolution import operator_bound
+from odenets.nets.layers import basic_layers, norm_relu
+from odenets.nets.layers import bottleneck_layers as bottleneck_layers
+from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Skew
 from odenets.specs import canonical, read_arguments, read_name
-
-
-def _norm_relu(channels):
-    return [nn.GroupNorm(1, channels), nn.ReLU()]
-
-
-def basic_layers(inputs, outputs, stride=1):
-    """GroupNorm-ReLU-conv3x3, twice, no biases; the stride sits on the first convolution."""
-    return nn.Sequential(
-        *_norm_relu(inputs),
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        *_norm_relu(outputs),
-        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-    )
-
-
-def bottleneck_layers(inputs, outputs, stride=1, expansion=4):
-    """GroupNorm-ReLU-conv, three times, 1x1, 3x3, 1x1; the stride sits on the 3x3."""
-    width = outputs // expansion
-    return nn.Sequential(
-        *_norm_relu(inputs),
-        nn.Conv2d(inputs, width, 1, bias=False),
-        *_norm_relu(width),
-        nn.Conv2d(width, width, 3, stride, 1, bias=False),
-        *_norm_relu(width),
-        nn.Conv2d(width, outputs, 1, bias=False),
-    )
 
 
 class Block(nn.Module):
@@ -153,46 +130,15 @@ class Antisymmetric(nn.Module):
         return f"shift={self.shift:g}, slope={self.slope:g}"
 
 
-class GradientFlow(nn.Module):
-    """f(t, y) = -K^T relu(K y + b): minus the gradient of the convex function |relu(K y + b)|^2/2.
-
-    J = -K^T D K with 0 <= D <= 1 is symmetric with eigenvalues in [-||K||^2, 0]: mu_2 <= 0. So <f(x) - f(y), x - y> <= 0, and
-    two steps of an algebraically stable scheme never part, however large h. Explicit Euler's do not if h <= 2/||K||^2.
-
-    Args:
-        layers: `basic_layers`: K maps to twice the channels; `bottleneck_layers`: to a quarter of them.
-        channels: Channels of the state.
-
-    Source: Ruthotto & Haber (2020), Deep neural networks motivated by partial differential equations; Hairer & Wanner II
-    (1996), section IV.12, for algebraic stability; Sherry et al. (2024), Designing stable neural networks using convex analysis
-    and ODEs, for explicit steps.
-    """
-
-    autonomous = True
-
-    def __init__(self, layers, channels):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 2 * channels if layers is basic_layers else channels // 4, 3, padding=1)
-
-    def forward(self, t, y):
-        """dy/dt at (B, channels, H, W); t is not used."""
-        return -F.conv_transpose2d(F.relu(self.conv(y)), self.conv.weight, padding=1)
-
-    def mu_bound(self, y):
-        """(B,) bound of mu_2: 0 at every state."""
-        return torch.zeros(len(y), dtype=y.dtype, device=y.device)
-
-    def explicit_step(self):
-        """2/||K||^2 with the bound for the norm: up to this h explicit Euler is non-expansive."""
-        return 2 / operator_bound(self.conv.weight).item() ** 2
-
-
 # name: (module, {parameter: (default, highest value)}); no parameter may be negative.
 FIELDS = {
     "residual": (Block, {}),
     "damped": (Damped, {"rate": (0.5, math.inf)}),
     "antisymmetric": (Antisymmetric, {"shift": (0.1, math.inf), "slope": (0.1, 1.0)}),
     "gradient_flow": (GradientFlow, {}),
+    "skew": (Skew, {}),
+    "monotone": (Monotone, {}),
+    "inf_monotone": (InfMonotone, {}),
 }
 
 
@@ -249,7 +195,7 @@ class Transition(nn.Module):
     def __init__(self, layers, inputs, outputs, stride):
         super().__init__()
         self.layers = layers(inputs, outputs, stride)
-        self.shortcut = nn.Sequential(*_norm_relu(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
+        self.shortcut = nn.Sequential(*norm_relu(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
 
     def forward(self, y):
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""

@@ -1,0 +1,31 @@
+"""The layers of the paper's blocks, as lists and sequences of torch modules."""
+
+from torch import nn
+
+
+def norm_relu(channels):
+    """The list GroupNorm with one group, ReLU."""
+    return [nn.GroupNorm(1, channels), nn.ReLU()]
+
+
+def basic_layers(inputs, outputs, stride=1):
+    """GroupNorm-ReLU-conv3x3, twice, no biases; the stride sits on the first convolution."""
+    return nn.Sequential(
+        *norm_relu(inputs),
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        *norm_relu(outputs),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+    )
+
+
+def bottleneck_layers(inputs, outputs, stride=1, expansion=4):
+    """GroupNorm-ReLU-conv, three times, 1x1, 3x3, 1x1; the stride sits on the 3x3."""
+    width = outputs // expansion
+    return nn.Sequential(
+        *norm_relu(inputs),
+        nn.Conv2d(inputs, width, 1, bias=False),
+        *norm_relu(width),
+        nn.Conv2d(width, width, 3, stride, 1, bias=False),
+        *norm_relu(width),
+        nn.Conv2d(width, outputs, 1, bias=False),
+    )
