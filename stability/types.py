@@ -3,6 +3,7 @@
 Shapes are jaxtyping's: within one signature the same name is the same size, and `*shape` stands for any number of axes.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ Logits = Float[Tensor, "batch classes"]
 PerSample = Float[Tensor, "batch"]
 Flags = Bool[Tensor, "batch"]
 Rows = Float[Tensor, "batch unknowns"]
+Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row
 Eigenvalues = Complex[Tensor, "batch k"]
 
 

@@ -8,7 +8,7 @@ from scipy.linalg import schur
 
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY
-from stability.linear.jacobian import dense_jacobians, forward_product, reverse_product
+from stability.linear.jacobian import dense_jacobians, linearised
 from stability.linear.spectra import entries
 from stability.random import given_or_new
 from stability.scaling import power_of_two
@@ -89,14 +89,14 @@ def _dense(f, y):
 
 
 def _estimate(f, y, signs):
-    forward, reverse = forward_product(f, y), reverse_product(f, y)
+    at = linearised(f, y)
     squares, unit = [], None
     for sign in signs:
         v = sign.expand(len(y), -1).contiguous()
-        up, down = forward(v), reverse(v)
+        up, down = at.forward(v), at.reverse(v)
         unit = power_of_two(up) if unit is None else unit
         up, down = up / unit, down / unit
-        commutator = (forward(down) - reverse(up)) / unit
+        commutator = (at.forward(down) - at.reverse(up)) / unit
         squares.append([part.double().square().sum(1).cpu() for part in (commutator, up)])
     unit = unit[:, 0].double().cpu()
     for parts, scale in zip(zip(*squares), (unit**2, unit)):

@@ -9,7 +9,7 @@ import torch
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
-from stability.linear.jacobian import dense_jacobians, forward_product, repeated, reverse_product
+from stability.linear.jacobian import dense_jacobians, linearised, repeated
 from stability.linear.spectra import entries, tolerance
 
 
@@ -106,12 +106,11 @@ def _lanczos(f, y, angles, tol, dimension, max_products, memory):
     def operator(rows):
         """Of a + ib, stored as (a, b): the Hermitian part of e^{-i angle} J is cos H - i sin S, J = H + S."""
         c, s = angles[rows].cos()[:, None], angles[rows].sin()[:, None]
-        states = repeated(y, 2 * len(rows))
-        forward, reverse = forward_product(f, states), reverse_product(f, states)
+        at = linearised(f, repeated(y, 2 * len(rows)))
 
         def apply(v):
             v = torch.cat(v.split(n, 1))
-            up, down = forward(v), reverse(v)
+            up, down = at.forward(v), at.reverse(v)
             (Ha, Hb), (Sa, Sb) = ((up + down) / 2).chunk(2), ((up - down) / 2).chunk(2)
             return torch.cat([c * Ha + s * Sb, c * Hb - s * Sa], 1)
 
@@ -121,7 +120,7 @@ def _lanczos(f, y, angles, tol, dimension, max_products, memory):
     found = leading(operator, y, len(angles), 2 * n, search)
     support, parts = found.values[:, 0].real, found.vectors[:, 0].real.double().split(n, 1)
     # One product more gives the quotient itself: J x for both parts of every eigenvector.
-    images = forward_product(f, repeated(y, 2 * len(angles)))(torch.cat(parts).to(y)).double().chunk(2)
+    images = linearised(f, repeated(y, 2 * len(angles))).forward(torch.cat(parts).to(y)).double().chunk(2)
     x, image = torch.complex(*parts), torch.complex(*images)
     points = (torch.linalg.vecdot(x, image) / torch.linalg.vecdot(x, x)).cpu()
     # Of the unit vector, in the units of J: the residual is relative to the norm.

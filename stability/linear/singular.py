@@ -7,7 +7,7 @@ import torch
 
 from stability.linear.arnoldi import MEMORY, krylov_memory
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
-from stability.linear.jacobian import forward_product, reverse_product
+from stability.linear.jacobian import linearised
 from stability.linear.spectra import check_count, entries, gram_operator, tolerance
 
 FAILURE = 1e-9  # probability over the start vector with which `norm_bound` may be too small
@@ -64,11 +64,11 @@ def singular_values(f, y, k=6, tol=None, dimension=None, max_products=MAX_PRODUC
 def _refined(f, y, V, unit):
     """Singular values of J / unit on the rows of V (B, k, n), and ||J^T u - s v|| / unit, both (B, k); and the unit (B, 1);
     float64 on the host."""
-    forward, reverse = forward_product(f, y), reverse_product(f, y)
-    images = torch.stack([forward(v.contiguous()) / unit for v in V.unbind(1)], 1)
+    at = linearised(f, y)
+    images = torch.stack([at.forward(v.contiguous()) / unit for v in V.unbind(1)], 1)
     W, s, U = torch.linalg.svd(images.double(), full_matrices=False)
     U, V = U.to(V), (W.mT @ V.double()).to(V)
-    back = torch.stack([reverse(u.contiguous()) / unit for u in U.unbind(1)], 1)
+    back = torch.stack([at.reverse(u.contiguous()) / unit for u in U.unbind(1)], 1)
     return s.cpu(), (back.double() - s[:, :, None] * V.double()).norm(dim=2).cpu(), unit.double().cpu()
 
 

@@ -12,7 +12,7 @@ import torch
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY, Krylov, krylov_memory
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
-from stability.linear.jacobian import check_state, forward_product, reverse_product
+from stability.linear.jacobian import check_state, linearised, reverse_product
 from stability.random import direction
 from stability.scaling import power_of_two
 
@@ -81,9 +81,10 @@ def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
     """
 
     def symmetric(rows):
-        forward, reverse = forward_product(f, y[rows]), reverse_product(f, y[rows])
-        return lambda v: (forward(v) + reverse(v)) / 2
+        at = linearised(f, y[rows], accurate)
+        return lambda v: (at.forward(v) + at.reverse(v)) / 2
 
+    accurate = _unseen(y, tol)
     return _extreme(symmetric, y, "LR", tol, dimension, max_products)
 
 
@@ -92,13 +93,13 @@ def spectral_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
 
     An upper bound comes with `stability.singular_values`.
     """
-    gram, units = gram_operator(f, y), torch.ones(len(y), 1).to(y)
+    gram, units = gram_operator(f, y, _unseen(y, tol)), torch.ones(len(y), 1).to(y)
     values = _extreme(lambda rows: gram(rows, units), y, "LM", tol, dimension, max_products)
     return values.clamp_min(0).sqrt() * units[:, 0].double().cpu()
 
 
-def gram_operator(f, y):
-    """Indices of samples, units (B, 1) -> v -> (J / unit)^T (J / unit) v.
+def gram_operator(f, y, accurate=0.0):
+    """Indices of samples, units (B, 1) -> v -> (J / unit)^T (J / unit) v; `accurate`: see `linearised`.
 
     The square of J would leave the range of the dtype where J does not. The unit of a sample is set where its operator is
     first asked for: a power of two, from a product.
@@ -106,14 +107,19 @@ def gram_operator(f, y):
     known = torch.zeros(len(y), dtype=torch.bool)
 
     def gram(rows, units):
-        forward, reverse = forward_product(f, y[rows]), reverse_product(f, y[rows])
+        at = linearised(f, y[rows], accurate)
         if not bool(known[rows.cpu()].all()):
             v = direction(y[0].numel(), 0).to(y).expand(len(rows), -1).contiguous()
-            units[rows], known[rows.cpu()] = power_of_two(forward(v)), True
+            units[rows], known[rows.cpu()] = power_of_two(at.forward(v)), True
         unit = units[rows]
-        return lambda v: reverse(forward(v) / unit) / unit
+        return lambda v: at.reverse(at.forward(v) / unit) / unit
 
     return gram
+
+
+def _unseen(y, tol):
+    """How far apart products with J and J^T may be where a search is for `tol`."""
+    return tolerance(y, tol) / 100
 
 
 def _extreme(operator, y, which, tol, dimension, max_products):

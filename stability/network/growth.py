@@ -1,13 +1,12 @@
 """How perturbations grow along a network: measured, as the linearised steps say, and as R(h J) of each block says."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from odenets.nets.guard import guarded
 from stability.errors import InputError
-from stability.linear.jacobian import check_independence, check_mode, check_state, load_decompositions
+from stability.linear.jacobian import check_mode, check_state, linearised, load_decompositions, repeated
 from stability.network.places import check_net, trajectories
 from stability.random import direction
 from stability.scaling import scaled_norm
@@ -160,13 +159,14 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
     if not 0 < time < float("inf"):
         raise InputError(f"time must be positive and finite, got {time}")
     p = min(smallest, k + 3)
+    steps = [linearised(f, repeated(state, p), tol / 100, square=False) for f, state in zip(maps, states)]
     Q = torch.stack([direction(y[0].numel(), seed) for seed in range(p)], 1).to(y).expand(len(y), -1, -1)
     Q = torch.linalg.qr(Q)[0]
     tiny, before = torch.finfo(y.dtype).tiny, None
     for rounds in range(1, max_rounds + 1):
         B, log_scale = torch.eye(p).to(y).expand(len(y), p, p), torch.zeros(len(y)).to(y)
-        for f, state in zip(maps, states):
-            Q, R = torch.linalg.qr(_push(f, state, Q))
+        for step in steps:
+            Q, R = torch.linalg.qr(_columns(step.forward, Q))
             B = R @ B
             size = scaled_norm(B).clamp_min(tiny)
             B, log_scale = B / size[:, None, None], log_scale + size.log()
@@ -176,41 +176,26 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
         if bool((change <= tol).all()) or rounds == max_rounds:
             break
         before, Q = values, Q @ U
-        for f, state in zip(reversed(maps), reversed(states[:-1])):
-            Q = torch.linalg.qr(_pull(f, state, Q))[0]
+        for step in reversed(steps):
+            Q = torch.linalg.qr(_columns(step.reverse, Q))[0]
     # In a space that is full there is nothing to wait for.
     return Exponents((values / time).cpu(), (change <= tol).cpu() | (p == y[0].numel()), rounds)
 
 
 def _states(maps, y):
+    """Where each map begins, and where the last one ends."""
     check_state(y)
     states = [y]
-    for f in maps:
-        check_mode(f)
-        with torch.inference_mode(False), torch.enable_grad():
-            state = states[-1].detach().clone().requires_grad_()
-            value = f(state.clone())
-        if not bool(torch.isfinite(value).all()):
-            raise InputError("a state on the way holds NaN or Inf")
-        if value.dtype != y.dtype:
-            raise InputError(f"a map gives {value.dtype} where y is {y.dtype}; convert y or the net, as in net.double()")
-        if not value.requires_grad:
-            raise InputError("a map does not depend on its state as far as autograd can see; remove detach() or no_grad()")
-        check_independence(partial(_pulled, value, state), value.detach().contiguous())
-        states.append(value.detach())
+    with torch.no_grad():
+        for f in maps:
+            check_mode(f)
+            states.append(f(states[-1].clone()))  # it may write into its argument
     return states
 
 
-def _pulled(value, state, v):
-    return torch.autograd.grad(value, state, v.reshape(value.shape))[0]
-
-
-def _push(f, y, Q):
-    """(B, m, p) products of the Jacobian of f at y (B, ...) with the columns of Q (B, n, p)."""
-    p = Q.shape[2]
-    states, columns = y.repeat_interleave(p, 0), Q.mT.reshape(-1, *y.shape[1:])
-    _, (images,) = _tangents(lambda y: (f(y),), states, columns)
-    return images.reshape(len(y), p, -1).mT
+def _columns(product, Q):
+    """(B, m, p) products with the columns of Q (B, n, p)."""
+    return product(Q.mT.reshape(-1, Q.shape[1])).reshape(len(Q), Q.shape[2], -1).mT
 
 
 def _tangents(f, y, v):
@@ -228,13 +213,3 @@ def _tangents(f, y, v):
             cotangents = tuple(torch.zeros_like(value, requires_grad=True) for value in values)
             (pulled,) = torch.autograd.grad(values, state, cotangents, create_graph=True)
             return tuple(value.detach() for value in values), torch.autograd.grad(pulled, cotangents, v)
-
-
-def _pull(f, y, Q):
-    """(B, n, p) products of the transposed Jacobian of f at y (B, ...) with the columns of Q (B, m, p)."""
-    p = Q.shape[2]
-    with torch.enable_grad():
-        states = y.detach().repeat_interleave(p, 0).requires_grad_()
-        value = f(states.clone())
-        (pulled,) = torch.autograd.grad(value, states, Q.mT.reshape(value.shape))
-    return pulled.reshape(len(y), p, -1).mT

@@ -172,7 +172,7 @@ STAGE = odenets.ODEStage(nn.Identity())
         (lambda: stability.lyapunov_exponents(torch.log, X, k=1), "NaN or Inf"),
         (lambda: stability.lyapunov_exponents(lambda y: y + y.mean(0), torch.cat([X, X]), k=1), "mixes the samples"),
         (lambda: stability.lyapunov_exponents(nn.BatchNorm1d(4).double(), torch.rand(3, 4).double(), k=1), "training mode"),
-        (lambda: stability.lyapunov_exponents(lambda y: y.float(), X, k=1), "float32 where y is torch.float64"),
+        (lambda: stability.lyapunov_exponents(lambda y: y.float(), X, k=1), "float64 to torch.float32"),
         (lambda: stability.lyapunov_exponents(lambda y: y.detach(), X, k=1), "as far as autograd can see"),
         (lambda: stability.lyapunov_exponents(torch.sin, X[:0], k=1), "no entries"),
     ],
