@@ -15,7 +15,8 @@ from odenets.nets.resnet import (
     ode_resnet_small,
     ode_resnet_small_stride2,
 )
-from odenets.nets.stage import ODEStage, converged, set_gradient, set_scheme, stages, tightened
+from odenets.nets.stage import ODEStage, converged, evaluate, recorded, set_gradient, set_scheme, stages, tightened
+from odenets.nets.statistics import Outcome
 from odenets.nets.warm import WarmStart
 from odenets.schemes import GRADIENTS, Scheme, Tableau, get_scheme, list_schemes
 from odenets.solve.root import root
@@ -31,11 +32,13 @@ __all__ = [
     "MODELS",
     "ODEResNet",
     "ODEStage",
+    "Outcome",
     "Scheme",
     "Tableau",
     "WarmStart",
     "converged",
     "convert",
+    "evaluate",
     "fields",
     "get_field",
     "get_scheme",
@@ -46,6 +49,7 @@ __all__ = [
     "ode_resnet50",
     "ode_resnet_small",
     "ode_resnet_small_stride2",
+    "recorded",
     "root",
     "set_gradient",
     "set_scheme",

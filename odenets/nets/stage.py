@@ -1,7 +1,6 @@
 """A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from numbers import Integral
 
 import torch
@@ -10,8 +9,8 @@ from torch import nn
 from odenets.errors import InputError, NoStatistics
 from odenets.nets.functions import as_function
 from odenets.nets.guard import Habits
+from odenets.nets.statistics import Outcome, StageStats
 from odenets.schemes import GRADIENTS, get_scheme
-from odenets.solve.krylov import Solution
 from odenets.solve.log import Record
 from odenets.solve.precision import precise
 
@@ -44,6 +43,7 @@ class ODEStage(nn.Module):
         self.configure(scheme=scheme, substeps=substeps, gradient="exact")
         self._habits = Habits()
         self._last = None  # what the last forward pass was, for `stats`; never read by a forward pass
+        self._noted = ()  # lists that every pass is appended to, see `evaluate`
 
     def configure(self, scheme=None, substeps=None, gradient=None):
         """Change scheme, substeps or gradient; None leaves each as it is. Nothing changes when a value is refused."""
@@ -75,7 +75,9 @@ class ODEStage(nn.Module):
         self._refuse_impure_fields()
         y, fields, dtype = precise(self.scheme, y, self.fields)
         record, h, states = Record(guesses), self.step_size, [y]
-        self._last = (record.entries, len(y), y.device, self._steps, self._startup_only, self.scheme.solves)
+        self._last = StageStats(self._steps, len(y), y.device, record.entries, self._startup_only, self.scheme.solves)
+        for passes in self._noted:
+            passes.append(self._last)
         step, running, guard = self.scheme.stepper(), [True], self._habits.guard(self.training)
         for n, field in enumerate(fields):
             f = as_function(field, n, running if self.scheme.iterates else None, guard)
@@ -93,10 +95,7 @@ class ODEStage(nn.Module):
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._last is None:
             raise NoStatistics("no statistics yet: run the stage first")
-        entries, batch, device, steps, startup_only, solving = self._last
-        solutions = tuple(entry for entry in entries if isinstance(entry, Solution))
-        accepted = tuple(entry for entry in entries if not isinstance(entry, Solution))
-        return StageStats(steps, batch, device, solutions, accepted, startup_only, solving)
+        return self._last
 
     def __getattr__(self, name):
         if name == "stats":  # Python comes here for a property without a value, and torch's answer would mislead
@@ -105,7 +104,7 @@ class ODEStage(nn.Module):
 
     def __getstate__(self):
         """Without the last pass: its tensors may belong to a transform that has ended, and a copy has not run yet."""
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": None, "_noted": ()}
 
     @property
     def _steps(self):
@@ -145,74 +144,6 @@ class _Function(nn.Module):
 
     def forward(self, t, y):
         return self.function(t, y)
-
-
-@dataclass(frozen=True)
-class StageStats:
-    """What one pass through a stage did; every figure is computed when asked for.
-
-    steps: number of time steps. solutions: one `Solution` (without its value) per equation solved. accepted: of an adaptive
-    scheme, the `AcceptedSteps` of each sample and interval. startup_only: the scheme is a multistep one, but the stage has so
-    few steps that only its start-up ran.
-    """
-
-    steps: int
-    batch: int
-    device: torch.device
-    solutions: tuple
-    accepted: tuple = ()
-    startup_only: bool = False
-    solving: bool = False  # whether the scheme solves equations at all
-
-    def _per_sample(self, field, combine, start, backward=False):
-        result = torch.full((self.batch,), start, device=self.device)
-        for solution in self.solutions:
-            if solution.backward == backward:
-                values = getattr(solution, field).to(result.dtype)
-                part = slice(solution.start, solution.start + len(values))
-                result[part] = combine(result[part], values)
-        return result
-
-    @property
-    def converged(self):
-        """(B,) bool: every equation of the forward pass reached its tolerance."""
-        return self._per_sample("converged", torch.logical_and, True)
-
-    @property
-    def residual(self):
-        """(B,) largest relative residual of the forward pass."""
-        return self._per_sample("residual", torch.maximum, 0.0)
-
-    @property
-    def iterations(self):
-        """(B,) iterations of the forward pass, all equations together."""
-        return self._per_sample("iterations", torch.add, 0)
-
-    @property
-    def backward_converged(self):
-        """(B,) bool: every linear system of the backward passes so far reached its tolerance."""
-        return self._per_sample("converged", torch.logical_and, True, backward=True)
-
-    @property
-    def backward_iterations(self):
-        """(B,) iterations of the backward passes so far."""
-        return self._per_sample("iterations", torch.add, 0, backward=True)
-
-    @property
-    def unconverged(self):
-        """Number of samples with an equation of the forward pass unsolved."""
-        return int((~self.converged).sum())
-
-    @property
-    def solves(self):
-        """Number of equations solved for each sample in the forward pass."""
-        return sum(not solution.backward and solution.start == 0 for solution in self.solutions)
-
-    @property
-    def evaluations(self):
-        """Evaluations of the fields spent on the equations of the forward pass, the mean per sample."""
-        spent = (solution.evaluations * len(solution.converged) for solution in self.solutions if not solution.backward)
-        return sum(spent) / max(1, self.batch)
 
 
 def stages(net):
@@ -263,3 +194,38 @@ def converged(net, backward=False):
     linear systems of the backward passes through it so far."""
     found = [stats for stats in (stage.stats for stage in stages(net).values()) if stats.solving]
     return torch.stack([stats.backward_converged if backward else stats.converged for stats in found]).all(0) if found else None
+
+
+@contextmanager
+def recorded(net):
+    """Within the context every pass through a stage of `net` is noted in the list that it gives: a `StageStats` each.
+
+    Contexts may be nested, each has all the passes within it. For whoever runs a net otherwise than `evaluate` does.
+    """
+    before, passes = {stage: stage._noted for stage in stages(net).values()}, []
+    try:
+        for stage, noted in before.items():
+            stage._noted = (*noted, passes)
+        yield passes
+    finally:
+        for stage, noted in before.items():
+            stage._noted = noted
+
+
+def evaluate(net, x):
+    """net(x), and what became of the equations of this very evaluation, whatever runs before, after or in between.
+
+    Args:
+        net: Any module, with or without `ODEStage`s.
+        x: What it takes, (B, ...). Where it runs a stage on other than B states (several views of an image in one batch, or
+            the images in parts) and an equation is left unsolved, each image is evaluated on its own, to tell whose it was.
+
+    Returns:
+        (net(x), its `Outcome`).
+    """
+    with recorded(net) as passes:
+        value = net(x)
+    if len(x) > 1 and any(found.batch != len(x) and found.unconverged for found in passes):
+        values, outcomes = zip(*(evaluate(net, image) for image in x.split(1)))
+        return torch.cat(values), Outcome.joined(outcomes)
+    return value, Outcome.of(len(x), passes)

@@ -2,7 +2,7 @@
 
 import torch
 
-from odenets import converged, stages, tightened
+from odenets import evaluate, stages, tightened
 from stability.attacks.images import evaluated
 from stability.attacks.judge import MISCLASSIFIED
 from stability.masking.roots import path_dependent
@@ -21,8 +21,8 @@ def deterministic(case, images=64, limit=1e-3):
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))
     order = torch.cat([order[order != 0], order[order == 0]]).to(x.device)  # what leans on the first image meets another one
     with torch.no_grad(), tightened(case.net, JUDGE_TOLERANCE):
-        first = evaluated(case.net, x)
-        solved, limit = converged(case.net), max(limit, 8 * torch.finfo(first.dtype).eps)
+        first, outcome = evaluate(case.net, x.clone())
+        solved, limit = outcome.converged, max(limit, 8 * torch.finfo(first.dtype).eps)
         again, shuffled = evaluated(case.net, x), torch.empty_like(first)
         # Parts of another size than the whole, each image among other neighbours.
         for rows in order.split(min(7, (len(x) + 1) // 2)):
@@ -155,7 +155,7 @@ def _solved(case, x):
     """((B,) bool, (B,) largest relative residual) of the equations at the present settings."""
     solved, residuals = [], []
     for part in x.split(case.batch_size):
-        evaluated(case.net, part)
-        solved.append(converged(case.net))
-        residuals.append(torch.stack([stage.stats.residual for stage in stages(case.net).values()]).amax(0))
+        _, outcome = evaluate(case.net, part.clone())
+        solved.append(outcome.converged)
+        residuals.append(outcome.residual)
     return torch.cat(solved), torch.cat(residuals)

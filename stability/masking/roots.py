@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from odenets import converged, stages, tightened
+from odenets import evaluate, stages, tightened
 from stability.attacks.images import evaluating
 
 AGREE = 1e-2  # of the spread of the logits; solves to 1e-6 differ by 1e-6 to 1e-4 of it, two roots by 0.1 and more
@@ -34,8 +34,8 @@ def path_dependent(net, x, tol=1e-6, batch_size=512):
     found = []
     with torch.no_grad(), evaluating(net), tightened(net, tol):
         for part in x.split(batch_size):
-            logits = net(part)
-            found.append(off_path(net, part, logits, converged(net)))
+            logits, outcome = evaluate(net, part.clone())
+            found.append(off_path(net, part, logits, outcome.converged))
     return torch.cat(found)
 
 
@@ -52,8 +52,8 @@ def off_path(net, x, logits, solved):
     found = torch.zeros_like(solved)
     if bool(solved.any()) and _solving(net):
         with continued(net):
-            again = net(x[solved])
-            found[solved] = ~converged(net) | ~_same(again, logits[solved])
+            again, outcome = evaluate(net, x[solved])
+        found[solved] = ~outcome.converged | ~_same(again, logits[solved])
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from odenets import converged, stages, tightened
+from odenets import evaluate, stages, tightened
 from stability.attacks.gradient import pgd
 from stability.attacks.images import accepts_indices, evaluated, evaluating
 from stability.attacks.judge import worst_case
@@ -101,7 +101,8 @@ def cold_judge(net, tol=JUDGE_TOLERANCE):
 
     def judge(x):
         with tightened(net, tol):
-            logits, solved = evaluated(net, x), converged(net)
+            logits, outcome = evaluate(net, x.clone())
+            solved = outcome.converged
             return logits, solved if solved is None else solved & ~off_path(net, x, logits, solved)
 
     return judge

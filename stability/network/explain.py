@@ -78,8 +78,9 @@ def explain(net, x, dimension=40):
     Raises:
         ValueError: See `places`.
     """
-    along = places(net, x)
-    solved = odenets.converged(net)
+    with odenets.recorded(net) as passes:
+        along = places(net, x)
+    solved = odenets.Outcome.of(len(x), passes).converged
     unsolved = None if solved is None else 1 - solved.double().mean().item()
     broken = _first_broken(net, x, along)
     if broken == (along[0].stage, along[0].block):

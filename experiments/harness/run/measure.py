@@ -8,7 +8,6 @@ import torch
 import odenets
 import stability
 from experiments.harness.run.schema import AuditResult, CheckResult, Measurement, Metric, SolverStatistics
-from stability.attacks.images import evaluated
 from stability.masking.subject import configured
 
 DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
@@ -109,14 +108,14 @@ def measure_solver(net, split, batch_size=500):
     solved, solutions, backward = [], [], None
     for x, y in zip(split.images.split(batch_size), split.labels.split(batch_size)):
         with torch.set_grad_enabled(backward is None):
-            logits = evaluated(net, x)
-            if odenets.converged(net) is None:
-                return None
-            solved.append(odenets.converged(net))
-            solutions += [solution for stage in odenets.stages(net).values() for solution in stage.stats.solutions]
+            logits, outcome = odenets.evaluate(net, x.clone())
+        if outcome.converged is None:
+            return None
+        solved.append(outcome.converged)
+        solutions += outcome.solutions
         if backward is None:
             torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), list(net.parameters()))
-            backward = odenets.converged(net, backward=True)
+            backward = outcome.backward_converged
     hanging = stability.path_dependent(net, split.images)
     iterations = torch.cat([solution.iterations for solution in solutions]).double()
     evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)
@@ -133,8 +132,8 @@ def measure_solver(net, split, batch_size=500):
 @torch.no_grad()
 def explain_unsolved(net, split, count=500, shown=8):
     """Why equations stay unsolved, in sentences, from the first images that leave one so; None where there are none."""
-    evaluated(net, images := split.images[:count])
-    solved = odenets.converged(net)
+    _, outcome = odenets.evaluate(net, (images := split.images[:count]).clone())
+    solved = outcome.converged
     if solved is None or solved.all():
         return None
     with torch.enable_grad():

@@ -1,0 +1,140 @@
+"""What passes did: through one stage, and through a whole network."""
+
+from dataclasses import dataclass
+
+import torch
+
+from odenets.solve.krylov import Solution
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """What one pass through a stage did; every figure is computed when asked for.
+
+    steps: number of time steps. batch, device: of the states. entries: what solves and adaptive steps left so far.
+    startup_only: the scheme is a multistep one, but the stage has so few steps that only its start-up ran. solving: whether the
+    scheme solves equations at all.
+    """
+
+    steps: int
+    batch: int
+    device: torch.device
+    entries: list
+    startup_only: bool = False
+    solving: bool = False
+
+    @property
+    def solutions(self):
+        """One `Solution` (without its value) for each equation solved, forward and, so far, backward."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Solution))
+
+    @property
+    def accepted(self):
+        """Of an adaptive scheme, the `AcceptedSteps` of each sample and interval."""
+        return tuple(entry for entry in self.entries if not isinstance(entry, Solution))
+
+    def _per_sample(self, field, combine, start, backward=False):
+        result = torch.full((self.batch,), start, device=self.device)
+        for solution in self.solutions:
+            if solution.backward == backward:
+                values = getattr(solution, field).to(result.dtype)
+                part = slice(solution.start, solution.start + len(values))
+                result[part] = combine(result[part], values)
+        return result
+
+    @property
+    def converged(self):
+        """(B,) bool: every equation of the forward pass reached its tolerance."""
+        return self._per_sample("converged", torch.logical_and, True)
+
+    @property
+    def residual(self):
+        """(B,) largest relative residual of the forward pass."""
+        return self._per_sample("residual", torch.maximum, 0.0)
+
+    @property
+    def iterations(self):
+        """(B,) iterations of the forward pass, all equations together."""
+        return self._per_sample("iterations", torch.add, 0)
+
+    @property
+    def backward_converged(self):
+        """(B,) bool: every linear system of the backward passes so far reached its tolerance."""
+        return self._per_sample("converged", torch.logical_and, True, backward=True)
+
+    @property
+    def backward_iterations(self):
+        """(B,) iterations of the backward passes so far."""
+        return self._per_sample("iterations", torch.add, 0, backward=True)
+
+    @property
+    def unconverged(self):
+        """Number of samples with an equation of the forward pass unsolved."""
+        return int((~self.converged).sum())
+
+    @property
+    def solves(self):
+        """Number of equations solved for each sample in the forward pass."""
+        return sum(not solution.backward and solution.start == 0 for solution in self.solutions)
+
+    @property
+    def evaluations(self):
+        """Evaluations of the fields spent on the equations of the forward pass, the mean per sample."""
+        spent = (solution.evaluations * len(solution.converged) for solution in self.solutions if not solution.backward)
+        return sum(spent) / max(1, self.batch)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the equations of one evaluation of a network, see `odenets.evaluate`; computed when asked for.
+
+    batch: Number of images. passes: each pass through a stage that solves equations, with the images that it belongs to. Where
+    such a pass has other than one state for each of them, they share the worst of its states.
+    """
+
+    batch: int
+    passes: tuple[tuple[slice, StageStats], ...]
+
+    @classmethod
+    def of(cls, batch, passes):
+        """That of `batch` images evaluated together, from all `StageStats` of their evaluation."""
+        return cls(batch, tuple((slice(0, batch), found) for found in passes if found.solving))
+
+    @classmethod
+    def joined(cls, outcomes):
+        """That of images evaluated in parts."""
+        passes, batch = [], 0
+        for outcome in outcomes:
+            passes += [(slice(batch + part.start, batch + part.stop), found) for part, found in outcome.passes]
+            batch += outcome.batch
+        return cls(batch, tuple(passes))
+
+    @property
+    def converged(self):
+        """(B,) bool: every equation was solved; None where there was none."""
+        return self._worst("converged", torch.all, torch.logical_and, True)
+
+    @property
+    def backward_converged(self):
+        """(B,) bool: so was every linear system of the backward passes through it so far; None as above."""
+        return self._worst("backward_converged", torch.all, torch.logical_and, True)
+
+    @property
+    def residual(self):
+        """(B,) largest relative residual; None as above."""
+        return self._worst("residual", torch.max, torch.maximum, 0.0)
+
+    @property
+    def solutions(self):
+        """The `Solution`s of all passes."""
+        return [solution for _, found in self.passes for solution in found.solutions]
+
+    def _worst(self, figure, of_all, of_two, start):
+        if not self.passes:
+            return None
+        result = torch.full((self.batch,), start, device=self.passes[0][1].device)
+        for part, found in self.passes:
+            values = getattr(found, figure)
+            own = result[part]
+            result[part] = of_two(own, values.to(own.dtype) if len(values) == len(own) else of_all(values).expand_as(own))
+        return result
