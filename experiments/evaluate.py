@@ -29,7 +29,6 @@ from experiments.harness.command import (
 )
 from experiments.harness.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.report import evaluation as evaluation_report
-from experiments.harness.report.statistics import middle
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.failures import failure_of, forget, keep
@@ -37,6 +36,7 @@ from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.schema import Record
 from experiments.harness.run.subject import load_subjects, logits_of
+from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
 from experiments.harness.words import radius
 from odenets.errors import InputError

@@ -82,8 +82,10 @@ KNOWN = {
         "experiments.harness.words",
         "experiments.harness.run.config",
         "experiments.harness.run.schema",
+        "experiments.harness.statistics",
         "experiments.harness.report",
     ],
+    "experiments/harness/statistics": ["odenets.errors", "experiments.harness.statistics"],
 }
 
 

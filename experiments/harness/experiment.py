@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 import odenets
+from experiments.harness import statistics
 from experiments.harness.command import (
     ATTACK_CHOICE,
     parse_attacks,
@@ -25,7 +26,6 @@ from experiments.harness.command import (
 )
 from experiments.harness.config import add_options
 from experiments.harness.report import comparison as report
-from experiments.harness.report import statistics
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.case import load_data
 from experiments.harness.run.config import RunConfig

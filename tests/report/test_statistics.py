@@ -5,9 +5,9 @@ import pytest
 from records import measurement, record
 from scipy import stats
 
-from experiments.harness.report import statistics
+from experiments.harness import statistics
 from experiments.harness.report.arms import Arm
-from experiments.harness.report.statistics import Estimate
+from experiments.harness.statistics.estimates import Estimate
 
 RNG = np.random.default_rng(3)
 

@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 
 import odenets
-from experiments.harness.report import statistics
-from experiments.harness.report.statistics import Estimate
+from experiments.harness import statistics
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
+from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.words import radius
 
 

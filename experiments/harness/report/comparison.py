@@ -6,7 +6,8 @@ import numpy as np
 from markupsafe import Markup
 
 import odenets
-from experiments.harness.report import figures, regions, statistics
+from experiments.harness import statistics
+from experiments.harness.report import figures, regions
 from experiments.harness.report.arms import Comparison
 from experiments.harness.report.page import VERDICTS, Code, Figure, Listed, Section, Table, Terms, Text, audit_rows, write_page
 from experiments.harness.report.sentences import (

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from experiments.harness import statistics
 from experiments.harness.command import show_table
-from experiments.harness.report import figures, statistics
+from experiments.harness.report import figures
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.page import Code, Figure, Section, Table, Terms, Text, audit_rows, write_page
 from experiments.harness.report.sentences import interval, percent, points

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import stability
-from experiments.harness.report import statistics
+from experiments.harness import statistics
 from experiments.harness.report.arms import Arm, Comparison
-from experiments.harness.report.association import FEWEST, rank_association
-from experiments.harness.report.statistics import Estimate
 from experiments.harness.run.schema import Record
+from experiments.harness.statistics.association import FEWEST, rank_association
+from experiments.harness.statistics.estimates import Estimate
 
 SHOWN = ("log_norm", "max_abs_R", "step_norm")  # of a field, in the table of scheme and field
 EXTRA = {

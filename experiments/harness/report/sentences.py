@@ -1,9 +1,11 @@
 """What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
 
 import numpy as np
+from scipy.special import stdtrit
 
 import stability
-from experiments.harness.report import measures, statistics
+from experiments.harness import statistics
+from experiments.harness.report import measures
 from experiments.harness.words import norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
@@ -171,7 +173,7 @@ def caveats(found):
         ),
         (
             1 < n < 6,
-            f"{count(config.seeds, 'seed')}: the interval is {statistics.stdtrit(n - 1, 0.975):.1f} "
+            f"{count(config.seeds, 'seed')}: the interval is {stdtrit(n - 1, 0.975):.1f} "
             "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
             "tell\u201d is not \u201cequal\u201d.",
         ),

@@ -3,10 +3,10 @@
 from math import factorial
 
 from experiments.harness.report import measures
-from experiments.harness.report.association import FEWEST
 from experiments.harness.report.measures import by_field
 from experiments.harness.report.page import Section, Table, Text
 from experiments.harness.report.sentences import interval, percent, points
+from experiments.harness.statistics.association import FEWEST
 
 
 def fields_section(found, folder):

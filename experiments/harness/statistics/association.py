@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from experiments.harness.report.statistics import LEVEL, Estimate
+from experiments.harness.statistics.estimates import LEVEL, Estimate
 from odenets.errors import InputError
 
 FEWEST = 5  # groups: of k there are k! orders, so that no p-value is below 2/k!, and 2/4! = 0.083

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.harness.report.association import FEWEST, permutation_p, rank_association
+from experiments.harness.statistics.association import FEWEST, permutation_p, rank_association
 
 
 def spearmans(rho):
