@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
+import experiments.harness.statistics as statistics
 import odenets
-from experiments.harness import statistics
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.estimates import Estimate

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+import experiments.harness.statistics as statistics
 import odenets
-from experiments.harness import statistics
 from experiments.harness.report import figures, regions
 from experiments.harness.report.arms import Comparison
 from experiments.harness.report.page import VERDICTS, Code, Figure, Listed, Section, Table, Terms, Text, audit_rows, write_page

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from experiments.harness import statistics
+import experiments.harness.statistics as statistics
 from experiments.harness.command import show_table
 from experiments.harness.report import figures
 from experiments.harness.report.arms import Arm, Comparison

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import statistics
+import experiments.harness.statistics as statistics
 from experiments.harness.words import norm_symbol, radius
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.

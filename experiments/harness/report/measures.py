@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import experiments.harness.statistics as statistics
 import stability
-from experiments.harness import statistics
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST, rank_association

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.special import stdtrit
 
+import experiments.harness.statistics as statistics
 import stability
-from experiments.harness import statistics
 from experiments.harness.report import measures
 from experiments.harness.words import norm_symbol
 

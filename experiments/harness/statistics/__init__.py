@@ -1,4 +1,4 @@
-"""What a comparison may claim: intervals, families of them, verdicts, stopping, associations. Pure functions of arrays."""
+"""What a comparison may claim: intervals, families of them, verdicts, looks, associations. Pure functions of arrays."""
 
 from experiments.harness.statistics.estimates import (
     LEVEL,

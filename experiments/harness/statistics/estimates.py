@@ -16,7 +16,8 @@ class Estimate:
     """A value with its interval.
 
     value, low, high: in the unit of the data. n: number of units. over: "seeds" (another draw of initial weights and
-    batches, the same images) or "images" (another draw of images, the same trained nets). level: coverage aimed at.
+    batches, the same images), "images" (another draw of images, the same trained nets) or "seeds and images". level: coverage
+    aimed at. images: share of the variance that the images cause, where both vary.
     """
 
     value: float
@@ -25,6 +26,7 @@ class Estimate:
     n: int
     over: str
     level: float = LEVEL
+    images: float | None = None
 
     @property
     def verdict(self):

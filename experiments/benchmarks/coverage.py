@@ -1,0 +1,312 @@
+"""What the intervals and verdicts of a comparison are worth: simulated with the variances seen in docs/records.
+
+    python experiments/benchmarks/coverage.py [--only crossed,split,family,stopping,power,relation] [--draws 1000]
+
+Markdown tables for docs/statistics.md; about 5 minutes on one core. The slow tests call the same functions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from scipy.special import ndtr, stdtr, stdtrit
+
+from experiments.harness.command import Parser, parse_choice, parse_one, run_cli, split_top_level
+from experiments.harness.statistics.families import pointwise_level
+from experiments.harness.statistics.looks import schedule
+from experiments.harness.statistics.relation import Nets, relations, within_groups
+from experiments.harness.statistics.two_way import by_split, interval, proportion, two_way
+from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MARGIN, MORE, OPEN, verdict
+
+SEEDS, IMAGES = (5, 10, 30), 450
+
+
+@dataclass(frozen=True)
+class World:
+    """Two schemes whose nets see an image rightly where a latent margin is positive.
+
+    rates: the two means of the margin. seed, image: standard deviations that the schemes share; own_seed, own_image: that they
+    do not; rest: of each cell.
+    """
+
+    name: str
+    rates: tuple[float, float]
+    own_seed: float
+    own_image: float
+    seed: float = 0.05
+    image: float = 1.25
+    rest: float = 0.75
+
+    def truth(self, scheme: int) -> float:
+        """The accuracy of a scheme over all seeds and images."""
+        parts = (self.seed, self.own_seed, self.image, self.own_image, self.rest)
+        return float(ndtr(self.rates[scheme] / np.sqrt(np.square(parts).sum())))
+
+    def draw(self, random, seeds, images=IMAGES):
+        """(2, seeds, images) of right and wrong."""
+        shared = self.seed * random.standard_normal((seeds, 1)) + self.image * random.standard_normal(images)
+        own = self.own_seed * random.standard_normal((2, seeds, 1)) + self.own_image * random.standard_normal((2, 1, images))
+        cells = self.rest * random.standard_normal((2, seeds, images), dtype=np.float32)
+        return np.array(self.rates)[:, None, None] + shared + own + cells > 0
+
+
+# Components of the difference in docs/records (standard deviation of a seed in points, of an image, of a cell): digits at 0.1
+# 4.4, 0.08, 0.43; clean 0.4, 0.05, 0.11; cifar10 3.5, 0.06, 0.4; mnist 5 to 25, 0.1, 0.4.
+WORLDS = (
+    World("digits, radius 0.1", (0.5, 0.5), 0.14, 0.25),
+    World("digits, clean", (3.5, 3.4), 0.1, 0.3),
+    World("cifar10, radius 2/255", (-1.1, -1.0), 0.12, 0.25, image=1.5),
+    World("mnist, radius 0.1", (0.1, 0.4), 0.6, 0.3),
+    World("seeds alike", (0.5, 0.5), 0.0, 0.25, seed=0.0),
+    World("images alike", (0.5, 0.5), 0.14, 0.0),
+    World("images differ most", (0.5, 0.6), 0.03, 0.6),
+)
+
+
+def crossed(world, seeds, draws, seed=0):
+    """Coverage of the interval of the difference and of the accuracy, of Student's over seeds, and the half-width in points."""
+    random, inside = np.random.default_rng(seed), []
+    difference = world.truth(1) - world.truth(0)
+    for _ in range(draws):
+        tables = world.draw(random, seeds)
+        table = tables[1].astype(float) - tables[0]
+        found, own = interval(two_way(table)), proportion(two_way(tables[1]))
+        by_seed = table.mean(1)
+        half = stdtrit(seeds - 1, 0.975) * by_seed.std(ddof=1) / seeds**0.5
+        inside.append(
+            (
+                found.low <= difference <= found.high,
+                own.low <= world.truth(1) <= own.high,
+                abs(tables[1].mean(1).mean() - world.truth(1))
+                <= stdtrit(seeds - 1, 0.975) * tables[1].mean(1).std(ddof=1) / seeds**0.5,
+                abs(by_seed.mean() - difference) <= half,
+                50 * (found.high - found.low),
+                100 * found.images,
+            )
+        )
+    return np.mean(inside, 0)
+
+
+def split(share, seeds, draws, seed=0, train=1200, test=450, pool=1650):
+    """Coverage of the corrected interval, and of Student's, where `share` of the variance between seeds is the images'."""
+    random, inside = np.random.default_rng(seed), []
+    for _ in range(draws):
+        effects = random.standard_normal(pool)
+        drawn = np.array([random.choice(pool, test, replace=False) for _ in range(seeds)])
+        values = effects[drawn].mean(1) + np.sqrt((1 / share - 1) / test) * random.standard_normal(seeds)
+        found = interval(by_split(values, effects[drawn].var(1), train, test))
+        half = stdtrit(seeds - 1, 0.975) * values.std(ddof=1) / seeds**0.5
+        inside.append((found.low <= 0 <= found.high, abs(values.mean()) <= half))
+    return np.mean(inside, 0)
+
+
+def family(comparisons, correlation, seeds, draws, seed=0, looks=(), level=0.95):
+    """Share of families of comparisons without differences in which one is found all the same, at any look."""
+    random, false = np.random.default_rng(seed), 0
+    shared, last = np.sqrt(correlation), looks[-1] if looks else seeds
+    for _ in range(draws):
+        values = shared * random.standard_normal((last, 1)) + np.sqrt(1 - correlation) * random.standard_normal(
+            (last, comparisons)
+        )
+        for n in looks or (seeds,):
+            known = values[:n]
+            p = 2 * stdtr(n - 1, -np.abs(known.mean(0)) / known.std(0, ddof=1) * n**0.5)
+            if p.min() < 1 - pointwise_level(known, level, looks, 5000):
+                false += 1
+                break
+    return false / draws
+
+
+def stopping(difference, deviation, draws, most=30, margin=100 * MARGIN, seed=0):
+    """{design: (share with a verdict, mean number of seeds, share with a false one)}; difference and deviation in points."""
+    values = difference + deviation * np.random.default_rng(seed).standard_normal((draws, most))
+    looks = schedule(most)
+    each = 1 - pointwise_level(np.random.default_rng(1).standard_normal((most, 1)), looks=looks)
+    designs = {
+        "looks fixed before": (looks, lambda n: _student(values[:, :n], each)),
+        "confidence sequence": (range(3, most + 1), lambda n: t_sequence(values[:, :n])),
+        "looking anyway": (looks, lambda n: _student(values[:, :n], 0.05)),
+        "one look at the end": ((most,), lambda n: _student(values[:, :n], 0.05)),
+    }
+    return {name: _stopped(difference, margin, draws, *design) for name, design in designs.items()}
+
+
+def t_sequence(values, alpha=0.05, effect=1.0):
+    """Half-widths of an anytime-valid t interval of (draws, n): valid at all n together.
+
+    A Gaussian mixture over effect sizes, of standard deviation `effect`, of the likelihood ratio of the t statistic.
+
+    Source: Wang & Ramdas (2024), Electronic Journal of Statistics 18, 2245-2291; the closed form is Gonen et al. (2005),
+    American Statistician 59.
+    """
+    n = values.shape[1]
+    wider = 1 + n * effect**2
+    k = (np.sqrt(wider) / alpha) ** (2 / n)
+    if k >= wider:
+        return values.mean(1), np.full(len(values), np.inf)
+    return values.mean(1), values.std(1, ddof=1) * np.sqrt((n - 1) / n * (k - 1) / (1 - k / wider))
+
+
+def _student(values, alpha):
+    n = values.shape[1]
+    return values.mean(1), stdtrit(n - 1, 1 - alpha / 2) * values.std(1, ddof=1) / n**0.5
+
+
+def _stopped(difference, margin, draws, looks, interval_at):
+    ended, false, seeds = np.zeros(draws, bool), np.zeros(draws, bool), np.full(draws, max(looks))
+    for n in looks:
+        mean, half = interval_at(n)
+        low, high = mean - half, mean + half
+        equal = (low > -margin) & (high < margin)
+        more, less = (low > 0) & ~equal, (high < 0) & ~equal
+        new = ~ended & (equal | more | less)
+        seeds[new] = n
+        wrong = (more & (difference <= 0)) | (less & (difference >= 0)) | (equal & (abs(difference) >= margin))
+        false |= new & wrong
+        ended |= new
+    return ended.mean(), seeds.mean(), false.mean()
+
+
+def verdicts(world, seeds, draws, seed=0, margin=MARGIN):
+    """(share with a verdict, share with a false one) of the interval over seeds and images."""
+    random, found = np.random.default_rng(seed), []
+    difference = world.truth(1) - world.truth(0)
+    for _ in range(draws):
+        tables = world.draw(random, seeds)
+        said = verdict(interval(two_way(tables[1].astype(float) - tables[0])), margin)
+        right = {MORE: difference > 0, LESS: difference < 0, EQUIVALENT: abs(difference) < margin, OPEN: True}[said]
+        found.append((said != OPEN, not right))
+    return np.mean(found, 0)
+
+
+def study(random, schemes, seeds, predictors, strength):
+    """({predictor: values}, nets, {}) where the predictors follow, in noise, what robustness follows by `strength`."""
+    scheme, seed = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
+    cause, other = random.standard_normal((2, schemes))
+    robust = (strength * cause + np.sqrt(1 - strength**2) * other)[scheme] + 0.5 * random.standard_normal(len(scheme))
+    known = {
+        f"predictor {i}": -(0.8 * cause + 0.6 * random.standard_normal(schemes))[scheme]
+        + 0.3 * random.standard_normal(len(scheme))
+        for i in range(predictors)
+    }
+    return known, Nets(robust, list(scheme), [0] * len(scheme), list(seed))
+
+
+def claims(schemes, strength, draws, predictors=8, seeds=5, seed=0):
+    """(share of studies with a predictor supported, mean share of predictors supported)."""
+    random, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        known, nets = study(random, schemes, seeds, predictors, strength)
+        said = [relation.verdict == "supported" for relation in relations(known, nets, given={}, expected={})]
+        found.append((any(said), np.mean(said)))
+    return np.mean(found, 0)
+
+
+def within(schemes, seeds, correlation, shared, draws, seed=0):
+    """Coverage of the correlation within schemes, where `shared` of the variance of nets is that of their seed."""
+    random, found = np.random.default_rng(seed), []
+    scheme, own = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
+
+    def pair(size):
+        x, y = random.standard_normal((2, size))
+        return x, correlation * x + np.sqrt(1 - correlation**2) * y
+
+    for _ in range(draws):
+        (common_x, common_y), (x, y) = pair(seeds), pair(len(scheme))
+        x, y = (np.sqrt(shared) * c[own] + np.sqrt(1 - shared) * v for c, v in ((common_x, x), (common_y, y)))
+        estimate = within_groups(x, y, list(scheme), list(scheme), list(own))
+        found.append((estimate.value, estimate.low, estimate.high))
+    value, low, high = np.array(found).T
+    return float(((low <= value.mean()) & (value.mean() <= high)).mean())
+
+
+def _show(console, title, header, rows):
+    console.print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}", markup=False, highlight=False)
+    for row in rows:
+        cells = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
+        console.print(f"| {' | '.join(cells)} |", markup=False, highlight=False)
+
+
+def _tables(draws):
+    """{part: () -> (title, header, rows)}."""
+    return {
+        "crossed": lambda: (
+            "Coverage of 95 % intervals over seeds and images",
+            ("variances of", "seeds", "difference", "accuracy", "by seeds: difference", "by seeds: accuracy", "+- points"),
+            (
+                (world.name, seeds, *found[[0, 1, 3, 2]].tolist(), round(found[4], 1))
+                for world in WORLDS
+                for seeds in SEEDS
+                if len(found := crossed(world, seeds, draws))
+            ),
+        ),
+        "split": lambda: (
+            "Coverage where each seed draws its own split, 1200 training and 450 test images",
+            ("images' share of the variance between seeds", "seeds", "corrected", "Student's"),
+            ((share, seeds, *split(share, seeds, draws).tolist()) for share in (1.0, 0.5, 0.1) for seeds in SEEDS),
+        ),
+        "family": lambda: (
+            "Families without a difference in which one is found, in looks at 5, 8, 12, 20, 30 seeds: at any of them",
+            ("comparisons", "correlation", "5 seeds", "10 seeds", "30 seeds", "looks"),
+            (
+                (n, r, *(family(n, r, seeds, draws // 2) for seeds in SEEDS), family(n, r, 0, draws // 4, looks=schedule(30)))
+                for n, r in ((1, 0.0), (4, 0.8), (12, 0.5), (30, 0.5))
+            ),
+        ),
+        "stopping": lambda: (
+            "Until it is clear, at most 30 seeds, margin 2 points: share with a verdict / mean seeds / false verdicts",
+            ("difference, points", "deviation of a seed", *stopping(0, 1, 10)),
+            (
+                (d, s, *(f"{a:.2f} / {b:.1f} / {c:.3f}" for a, b, c in stopping(d, s, 20 * draws).values()))
+                for s in (2.5, 5.0)
+                for d in (0, 1, 2, 3, 5, 8)
+            ),
+        ),
+        "power": lambda: (
+            "Verdicts at a fixed number of seeds, variances of digits at radius 0.1: share with one / with a false one",
+            ("difference, points", *(f"{seeds} seeds" for seeds in (5, 8, 12, 20, 30, 60))),
+            (
+                (
+                    round(100 * (world.truth(1) - world.truth(0)), 1),
+                    *(_said(world, seeds, draws // 2) for seeds in (5, 8, 12, 20, 30, 60)),
+                )
+                for world in (World("", (0.5, 0.5 + gap), 0.14, 0.25) for gap in (0.0, 0.04, 0.08, 0.12, 0.2, 0.32))
+            ),
+        ),
+        "relation": lambda: (
+            "Eight predictors, 5 seeds: studies with one supported, by how strongly robustness follows what they follow",
+            ("schemes", "not at all", "share of predictors at 0.6", "at 0.9", "coverage within schemes"),
+            (
+                (
+                    n,
+                    claims(n, 0.0, draws // 5)[0],
+                    *(claims(n, s, draws // 20)[1] for s in (0.6, 0.9)),
+                    within(n, 8, 0.5, 0.3, draws),
+                )
+                for n in (8, 12, 29)
+            ),
+        ),
+    }
+
+
+def _said(world, seeds, draws):
+    return "{:.2f} / {:.3f}".format(*verdicts(world, seeds, draws))
+
+
+@run_cli
+def main(argv=None):
+    """The script; returns its exit code."""
+    parser = Parser(prog="coverage.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", help="of crossed, split, family, stopping, power, relation; default: all")
+    parser.add_argument("--draws", default="1000", help="simulated comparisons for each figure")
+    args = parser.parse_args(argv)
+    draws = parse_one(args.draws, "--draws", int, 100)
+    tables, console = _tables(draws), Console(width=200)
+    for name in split_top_level(args.only or ",".join(tables)):
+        parse_choice(name, "--only", tuple(tables))
+        _show(console, *tables[name]())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
