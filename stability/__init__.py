@@ -19,6 +19,7 @@ from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spect
 from stability.masking.audit import audit
 from stability.masking.roots import path_dependent
 from stability.masking.subject import before_the_judge, cold_judge
+from stability.methods.contraction import Contraction, contraction
 from stability.methods.regions import growth_factors, largest_stable_step, region, snapped
 from stability.network.blocks import BlockDynamics, block_dynamics, dynamics, stage_exponents
 from stability.network.explain import explain
@@ -30,6 +31,7 @@ from stability.network.predictors import PREDICTORS, lipschitz_bound, predictors
 __all__ = [
     "Attack",
     "BlockDynamics",
+    "Contraction",
     "L2",
     "Linf",
     "PREDICTORS",
@@ -41,6 +43,7 @@ __all__ = [
     "before_the_judge",
     "block_dynamics",
     "cold_judge",
+    "contraction",
     "dense_jacobians",
     "departure_from_normality",
     "dynamics",

@@ -37,6 +37,8 @@ def as_function(field, n, running, guard):
         return slope
 
     f.autonomous = getattr(field, "autonomous", False)
+    if hasattr(field, "parts"):
+        f.parts = tuple(as_function(part, n, running, guard) for part in field.parts)
     return f
 
 

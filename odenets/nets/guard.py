@@ -91,4 +91,7 @@ def _uncounted(y):
 def guarded(field, guard=None):
     """field(t, y) evaluated by a `Guard`, by default one of its own; a field that `takes_guard` is given it instead."""
     guard = guard or Guard()
-    return partial(field, guard=guard) if getattr(field, "takes_guard", False) else partial(guard, field)
+    f = partial(field, guard=guard) if getattr(field, "takes_guard", False) else partial(guard, field)
+    if hasattr(field, "parts"):  # what a splitting scheme asks a field for
+        f.parts = tuple(guarded(part, guard) for part in field.parts)
+    return f

@@ -9,11 +9,12 @@ from odenets.schemes.multistep import AB2, BDF2, LMResNet
 from odenets.schemes.runge_kutta import RungeKutta
 from odenets.schemes.scheme import Scheme
 from odenets.schemes.solving import SOLVE_DEFAULTS
+from odenets.schemes.splitting import Splitting
 from odenets.schemes.tableau import Tableau
 from odenets.schemes.tableaux import CATALOGUE
 from odenets.specs import read_arguments, read_name
 
-CLASSES = {cls.name: cls for cls in (RosenbrockEuler, ROS2, ExponentialEuler, AB2, BDF2, LMResNet, IESkip, Adaptive)}
+CLASSES = {cls.name: cls for cls in (RosenbrockEuler, ROS2, ExponentialEuler, AB2, BDF2, LMResNet, Splitting, IESkip, Adaptive)}
 FIXED = {entry.name: entry for entry in CATALOGUE if isinstance(entry, Tableau)}
 FAMILIES = {entry.__name__: entry for entry in CATALOGUE if not isinstance(entry, Tableau)}
 ALIASES = {"explicit": "explicit_euler", "implicit": "implicit_euler", "euler": "explicit_euler", "ssprk22": "heun"}

@@ -33,6 +33,7 @@ class Scheme(ABC):
     analytic = True  # R is analytic, so that a step's Jacobian on a linear field has the eigenvalues R(h lambda)
     adaptive = False  # chooses its step sizes from the data
     gradients = ("exact",)  # of `GRADIENTS`, those that differ for it
+    moves = ()  # of a splitting scheme, the steps that a step is composed of; see `Splitting`
 
     @abstractmethod
     def step(self, f, t, y, h, gradient="exact", record=None):

@@ -156,6 +156,12 @@ SDIRK3 = Tableau("sdirk3", A=[[_GAMMA3, 0, 0], [(1 - _GAMMA3)/2, _GAMMA3, 0],
                  b=[-(6*_GAMMA3**2 - 16*_GAMMA3 + 1)/4, (6*_GAMMA3**2 - 20*_GAMMA3 + 5)/4, _GAMMA3], order=3,
                  structure="diagonal", equal_diagonal=True, r_infinity=0, source="Alexander (1977), SIAM J. Numer. Anal. 14")
 
+# Norsett's choice of gamma: order 3 with two stages, and algebraically stable, which no sdirk above is.
+_GAMMA_N = (3 + SQRT3) / 6
+NORSETT3 = Tableau("norsett3", A=[[_GAMMA_N, 0], [1 - 2*_GAMMA_N, _GAMMA_N]], b=[1/2, 1/2], order=3, structure="diagonal",
+                   equal_diagonal=True, r_infinity=1 - SQRT3,
+                   source="Norsett (1974); Burrage & Butcher (1979), SIAM J. Numer. Anal. 16; " + HW + ", section IV.12")
+
 # Half a step of the trapezoid, then BDF2 over both: L-stable, one diagonal coefficient, the first stage explicit.
 _GAMMA = 2 - SQRT2
 TR_BDF2 = Tableau("tr_bdf2", A=[[0, 0, 0], [_GAMMA/2, _GAMMA/2, 0], [SQRT2/4, SQRT2/4, _GAMMA/2]],
@@ -186,5 +192,5 @@ LOBATTO_IIIC4 = Tableau("lobatto_iiic4", A=[[1/6, -1/3, 1/6], [1/6, 5/12, -1/12]
 
 # In the order of tables, plots and the command line. A family is a function of its parameters that returns a Tableau.
 CATALOGUE = (EXPLICIT_EULER, MIDPOINT, HEUN, RALSTON2, KUTTA3, SSPRK33, RK4, RK38, SSPRK104, DOPRI5, rkc1, rkc2,
-             IMPLICIT_EULER, TRAPEZOID, IMPLICIT_MIDPOINT, theta, SDIRK2, SDIRK3, TR_BDF2,
+             IMPLICIT_EULER, TRAPEZOID, IMPLICIT_MIDPOINT, theta, SDIRK2, SDIRK3, NORSETT3, TR_BDF2,
              GAUSS4, GAUSS6, RADAU3, RADAU5, LOBATTO_IIIC4)

@@ -79,6 +79,8 @@ def _precise(field, n, scheme):
         return slope
 
     f.autonomous = getattr(field, "autonomous", False)
+    if hasattr(field, "parts"):
+        f.parts = tuple(_precise(part, n, scheme) for part in field.parts)
     return f
 
 

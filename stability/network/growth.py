@@ -110,6 +110,8 @@ def _linearised(field):
         image = torch.func.jvp(lambda y: evaluate(t, y), (y.detach(),), (v,))[1]
         return torch.stack([image, torch.zeros_like(v)], 1)
 
+    if hasattr(field, "parts"):
+        f.parts = tuple(_linearised(part) for part in field.parts)
     return f
 
 

@@ -43,6 +43,7 @@ LITERATURE = {
     "theta": (True, False, False, "HW IV.3: its default is the trapezoid"),
     "sdirk2": (True, True, False, "Alexander (1977); (1 - gamma)(3 gamma - 1) < 0 on the diagonal of HW definition IV.12.5"),
     "sdirk3": (True, True, False, "Alexander (1977), theorem 5; its b_2 = -0.644 < 0 against HW definition IV.12.5"),
+    "norsett3": (True, False, True, "HW table IV.6.3 (s = 2, gamma = (3 + sqrt 3)/6); Burrage & Butcher (1979)"),
     "tr_bdf2": (True, True, False, "Hosea & Shampine (1996); nodepy's is_algebraically_stable"),
     "gauss4": (True, False, True, "diagonal Pade (2, 2), HW theorem IV.4.12; HW theorem IV.12.9"),
     "gauss6": (True, False, True, "diagonal Pade (3, 3), HW theorem IV.4.12; HW theorem IV.12.9"),
@@ -56,6 +57,7 @@ LITERATURE = {
     "ab2": (False, False, None, "Dahlquist (1963), HW V.1: no explicit multistep method is A-stable"),
     "bdf2": (True, True, None, "Dahlquist (1963), HW V.1; both roots vanish at infinity, sigma(x) = x^2"),
     "lm_resnet": (False, False, None, "Dahlquist (1963), HW V.1: no explicit multistep method is A-stable"),
+    "splitting": (True, False, None, "HW IV.3: of a field without parts, implicit midpoint's R"),
     "ie_skip": (False, False, None, "R is a polynomial in z and its conjugate: odenets/schemes/ie_skip.py"),
     "adaptive": (None, None, None, "steps depend on the data: no R"),
 }

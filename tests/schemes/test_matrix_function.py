@@ -25,6 +25,8 @@ def matrix_function(scheme, Z):
         return scipy.linalg.expm(Z)
     if scheme.name == "rosenbrock_euler":
         return np.linalg.inv(identity - Z)
+    if scheme.name == "splitting":  # without parts: implicit midpoint
+        return np.linalg.solve(identity - Z / 2, identity + Z / 2)
     # ros2, Verwer et al. (1999): R = (1 + (1 - 2 gamma) z + (gamma^2 - 2 gamma + 1/2) z^2) / (1 - gamma z)^2.
     gamma = 1 - 0.5**0.5
     denominator = np.linalg.inv(identity - gamma * Z)
