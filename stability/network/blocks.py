@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.linalg
 import torch
 
 import odenets
@@ -11,9 +13,9 @@ from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spect
 from stability.methods.regions import ROUNDING, growth_factors, largest_stable_step, snapped
 from stability.network.growth import lyapunov_exponents
 from stability.network.places import places
+from stability.network.steps import step_norm, step_radius
 
 NORM_TOL = 1e-2  # of norms' residuals: extreme eigenvalues of symmetric operators, whose error is of its square
-RADIUS_PRODUCTS = 300  # after which the spectral radius of a step is taken as unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,8 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
     f, y, scheme = place.increment, place.state, place.scheme
     ritz, eigenvalues = ritz_values(f, y, dimension), None
     if y[0].numel() <= dense_limit:
-        eigenvalues = torch.linalg.eigvals(dense_jacobians(f, y[:dense_samples]).double().cpu())
+        dense = dense_jacobians(f, y[:dense_samples]).double().cpu().numpy()
+        eigenvalues = torch.from_numpy(np.stack([_eigenvalues(J) for J in dense]))
     has_R, one_step, rounding = scheme.has_R, scheme.one_step, tolerance(y, None)
     return BlockDynamics(
         place.stage,
@@ -96,8 +99,8 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
         log_norm(f, y, tol=NORM_TOL),
         spectral_norm(f, y, tol=NORM_TOL),
         _kreiss(f, y[:dense_samples], dimension),
-        spectral_norm(place.step, y, tol=NORM_TOL) if one_step else None,
-        _radius(place) if one_step else None,
+        step_norm(place, NORM_TOL) if one_step else None,
+        step_radius(place, NORM_TOL) if one_step else None,
         rounding,
     )
 
@@ -160,6 +163,16 @@ def _largest_steps(scheme, z, h, rounding):
     return torch.tensor(steps, dtype=torch.float64)
 
 
+def _eigenvalues(J):
+    """(n,) all eigenvalues of J (n, n): those of C Q, where J = Q C has low rank, as with units that rest; and zeros."""
+    Q, R, order = scipy.linalg.qr(J, pivoting=True)
+    size = abs(np.diag(R))
+    rank = int((size > len(J) * np.finfo(float).eps * size[0]).sum())
+    C = np.empty_like(R[:rank])
+    C[:, order] = R[:rank]
+    return np.concatenate([np.linalg.eigvals(C @ Q[:, :rank]).astype(complex), np.zeros(len(J) - rank)])
+
+
 def _kreiss(f, y, dimension):
     rightmost = spectrum(f, y, 1, "LR")
     known = rightmost.converged[:, 0]
@@ -170,8 +183,3 @@ def _kreiss(f, y, dimension):
             f, y[rows], threshold=rightmost.values[known, 0].real, dimension=dimension, dense_limit=0
         ).values
     return values
-
-
-def _radius(place):
-    found = spectrum(place.step, place.state, 1, "LM", tol=NORM_TOL, max_products=RADIUS_PRODUCTS)
-    return torch.where(found.converged[:, 0], found.values[:, 0].abs(), torch.nan)

@@ -42,6 +42,17 @@ class Place:
         """The first time step of the block; not for multistep schemes, whose step depends on more than y."""
         return self.scheme.step(guarded(self.field), self.time, y, self.step_size)
 
+    @property
+    def undo(self):
+        """The inverse of `step` where that takes no solve, else None: a step of the adjoint scheme with -h.
+
+        The mirror of explicit Euler has it. Source: Hairer, Lubich & Wanner (2006), section II.3, theorem 3.3 on adjoints.
+        """
+        tableau = self.scheme.tableau
+        if tableau is None or tableau.A.tolist() != [[1.0]]:
+            return None
+        return lambda y: y - self.step_size * guarded(self.field)(self.time + self.step_size, y)
+
     def advance(self, y):
         """All time steps of the block, with the same exception."""
         f = guarded(self.field)
