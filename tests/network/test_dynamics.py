@@ -6,6 +6,7 @@ import torch
 
 import odenets
 import stability
+from stability.network.steps import step_norm, step_radius
 
 
 def linear(*rows):
@@ -179,3 +180,32 @@ def test_bad_input(net):
             stability.dynamics(net, x)
     with pytest.raises(ValueError, match="no ODEStage"):
         stability.dynamics(torch.nn.Identity(), images())
+
+
+@pytest.mark.parametrize(
+    "scheme", ["implicit(tol=1e-10,max_iterations=300)", "trapezoid(tol=1e-10,max_iterations=300)", "explicit"]
+)
+@pytest.mark.parametrize("scale", [0.3, 30.0])
+def test_norm_and_radius_of_a_step_that_is_undone_or_solved(scheme, scale):
+    """Ill-conditioned too: the smallest singular value of I - hJ is then far below its norm."""
+    n, generator = 60, torch.Generator().manual_seed(3)
+    M = -scale * torch.rand(n, generator=generator, dtype=torch.float64).diag()
+    M = M + 0.05 * scale * torch.randn(n, n, generator=generator, dtype=torch.float64)
+    (place,) = stability.places(odenets.ODEStage(lambda t, y: y @ M.T, scheme), zeros(n, 2) + 0.1)
+    assert (place.undo is None) == ("implicit" not in scheme)
+    z = np.linalg.eigvals(M.numpy())
+    D = torch.autograd.functional.jacobian(lambda y: place.step(y[None])[0], zeros(n)[0]).numpy()
+    np.testing.assert_allclose(step_norm(place, 1e-2), [np.linalg.norm(D, 2)] * 2, rtol=2e-3)
+    np.testing.assert_allclose(step_radius(place, 1e-2), [abs(place.scheme.amplification(z)).max()] * 2, rtol=5e-2)
+
+
+def test_eigenvalues_of_a_field_of_low_rank(net):
+    """Half of the units rest, and their zeros are zeros: no scatter of a defective eigenvalue."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(40, 12, generator=generator, dtype=torch.float64) for _ in range(2))
+    stage = odenets.ODEStage(lambda t, y: y @ A @ B.T)
+    (block,) = stability.dynamics(stage, zeros(40), dense_limit=40)
+    found = np.sort_complex(block.eigenvalues[0].numpy())
+    expected = np.sort_complex(np.concatenate([np.linalg.eigvals((A.T @ B).numpy()), np.zeros(28)]))
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    assert (block.eigenvalues[0] == 0).sum() == 28

@@ -77,7 +77,7 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     rows = [
         _row(block.stage, block.block, name, value) for block in blocks for name, value in stability.predictors(block).items()
     ]
-    exponents, whole = stability.stage_exponents(net, images[:EXPONENT_IMAGES], tol=EXPONENT_TOL)
+    exponents, whole = stability.stage_exponents(net, images[:EXPONENT_IMAGES], tol=EXPONENT_TOL, step_tol=EXPONENT_TOL / 100)
     cloud = {}
     for index, found in enumerate(exponents):
         own = [block for block in blocks if block.stage == index]
