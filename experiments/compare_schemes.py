@@ -6,15 +6,19 @@ Every scheme starts from the same weights, sees the same batches and is judged o
 receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, figures, checkpoints and report.html.
 """
 
+from collections.abc import Iterable, Sequence
+from itertools import product
+
 import odenets
 from experiments.harness.command import Parser, parse_fields, parse_numbers, run_cli
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
+from experiments.harness.run.config import RunConfig
 from odenets.errors import InputError
 
 
 @run_cli
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="compare_schemes.py", description=__doc__.split("\n\n")[0])
     add_arguments(parser)
@@ -30,13 +34,12 @@ def main(argv=None):
     if len(substeps) > 1:
         raise InputError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
     config = make_config(args, "compare_schemes", substeps, parse_fields(args.fields))
-    cases = [
-        Case(scheme, *config.substeps, seed, field=field)
-        for field in config.fields
-        for scheme in config.schemes
-        for seed in config.seeds
-    ]
-    return conduct(config, cases, args)
+    return conduct(config, _cases, args)
+
+
+def _cases(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
+    nets = product(config.fields, config.schemes, seeds)
+    return [Case(scheme, *config.substeps, seed, field=field) for field, scheme, seed in nets]
 
 
 if __name__ == "__main__":

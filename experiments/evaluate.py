@@ -34,7 +34,7 @@ from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.failures import failure_of, forget, keep
 from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import progress_bars
-from experiments.harness.run.schema import Record
+from experiments.harness.run.schema import FULL, WHOLE, Record
 from experiments.harness.run.subject import load_subjects, logits_of
 from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
@@ -190,8 +190,8 @@ def _measure(run, config, subjects, test, console):
 
 def _measured(net, test, name, epsilon, gradient, threat, config):
     if name == "audit":
-        full = config.audit == "full"
-        return {"audit": evaluation.measure_audit(net, test, epsilon, config.audit_images, threat, full)}
+        extent = FULL if config.audit == "full" else WHOLE
+        return {"audit": evaluation.measure_audit(net, test, epsilon, config.audit_images, threat, extent)}
     return {"measurements": (evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat),)}
 
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -130,6 +131,17 @@ def parse_one(text, option, kind, minimum):
     if len(numbers) > 1:
         raise InputError(f"{option} takes one number, got {text!r}")
     return numbers[0]
+
+
+def parse_duration(text, option):
+    """Seconds of 30s, 5m, 1h30m, or None where `text` is None."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?", text.strip())
+    seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1))) if found else 0
+    if not seconds:
+        raise InputError(f"{option} takes a time such as 30s, 5m or 1h30m, got {text!r}")
+    return float(seconds)
 
 
 def parse_choice(value, option, valid):

@@ -19,6 +19,7 @@ from experiments.harness.command import (
     parse_attacks,
     parse_choice,
     parse_device,
+    parse_duration,
     parse_numbers,
     parse_one,
     parse_schemes,
@@ -27,16 +28,17 @@ from experiments.harness.command import (
 from experiments.harness.config import add_options
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import comparison
+from experiments.harness.run.budget import FEWEST, Budget
 from experiments.harness.run.case import load_data
 from experiments.harness.run.config import RunConfig
-from experiments.harness.run.folder import Run, saving
+from experiments.harness.run.folder import Run, read_config, saving
 from experiments.harness.run.runner import run_cases
+from experiments.harness.run.schedule import AUDITED
 from experiments.harness.training.data import DATASETS
 from experiments.harness.training.settings import TrainingSettings, training_settings
 from odenets.errors import InputError
 from stability.attacks.threats import THREATS
 
-AUDITED = ("all", "first", "none")
 # Radii of the balls in pixel units, and epochs, where the user names none.
 DEFAULTS = {
     "digits": {"linf": [0.05, 0.1, 0.15], "l2": [0.25, 0.5, 1.0], "epochs": 20},
@@ -70,8 +72,18 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--test-limit", help="use so many test images only")
     parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
     add_options(parser, TrainingSettings)
-    parser.add_argument("--seeds", help=f"initial weights and order of batches; every scheme gets the same; default: {seeds}")
+    parser.add_argument(
+        "--seeds",
+        help=f"initial weights and order of batches, the same for every scheme; default: {seeds}, with --budget as many as fit",
+    )
     parser.set_defaults(usual_seeds=seeds)
+    parser.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="end within a time such as 30s, 5m or 1h30m: the first nets are timed, then phases and seeds are taken as they "
+        f"fit, never fewer than {FEWEST} seeds unless --seeds says so; with --resume, further seeds",
+    )
+    parser.add_argument("--seeds-at-most", metavar="N", help="with --budget, no more than so many in all")
     parser.add_argument("--attacks", help=f"of {ATTACK_CHOICE}; default: pgd20")
     parser.add_argument(
         "--threat",
@@ -81,8 +93,8 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument(
         "--audit",
-        default="all",
-        help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each scheme that of the first seed",
+        help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each scheme that of the first seed, the others "
+        "get the checks that take seconds; cheap: these for every net; default: all, with --budget first, or cheap if need be",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
@@ -100,9 +112,18 @@ def make_config(args, script, substeps, fields=("residual",)):
     parse_choice(args.dataset, "--dataset", DATASETS)
     parse_choice(args.model, "--model", tuple(odenets.MODELS))
     parse_choice(args.threat, "--threat", tuple(THREATS))
-    parse_choice(args.audit, "--audit", AUDITED)
     check_out(args)
-    seeds = parse_numbers(args.usual_seeds if args.seeds is None else args.seeds, "--seeds", int, 0)
+    before = _before(args)
+    budget = parse_duration(args.budget, "--budget")
+    at_most = parse_one(args.seeds_at_most, "--seeds-at-most", int, FEWEST)
+    if at_most and not budget:
+        raise InputError("--seeds-at-most needs --budget; without one, --seeds says which they are")
+    audit = args.audit or before.get("audit") or ("first" if budget else "all")
+    parse_choice(audit, "--audit", AUDITED)
+    usual = before.get("seeds") or parse_numbers(args.usual_seeds, "--seeds", int, 0)
+    seeds = usual if args.seeds is None else parse_numbers(args.seeds, "--seeds", int, 0)
+    if budget and args.seeds is None:
+        seeds = [*seeds, *(seed for seed in range(FEWEST) if seed not in seeds)][: max(FEWEST, len(seeds))]
     if max(seeds) >= 2**63:
         raise InputError(f"--seeds must be below 2^63, as torch's generators take them; got {max(seeds)}")
     defaults = DEFAULTS[args.dataset]
@@ -125,10 +146,12 @@ def make_config(args, script, substeps, fields=("residual",)):
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
         threat=args.threat,
         epsilons=tuple(epsilons),
-        audit=args.audit,
+        audit=audit,
         audit_epsilon=middle,
         device=str(parse_device(args.device)),
         workers=parse_one(args.workers, "--workers", int, 1),
+        budget=budget,
+        seeds_at_most=at_most,
         smoke=args.smoke,
     )
     if args.smoke:
@@ -136,6 +159,15 @@ def make_config(args, script, substeps, fields=("residual",)):
         settings = replace(config.settings, epochs=given.pop("epochs", config.settings.epochs))
         config = replace(config, settings=settings, **given)
     return replace(config, **provenance(config.device))
+
+
+def _before(args):
+    """The configuration of the run that is resumed, for what is not asked for anew; {} where there is none of this kind."""
+    path = Path(args.out or "", "config.json")
+    if not args.resume or not path.is_file():
+        return {}
+    config = read_config(path)
+    return config if "schemes" in config else {}
 
 
 def check_out(args):
@@ -166,12 +198,18 @@ def _command():
     return ["odenets", *sys.argv[1:]] if script.stem == "odenets" else ["python", *sys.argv]
 
 
-def conduct(config, cases, args):
+def conduct(config, cases_of, args):
     """Run the cases, write tables and report, print the summary; returns the exit code.
 
-    0: all cases are there. 1: some failed and are named; the report shows the others.
+    Args:
+        config: Its `RunConfig`.
+        cases_of: (config, seeds) -> its cases, in the order of the report.
+        args: Parsed options.
+
+    Returns:
+        0: all cases are there. 1: some failed and are named; the report shows the others.
     """
-    console = Console()
+    console, started = Console(), time.monotonic()
     images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
     config = replace(config, data={"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)})
     out = args.out or f"runs/{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -183,8 +221,14 @@ def conduct(config, cases, args):
             highlight=False,
             soft_wrap=True,
         )
-    failures = run_cases(run, config, cases, console, config.workers)
-    run.sort(cases)
+    budget, audits = None, ()
+    if config.budget:
+        fixed = args.seeds is not None or config.smoke
+        budget = Budget(config.budget, started, lambda seed: cases_of(config, (seed,)), not fixed, config.seeds_at_most)
+        audits = ("first", "cheap") if args.audit is None else ()
+    failures = run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits)
+    config = replace(config, seeds=tuple(run.config["seeds"]))
+    run.sort(cases_of(config, config.seeds))
     if not run.records:
         raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
     run.write_tables()

@@ -1,12 +1,31 @@
-"""How norms and radii are written in tables, sentences and figures."""
+"""How norms, radii, numbers of things and times are written in tables, sentences and figures."""
+
+from collections.abc import Iterable
 
 
-def norm_symbol(threat):
+def norm_symbol(threat: str) -> str:
     """The norm of a threat, by its name on the command line."""
     return {"linf": "L\u221e", "l2": "L\u2082"}[threat]
 
 
-def radius(epsilon):
+def radius(epsilon: float) -> str:
     """A radius for tables and figures: 0.1; 8/255 where it is that and three digits do not say it."""
     levels, short = 255 * epsilon, f"{epsilon:.3g}"
     return f"{levels:.0f}/255" if float(short) != epsilon and abs(levels - round(levels)) < 1e-6 else short
+
+
+def count(number: int, noun: str) -> str:
+    """3 seeds, 1 seed."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values with commas between; floats by four digits."""
+    return ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def duration(seconds: float) -> str:
+    """45 s, 4 min 20 s, 1 h 5 min."""
+    whole = round(seconds)
+    parts = ((whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60 if whole < 3600 else 0, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"

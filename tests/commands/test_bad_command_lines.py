@@ -24,6 +24,11 @@ LINES = {
 --schemes explicit --seeds 1.5 ; --seeds takes whole numbers
 --schemes explicit --seeds 99999999999999999999 ; --seeds must be below 2^63
 --schemes explicit --epsilons 1e400 ; --epsilons must be finite
+--budget 5 ; --budget takes a time such as 30s, 5m or 1h30m, got '5'
+--budget 0s ; --budget takes a time such as 30s
+--budget 5m --seeds-at-most 2 ; --seeds-at-most must be finite and at least 3, got 2
+--seeds-at-most 5 ; --seeds-at-most needs --budget
+--audit some ; unknown --audit 'some'; choose from all, first, cheap, none
 --schemes explicit --workers 1e9 ; --workers takes whole numbers
 --schemes explicit --batch-size 0 ; --batch-size must be finite and at least 1
 --schemes explicit --train-limit '' ; --train-limit is empty

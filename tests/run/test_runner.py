@@ -1,21 +1,33 @@
 """Running cases in this process and in others: failures leave the rest, and nothing outlives its parent."""
 
+import json
 import os
 import queue
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from records import config, record
+from records import config, verdict
 
 from experiments.harness.run import runner
+from experiments.harness.run.budget import Budget
 from experiments.harness.run.case import Case
 from experiments.harness.run.folder import Run
 from odenets.errors import Divergence, InputError, Unsolved
 
 ROOT = Path(__file__).parents[2]
+# What the phases of a case find, nothing in particular.
+FOUND = {
+    "training": {"seconds": 4.0, "parameters": 1, "epoch": 1, "history": (), "unsolved in training": {}},
+    "attacks": {"seconds": 3.0, "measurements": ()},
+    "solver": {"seconds": 2.0, "solver": None, "unsolved": None},
+    "stability": {"seconds": 1.0, "stability": (), "cloud": {}},
+    "audit": {"seconds": 9.0, "audit": verdict()},
+    "checks": {"seconds": 1.0, "audit": replace(verdict(), extent="cheap")},
+}
 
 
 @pytest.mark.parametrize(
@@ -31,32 +43,34 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_a_case_that_fails_leaves_the_others_and_its_sentence(error, sentence, tmp_path, monkeypatch, capsys):
-    def run_case(config, folder, case, progress, say):
-        if case.seed == 0:
+    def run_task(config, folder, task, progress, say):
+        if task.case.seed == 0:
             raise error
-        return [record(seed=case.seed)]
+        return FOUND[task.phase]
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(runner, "run_task", run_task)
     cases, console = [Case("explicit_euler", 1, seed) for seed in (0, 1)], runner.Progress().console
     run = Run(tmp_path / "run", {})
     trace = run.path("failures", f"{cases[0].name}.txt")
-    sentence = sentence.replace("HERE", f"{__file__}:{run_case.__code__.co_firstlineno + 2}")
+    sentence = sentence.replace("HERE", f"{__file__}:{run_task.__code__.co_firstlineno + 2}")
     expected = sentence if isinstance(error, InputError | Unsolved) else f"{sentence} (traceback: {trace})"
     assert runner.run_cases(run, config(), cases, console, workers=1) == {cases[0].name: expected}
-    assert run.records == [record(seed=1)] and f"{cases[0].name}: failed: {expected}" in capsys.readouterr().out
+    assert [record.key for record in run.records] == [
+        cases[1].key
+    ] and f"{cases[0].name}: failed: {expected}" in capsys.readouterr().out
     assert trace.exists() == (expected != sentence)
     if trace.exists():
-        assert "in run_case\n    raise error" in trace.read_text() and type(error).__name__ in trace.read_text()
+        assert "in run_task\n    raise error" in trace.read_text() and type(error).__name__ in trace.read_text()
     # It succeeds when tried again, and what was kept of the failure is gone.
-    monkeypatch.setattr(runner, "run_case", lambda config, folder, case, progress, say: [record(seed=case.seed)])
+    monkeypatch.setattr(runner, "run_task", lambda config, folder, task, progress, say: FOUND[task.phase])
     assert runner.run_cases(run, config(), cases, console, workers=1) == {} and not trace.parent.exists()
 
 
 def test_a_full_disk_is_no_matter_of_one_case(tmp_path, monkeypatch):
-    def run_case(*arguments):
+    def run_task(*arguments):
         raise OSError("cannot save x (No space left on device)")
 
-    monkeypatch.setattr(runner, "run_case", run_case)
+    monkeypatch.setattr(runner, "run_task", run_task)
     with pytest.raises(OSError, match="No space left"):
         runner.run_cases(
             Run(tmp_path / "run", {}), config(), [Case("explicit_euler", 1, 0)], runner.Progress().console, workers=1
@@ -70,14 +84,14 @@ class Stubborn(Exception):
         super().__init__(one)
 
 
-def _raise(config, folder, case, *rest):
-    raise Stubborn(case.name, 1) if case.seed else ValueError(case.name)
+def _raise(config, folder, task, *rest):
+    raise Stubborn(task.case.name, 1) if task.case.seed else ValueError(task.case.name)
 
 
-def _work_that_raises(config, folder, case):
+def _work_that_raises(config, folder, task):
     """In place of a worker's job, in the worker: what is monkeypatched there is not."""
-    runner.run_case = _raise
-    return runner._attempt(config, folder, case, None, None)
+    runner.run_task = _raise
+    return runner._attempt(config, folder, task, None, None)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -92,11 +106,11 @@ def test_tracebacks_cross_processes_whatever_their_exception(tmp_path, monkeypat
         assert "in _raise\n" in trace and case.name in trace.splitlines()[-1]
 
 
-def _fail_or_die(config, folder, case):
+def _fail_or_die(config, folder, task):
     """In place of a worker's job."""
     if config.smoke:
         os.kill(os.getpid(), signal.SIGKILL)
-    raise FloatingPointError(case.name)
+    raise FloatingPointError(task.case.name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -114,7 +128,7 @@ def test_workers_that_fail_and_workers_that_are_killed(tmp_path, monkeypatch):
 
 def test_what_workers_say_is_printed_and_what_they_do_becomes_a_bar(capsys):
     updates, bars = queue.Queue(), {}
-    for update in (("a", "overfitting [sic]"), ("a", "training", 1, 5), ("a", "training", 2, 5)):
+    for update in (("a", "overfitting [sic]"), ("a", 1, 5), ("a", 2, 5), ("late", 5, 5)):
         updates.put(update)
     with runner.Progress() as progress:
         runner._show(updates, bars, progress)
@@ -134,3 +148,60 @@ def test_workers_end_with_a_killed_parent():
     process.kill()
     # The worker holds the pipe open for as long as it lives.
     assert process.communicate(timeout=20)[0] == b""
+
+
+def _phases(run):
+    return [[*record.seconds] + [record.audit and record.audit.extent] for record in run.records]
+
+
+def test_what_records_lack_is_measured_on_the_nets_that_are_there(tmp_path, monkeypatch, capsys):
+    seen, console = [], runner.Progress().console
+
+    def run_task(config, folder, task, progress, say):
+        seen.append((task.case.seed, task.phase))
+        return FOUND[task.phase]
+
+    monkeypatch.setattr(runner, "run_task", run_task)
+    cases = [Case("explicit_euler", 1, seed) for seed in (0, 1)]
+    run = Run(tmp_path / "run", {"seeds": [0, 1]})
+    assert runner.run_cases(run, config(seeds=(0, 1), audit="first"), cases, console, workers=1) == {}
+    basis = ["training", "attacks", "solver", "stability"]
+    assert _phases(run) == [[*basis, "audit", "whole"], [*basis, "checks", "cheap"]]
+    # Their checkpoints are gone: what they lack cannot be measured, and nothing runs.
+    seen.clear()
+    runner.run_cases(run, config(seeds=(0, 1)), cases, console, workers=1)
+    assert not seen and "2 of 2 cases are already there" in capsys.readouterr().out
+    (run.path("checkpoints") / f"{cases[1].name}.pt").touch()
+    runner.run_cases(run, config(seeds=(0, 1)), cases, console, workers=1)
+    assert seen == [(1, "audit")] and _phases(run)[1] == [*basis, "checks", "audit", "whole"]
+    assert Run(tmp_path / "run", {"seeds": [0, 1]}, resume=True).records == run.records
+
+
+def test_a_budget_takes_further_seeds_and_the_configuration_says_which(tmp_path, monkeypatch, capsys):
+    """Each task takes a second of a clock that stands still otherwise."""
+    now = [0.0]
+
+    def run_task(config, folder, task, progress, say):
+        now[0] += 1
+        return FOUND[task.phase] | {"seconds": 1.0}
+
+    def conduct(seeds, start, resume=False):
+        run = Run(tmp_path / "run", {"seeds": list(seeds)}, resume)
+        now[0] = start
+        budget = Budget(60.0, start, lambda seed: [Case("explicit_euler", 1, seed)])
+        cases = [Case("explicit_euler", 1, seed) for seed in seeds]
+        console = runner.Progress().console
+        assert runner.run_cases(run, config(seeds=seeds, audit="first"), cases, console, 1, budget, ("first", "cheap")) == {}
+        return run
+
+    monkeypatch.setattr(runner, "run_task", run_task)
+    monkeypatch.setattr(runner, "CLOCK", lambda: now[0])
+    run = conduct((0, 1, 2), 5.0)
+    seeds = run.config["seeds"]
+    assert now[0] <= 65 - 8 and len(seeds) == 10 and json.loads(run.path("config.json").read_text())["seeds"] == seeds
+    assert sorted(record.seed for record in run.records) == seeds
+    assert "Plan for 1 min on 1 worker: 12 seeds (0 to 11)" in capsys.readouterr().out
+    for seed in seeds:
+        (run.path("checkpoints") / f"{Case('explicit_euler', 1, seed).name}.pt").touch()
+    again = conduct(tuple(seeds), 1000.0, resume=True)
+    assert again.config["seeds"] == list(range(20)) and "10 of 10 cases are already there" in capsys.readouterr().out

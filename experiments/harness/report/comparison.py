@@ -12,7 +12,6 @@ from experiments.harness.report.arms import Comparison
 from experiments.harness.report.page import VERDICTS, Code, Figure, Listed, Section, Table, Terms, Text, audit_rows, write_page
 from experiments.harness.report.sentences import (
     caveats,
-    count,
     headline,
     interval,
     percent,
@@ -21,7 +20,7 @@ from experiments.harness.report.sentences import (
     without_spectrum,
 )
 from experiments.harness.report.stability_sections import fields_section, measures_section
-from experiments.harness.words import norm_symbol, radius
+from experiments.harness.words import count, listed, norm_symbol, radius
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
@@ -61,7 +60,7 @@ def write_report(found: Comparison, path):
 def _results(found, folder):
     seeds = found.config.seeds
     meaning = (
-        f"Intervals are Student's t over {count(seeds, 'seed')} ({len(seeds) - 1} degrees of "
+        f"Intervals are Student's t over {count(len(seeds), 'seed')} ({len(seeds) - 1} degrees of "
         "freedom), accuracies cut to [0, 100]. Differences are paired: same initial weights, same batches, same "
         "images. They cover what another seed would change, not another set of test images; where all seeds agree the "
         "interval has no width, which is no certainty."
@@ -225,7 +224,7 @@ def _audit(found, folder):
     verdicts = [record.audit.passed for record in found.records if record.audit]
     text = (
         "An audit tries to expose gradients that hide adversarial images instead of removing them. "
-        f"{sum(verdicts)} of {count(verdicts, 'net')} pass. A scheme with a net that fails is marked \u2020 wherever it "
+        f"{sum(verdicts)} of {count(len(verdicts), 'net')} pass. A scheme with a net that fails is marked \u2020 wherever it "
         "appears. The table has every check of each scheme's first net, and of the others those that fail; all of them, "
         "with figures and thresholds, are in audit.csv."
     )
@@ -243,9 +242,9 @@ def _protocol(found, folder):
         "Data": f"{config.dataset}: {sizes} images, one fixed split",
         "Network": f"{config.model}, {found.records[0].parameters:,} parameters, the same for every scheme",
         "Training": _training(config.settings),
-        "Seeds": _listed(config.seeds),
-        "Steps for each block": _listed(config.substeps),
-        "Attacks": f"{_listed(config.attacks)}; \u03b5 = {', '.join(map(radius, config.epsilons))} "
+        "Seeds": listed(config.seeds),
+        "Steps for each block": listed(config.substeps),
+        "Attacks": f"{listed(config.attacks)}; \u03b5 = {', '.join(map(radius, config.epsilons))} "
         f"({norm_symbol(config.threat)}, "
         "pixel values in [0, 1]), where they use gradients, along those of the function that is computed",
         "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
@@ -264,10 +263,10 @@ def _protocol(found, folder):
 def _training(settings):
     """The protocol of training in one sentence."""
     standard = settings.training == "standard"
-    attack = "" if standard else f" (\u03b5 = {radius(settings.train_epsilon)}, {count(range(settings.train_steps), 'step')})"
+    attack = "" if standard else f" (\u03b5 = {radius(settings.train_epsilon)}, {count(settings.train_steps, 'step')})"
     clean, warmup = settings.clean_epochs, settings.warmup_epochs
-    attack += f" after {count(range(clean), 'epoch')} on clean images" if attack and clean else ""
-    rise = f" after a linear rise over {count(range(warmup), 'epoch')}" if warmup else ""
+    attack += f" after {count(clean, 'epoch')} on clean images" if attack and clean else ""
+    rise = f" after a linear rise over {count(warmup, 'epoch')}" if warmup else ""
     by = "accuracy" if standard else "accuracy under a PGD of 10 steps"
     result = {
         "last": "the last epoch is the result",
@@ -282,13 +281,9 @@ def _training(settings):
     )
 
 
-def _listed(values):
-    return ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
-
-
 def _subtitle(found):
     config, schemes = found.config, ", ".join(dict.fromkeys(arm.scheme for arm in found.arms))
-    return f"{schemes} on {config.dataset}, {count(config.seeds, 'seed')}, {config.settings.training} training"
+    return f"{schemes} on {config.dataset}, {count(len(config.seeds), 'seed')}, {config.settings.training} training"
 
 
 def _banner(found):

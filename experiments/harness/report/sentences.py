@@ -6,7 +6,7 @@ from scipy.special import stdtrit
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report import measures
-from experiments.harness.words import norm_symbol
+from experiments.harness.words import count, norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
@@ -39,7 +39,7 @@ def headline(found):
     """The answer in plain sentences, at the middle radius: what differs, what cannot be told, and what to distrust."""
     config, eps, first = found.config, found.middle, found.reference
     reference = statistics.accuracy(first.masks(eps))
-    where = f"On {config.dataset}, {count(config.seeds, 'seed')}, {found.attack_at(eps)}"
+    where = f"On {config.dataset}, {count(len(config.seeds), 'seed')}, {found.attack_at(eps)}"
     sentences = ["A smoke run: it exercises the program, and its numbers mean nothing."] if config.smoke else []
     gaps = {arm.name: (arm, gap) for arm in found.others if (gap := found.gap(arm, eps))}
     words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
@@ -173,7 +173,7 @@ def caveats(found):
         ),
         (
             1 < n < 6,
-            f"{count(config.seeds, 'seed')}: the interval is {stdtrit(n - 1, 0.975):.1f} "
+            f"{count(len(config.seeds), 'seed')}: the interval is {stdtrit(n - 1, 0.975):.1f} "
             "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
             "tell\u201d is not \u201cequal\u201d.",
         ),
@@ -224,11 +224,6 @@ def caveats(found):
 def without_spectrum(found):
     """Names of arms for which R(h lambda) is not a step's spectrum unless the Jacobian is normal."""
     return [arm.name for arm in found.arms if not arm.behind.analytic]
-
-
-def count(values, noun):
-    """3 seeds, 1 seed."""
-    return f"{len(values)} {noun}{'s' * (len(values) != 1)}"
 
 
 def percent(share):

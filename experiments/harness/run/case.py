@@ -1,22 +1,31 @@
-"""One case: a network trained with one scheme from one seed, and everything measured on it."""
+"""One case: a network trained with one scheme from one seed, and what is measured on it, phase by phase.
+
+A phase takes nothing from the others but the trained net, which lies in a checkpoint: phases of one case may run at once, in
+any process, and what a record lacks can be measured later.
+"""
 
 import functools
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 import odenets
 from experiments.harness.run import checkpoints
 from experiments.harness.run import measure as evaluation
-from experiments.harness.run.config import INCIDENTAL
+from experiments.harness.run.config import INCIDENTAL, RunConfig
 from experiments.harness.run.partials import Partials
-from experiments.harness.run.schema import Record
+from experiments.harness.run.schema import CHEAP, Record
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from stability.attacks.threats import THREATS
+from stability.types import Progress
+
+CHEAP_IMAGES = 16  # of the cheap checks
 
 
 @dataclass(frozen=True)
@@ -31,52 +40,221 @@ class Case:
     scheme: str
     substeps: int
     seed: int
-    rerun_with: tuple = ()
+    rerun_with: tuple[int, ...] = ()
     field: str = "residual"
 
     @property
-    def name(self):
+    def name(self) -> str:
         """A readable name that serves as a file name."""
         field = "" if self.field == "residual" else f"-{self.field}"
         name = f"{self.scheme}{field}-substeps{self.substeps}-seed{self.seed}"
         return name.replace("(", "_").replace(")", "").replace(",", "_")
 
     @property
-    def key(self):
+    def key(self) -> tuple[str, str, int, int]:
         """What distinguishes it; see `Record.key`."""
         return self.scheme, self.field, self.substeps, self.seed
 
+    @property
+    def kind(self) -> "Case":
+        """The case without its seed: what takes the same time."""
+        return replace(self, seed=0)
+
+    @property
+    def cost(self) -> float:
+        """What its steps cost, roughly, for an order of work."""
+        return odenets.get_scheme(self.scheme).cost * self.substeps
+
+
+class Task(NamedTuple):
+    """A phase of a case."""
+
+    case: Case
+    phase: str
+
+    @property
+    def name(self) -> str:
+        """For bars."""
+        return f"{self.case.name}: {self.phase}"
+
+
+class Work(NamedTuple):
+    """A task, and what it is done with."""
+
+    config: RunConfig
+    folder: Path
+    case: Case
+    test: data.Split
+    progress: Progress
+    say: Callable[[str], None]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the trained net lies."""
+        return checkpoint_of(self.folder, self.case)
+
+    def net(self) -> nn.Module:
+        """The trained net, on the device of the run."""
+        return checkpoints.load_net(self.checkpoint, self.config.device)[0]
+
+
+def checkpoint_of(folder: Path, case: Case) -> Path:
+    """Where the trained net of a case lies."""
+    return Path(folder, "checkpoints", case.name + ".pt")
+
 
 @functools.lru_cache(maxsize=1)
-def _load(*arguments):
+def _load(*arguments: Any) -> data.Data:
     return data.load(*arguments)
 
 
-def load_data(config):
+def load_data(config: RunConfig) -> data.Data:
     """The data of a run, read once for each process."""
     return _load(config.dataset, config.data_dir, config.download, config.train_limit, config.test_limit)
 
 
-def run_case(config, folder, case, progress=lambda phase, done, total: None, say=lambda sentence: None):
-    """Train and measure one case.
+def run_task(
+    config: RunConfig,
+    folder: Path,
+    task: Task,
+    progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """Do one phase of a case.
 
     Args:
         config: The run's `RunConfig`.
-        folder: The run's folder; the weights go to its checkpoints/, and so does the state of the training, from which it
-            goes on if it is there.
-        case: Which scheme, substeps and seed.
-        progress: Called with (what is being done, done, total).
+        folder: The run's folder; training puts the weights into its checkpoints/, and so it does with its own state, from
+            which it goes on if that is there. The other phases take the weights from there.
+        task: The case and the phase, one of `PHASES`.
+        progress: Called with (done, total).
         say: Called with a sentence that the user should read.
 
     Returns:
-        A list of `Record`s: the case's own and one for each entry of `rerun_with`.
+        What the phase knows of the case's record, for `records_of`; under "seconds" its time.
     """
-    device = torch.device(config.device)
+    start, test = time.perf_counter(), load_data(config).test.to(torch.device(config.device))
+    found = PHASES[task.phase](Work(config, folder, task.case, test, progress, say))
+    return {"seconds": round(time.perf_counter() - start, 2), **found}
+
+
+def _train(work: Work) -> dict[str, Any]:
+    config, case, device = work.config, work.case, torch.device(work.config.device)
     images = load_data(config)
     split = data.Data(images.name, images.classes, *(part.to(device) for part in (images.train, images.held_out, images.test)))
-    seconds = {}
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
-    shared = {
+    description = {
+        **_described(config, case),
+        "num_classes": split.classes,
+        "in_channels": split.channels,
+        "epochs": config.settings.epochs,
+    }
+    net = checkpoints.build(description).to(device)
+    settings = {key: value for key, value in asdict(config.settings).items() if key not in INCIDENTAL}
+    identity = {**description, "train_limit": config.train_limit, **settings}
+    store = Partials(work.checkpoint.parent, case.name, identity, work.say)
+    trained = training.train(net, split, config.settings, case.seed, store, work.progress, work.say)
+    checkpoints.save(
+        work.checkpoint, {**description, "epoch": trained.epoch, "config": config.to_json(), "state_dict": net.state_dict()}
+    )
+    return {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "epoch": trained.epoch,
+        "history": trained.history,
+        "unsolved in training": trained.unsolved,
+        "seconds": round(trained.seconds, 2),  # before a kill and after
+    }
+
+
+def _attack(work: Work) -> dict[str, Any]:
+    return {"measurements": _accuracy(work, work.net())}
+
+
+def _solve(work: Work) -> dict[str, Any]:
+    net = work.net()
+    return {"solver": evaluation.measure_solver(net, work.test), "unsolved": evaluation.explain_unsolved(net, work.test)}
+
+
+def _stability(work: Work) -> dict[str, Any]:
+    probe = work.test.images[: work.config.probe_images]
+    metrics, cloud = evaluation.measure_stability(work.net(), probe, progress=work.progress)
+    return {"stability": metrics, "cloud": cloud}
+
+
+def _audit(work: Work) -> dict[str, Any]:
+    count, threat = min(work.config.audit_images, len(work.test)), THREATS[work.config.threat]
+    return {"audit": evaluation.measure_audit(work.net(), work.test, work.config.audit_epsilon, count, threat)}
+
+
+def _check(work: Work) -> dict[str, Any]:
+    count, threat = min(CHEAP_IMAGES, len(work.test)), THREATS[work.config.threat]
+    return {"audit": evaluation.measure_audit(work.net(), work.test, work.config.audit_epsilon, count, threat, CHEAP)}
+
+
+def _rerun(work: Work) -> dict[str, Any]:
+    """The same weights with other numbers of steps."""
+    net, again = work.net(), {}
+    for substeps in work.case.rerun_with:
+        odenets.set_scheme(net, work.case.scheme, substeps=substeps)
+        again[substeps] = {"measurements": _accuracy(work, net), "solver": evaluation.measure_solver(net, work.test)}
+    return {"again": again}
+
+
+def _accuracy(work: Work, net: nn.Module) -> tuple:
+    config, threat = work.config, THREATS[work.config.threat]
+    return evaluation.measure_accuracy(net, work.test, config.attacks, config.epsilons, work.case.seed, work.progress, threat)
+
+
+# In the order in which they run where one process does them all; the first makes what the others look at. "checks" are the
+# cheap ones of the audit, for a net that is not audited whole.
+TRAINING = "training"
+PHASES: dict[str, Callable[[Work], dict[str, Any]]] = {
+    TRAINING: _train,
+    "attacks": _attack,
+    "reruns": _rerun,
+    "solver": _solve,
+    "stability": _stability,
+    "checks": _check,
+    "audit": _audit,
+}
+
+
+def phases_of(case: Case, audit: str | None, stability: bool = True) -> list[str]:
+    """The phases that a case shall have; audit: "audit", "checks" or None."""
+    wanted = {TRAINING, "attacks", "solver", audit, *(["stability"] * stability), *(["reruns"] * bool(case.rerun_with))}
+    return [phase for phase in PHASES if phase in wanted]
+
+
+def phases_had(record: Record) -> set[str]:
+    """The phases that a record is of."""
+    known = {TRAINING, "attacks", "solver", "reruns"} | ({"stability"} if "stability" in record.seconds else set())
+    if record.audit:
+        known |= {"checks"} if record.audit.extent == CHEAP else {"checks", "audit"}
+    return known
+
+
+def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], before: Record | None = None) -> list[Record]:
+    """The `Record`s of a case: its own, and one for each entry of `rerun_with`.
+
+    Args:
+        config, case: What was run.
+        found: {phase: what `run_task` returned}.
+        before: The case's record where only what it lacked was run; the reruns are then not among the records returned.
+    """
+    fields = {key: value for part in found.values() for key, value in part.items()}
+    again, unsolved = fields.pop("again", {}), fields.pop("unsolved in training", {})
+    fields["seconds"] = {phase: part["seconds"] for phase, part in found.items()}
+    if before:
+        return [replace(before, **fields | {"seconds": {**before.seconds, **fields["seconds"]}})]
+    fields["solver"] = fields["solver"] and replace(fields["solver"], **unsolved)
+    shared = {**_described(config, case), "trained_substeps": case.substeps, "trained_as": case.scheme}
+    record = Record(**shared, rerun_with=case.rerun_with, **fields)
+    rest = {"history": (), "stability": (), "cloud": {}, "unsolved": None, "audit": None, "seconds": {}}
+    return [record, *(replace(record, substeps=steps, **rest, **measured) for steps, measured in again.items())]
+
+
+def _described(config: RunConfig, case: Case) -> dict[str, Any]:
+    return {
         "model": config.model,
         "scheme": case.scheme,
         "substeps": case.substeps,
@@ -85,74 +263,8 @@ def run_case(config, folder, case, progress=lambda phase, done, total: None, say
         "seed": case.seed,
         "training": config.settings.training,
     }
-    description = {**shared, "num_classes": split.classes, "in_channels": split.channels, "epochs": config.settings.epochs}
-    net = checkpoints.build(description).to(device)
-    settings = {key: value for key, value in asdict(config.settings).items() if key not in INCIDENTAL}
-    identity = {**description, "train_limit": config.train_limit, **settings}
-    store = Partials(Path(folder, "checkpoints"), case.name, identity, say)
-    trained = training.train(net, split, config.settings, case.seed, store, functools.partial(progress, "training"), say)
-    seconds["training"] = trained.seconds
-    checkpoints.save(
-        Path(folder, "checkpoints", case.name + ".pt"),
-        {**description, "epoch": trained.epoch, "config": config.to_json(), "state_dict": net.state_dict()},
-    )
-    with _timed(seconds, "attacks"):
-        measurements = _accuracy(net, split, config, case, functools.partial(progress, "attacks"))
-    with _timed(seconds, "stability"):
-        probe = split.test.images[: config.probe_images]
-        metrics, cloud = evaluation.measure_stability(net, probe, progress=functools.partial(progress, "stability"))
-        solver = evaluation.measure_solver(net, split.test)
-        unsolved = evaluation.explain_unsolved(net, split.test)
-    audit = None
-    if config.audit == "all" or (config.audit == "first" and case.seed == config.seeds[0]):
-        with _timed(seconds, "audit"):
-            progress("audit", 0, 1)
-            count = min(config.audit_images, len(split.test))
-            audit = evaluation.measure_audit(net, split.test, config.audit_epsilon, count, THREATS[config.threat])
-    record = Record(
-        **shared,
-        trained_substeps=case.substeps,
-        trained_as=case.scheme,
-        rerun_with=case.rerun_with,
-        parameters=sum(p.numel() for p in net.parameters()),
-        epoch=trained.epoch,
-        history=trained.history,
-        measurements=measurements,
-        stability=metrics,
-        cloud=cloud,
-        solver=solver and replace(solver, **trained.unsolved),
-        unsolved=unsolved,
-        audit=audit,
-        seconds={key: round(value, 2) for key, value in seconds.items()},
-    )
-    records = [record]
-    for substeps in case.rerun_with:
-        odenets.set_scheme(net, case.scheme, substeps=substeps)
-        measurements = _accuracy(net, split, config, case, functools.partial(progress, f"attacks, {substeps} substeps"))
-        records.append(
-            replace(
-                record,
-                substeps=substeps,
-                measurements=measurements,
-                history=(),
-                stability=(),
-                cloud={},
-                solver=evaluation.measure_solver(net, split.test),
-                unsolved=None,
-                audit=None,
-                seconds={},
-            )
-        )
-    return records
 
 
-def _accuracy(net, split, config, case, progress):
-    threat = THREATS[config.threat]
-    return evaluation.measure_accuracy(net, split.test, config.attacks, config.epsilons, case.seed, progress, threat)
-
-
-@contextmanager
-def _timed(seconds, key):
-    start = time.perf_counter()
-    yield
-    seconds[key] = time.perf_counter() - start
+def by_cost(cases: Iterable[Case]) -> list[Case]:
+    """The dear ones first, so that no core idles at the end."""
+    return sorted(cases, key=lambda case: (-case.cost, case.seed))

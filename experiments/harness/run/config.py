@@ -8,7 +8,17 @@ from experiments.harness.training.settings import TrainingSettings
 
 CONFIG_VERSION = 3
 # What may change between the start of a run and its resumption: nothing here moves a result.
-INCIDENTAL = ("version", "command", "environment", "data_dir", "download", "workers", "checkpoint_seconds")
+INCIDENTAL = (
+    "version",
+    "command",
+    "environment",
+    "data_dir",
+    "download",
+    "workers",
+    "checkpoint_seconds",
+    "budget",
+    "seeds_at_most",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +26,8 @@ class RunConfig:
     """Of a run of cases.
 
     experiment: the script. schemes, fields: canonical specs. substeps: steps for each block. threat: the norm of the attacks,
-    as the command line names it. epsilons: radii in pixel units. audit: which nets. data: {split: images}. environment:
-    versions and machine. The rest is as its option says.
+    as the command line names it. epsilons: radii in pixel units. audit: which nets. budget: in seconds. data: {split: images}.
+    environment: versions and machine. The rest is as its option says.
     """
 
     experiment: str
@@ -41,6 +51,8 @@ class RunConfig:
     test_limit: int | None = None
     device: str = "cpu"
     workers: int | None = None
+    budget: float | None = None
+    seeds_at_most: int | None = None
     smoke: bool = False
     data: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -68,9 +68,9 @@ class Run:
             _refuse_changes(folder, before, _comparable(config))
             self.environment_changes = _changes(before.get("environment") or {}, config.get("environment") or {})
         _hold(self.folder)
-        if not present or before.get("seeds") != config.get("seeds"):
+        if not present or any(before.get(key) != config.get(key) for key in ("seeds", "audit")):
             # The configuration comes first: whatever else a killed run leaves behind, it can be resumed.
-            write_atomically(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+            self._write_config()
         with saving(self.folder / "checkpoints"):
             (self.folder / "checkpoints").mkdir(exist_ok=True)
         self.records = self._read_records()
@@ -87,6 +87,21 @@ class Run:
             os.fsync(file.fileno())
         self.records += records
 
+    def record_of(self, case):
+        """The record of a case's own net, without the reruns; None where there is none."""
+        return next((r for r in self.records if r.key == case.key and r.substeps == case.substeps), None)
+
+    def replace(self, record):
+        """Put a record in the place of that of the same net: more is known of it."""
+        same = (record.key, record.substeps)
+        self._rewrite([record if (old.key, old.substeps) == same else old for old in self.records])
+
+    def take_seed(self, seed):
+        """Note in the configuration that the run has this seed too."""
+        if seed not in self.config.get("seeds", [seed]):
+            self.config["seeds"].append(seed)
+            self._write_config()
+
     def missing(self, cases):
         """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
         found = {}
@@ -96,9 +111,15 @@ class Run:
         keys = {case.key for case in missing}
         kept = [record for record in self.records if record.key not in keys]
         if len(kept) < len(self.records):
-            write_atomically(self.path("records.jsonl"), _lines(kept))
-            self.records = kept
+            self._rewrite(kept)
         return missing
+
+    def _rewrite(self, records):
+        write_atomically(self.path("records.jsonl"), _lines(records))
+        self.records = records
+
+    def _write_config(self):
+        write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2) + "\n")
 
     def sort(self, cases):
         """Bring the records, which came in as cases ended, into the order of the cases."""
@@ -264,8 +285,11 @@ def _changes(before, now, ignored=()):
 
 
 def _refuse_changes(folder, before, now):
-    seeds = before.get("seeds") or []
-    further = seeds and (now.get("seeds") or [])[: len(seeds)] == seeds  # what a net is does not depend on other seeds
-    changes = _changes(before, now, (*INCIDENTAL, "seeds") if further else INCIDENTAL)
+    seeds, ignored = before.get("seeds") or [], list(INCIDENTAL)
+    if seeds:
+        ignored.append("audit")  # of a run of cases: what a net was audited by stands in its record
+        if (now.get("seeds") or [])[: len(seeds)] == seeds:
+            ignored.append("seeds")  # what a net is does not depend on other seeds
+    changes = _changes(before, now, ignored)
     if changes:
         raise InputError(f"{folder} holds a run with another configuration ({'; '.join(changes)}); choose another --out")

@@ -1,20 +1,28 @@
-"""Running the cases of a run: a single-threaded process for each core, or one after the other on a GPU; progress; resuming."""
+"""Running the cases of a run: their phases in single-threaded processes, or one after the other; progress; resuming."""
 
 import multiprocessing
 import os
 import queue
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import odenets
 from experiments.harness.run import partials
-from experiments.harness.run.case import run_case
-from experiments.harness.run.failures import failure_of, forget, keep
+from experiments.harness.run.budget import Budget, Planner
+from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, phases_had, records_of, run_task
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.failures import Failure, failure_of, forget, keep
+from experiments.harness.run.folder import Run
+from experiments.harness.run.schedule import Level, Schedule
+from experiments.harness.run.schema import Record
 from experiments.harness.words import radius
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
@@ -25,16 +33,27 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
 }
-_updates = None  # the queue to the parent, in a worker
+CLOCK = time.monotonic
+Plan = Schedule | Planner
+Outcome = tuple[dict[str, Any], Failure | None]  # of a task
+_updates: Any = None  # the queue to the parent, in a worker
 
 
-def available_cores():
+def available_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_cases(run, config, cases, console, workers=None):
-    """Run the cases that lack records and append their records to `run`.
+def run_cases(
+    run: Run,
+    config: RunConfig,
+    cases: list[Case],
+    console: Console,
+    workers: int | None = None,
+    budget: Budget | None = None,
+    audits: tuple[str, ...] = (),
+) -> dict[str, str]:
+    """Run what the cases lack, and append their records to `run`.
 
     Args:
         run: The `Run`.
@@ -42,6 +61,8 @@ def run_cases(run, config, cases, console, workers=None):
         cases: All cases, in the order of the report.
         console: rich Console for bars and lines.
         workers: Processes; by default one for each core, one in all where a GPU does the work.
+        budget: What time there is; further seeds are taken while they fit, and stand in `run.config` then.
+        audits: With a budget, the audits to choose from.
 
     Returns:
         {case name: sentence} of the cases that failed, whatever by; the others are kept. What was not expected leaves its
@@ -51,87 +72,139 @@ def run_cases(run, config, cases, console, workers=None):
         OSError: What is found cannot be written.
         ChildProcessError: A worker was killed; what had ended by then is kept.
     """
-    todo = run.missing(cases)
-    for case in cases:
-        if case not in todo:
-            partials.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
-    if len(todo) < len(cases):
-        console.print(f"{len(cases) - len(todo)} of {len(cases)} cases are already there.")
-    if not todo:
-        return {}
+    missing = run.missing(cases)
     workers = workers or (1 if config.device.startswith("cuda") else available_cores())
-    # The expensive cases first, so that no core idles at the end.
-    todo.sort(key=lambda case: (-odenets.get_scheme(case.scheme).cost * case.substeps, case.seed))
+    schedule = Schedule(Level(config.audit, config.seeds[0]), CLOCK)
+    # The expensive cases first, so that no core idles at the end; with a budget seed by seed, so that it may end after any.
+    order = by_cost(cases)
+    order = sorted(order, key=lambda case: config.seeds.index(case.seed)) if budget else order
+    schedule.add(order, lambda case: set() if case in missing else _had(run, case))
+    begun = [case for case in cases if schedule.left(case)]
+    for case in cases:
+        if case not in missing:
+            partials.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
+    if len(begun) < len(cases):
+        console.print(f"{len(cases) - len(begun)} of {len(cases)} cases are already there.")
+    plan: Plan = schedule
+
+    def say(sentence: str) -> None:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    if budget:
+        plan = Planner(schedule, budget, config.seeds, workers, audits or (config.audit,), say)
+        for case in cases:
+            if case not in missing and not run.environment_changes:
+                plan.learn(case, run.record_of(case))
+    elif not begun:
+        return {}
     with progress_bars(console) as progress:
-        overall = progress.add_task("cases", total=len(todo))
-        failures = {}
-
-        def finished(case, records, failure):
-            if failure:
-                failures[case.name] = keep(failure, run.folder, case.name)
-                console.print(f"{case.name}: failed: {failures[case.name]}", markup=False, highlight=False, soft_wrap=True)
-            if records:
-                run.append(records)
-                partials.remove(run.path("checkpoints"), case.name)
-                forget(run.folder, case.name)
-                console.print(_line(case, records[0]), markup=False, highlight=False, soft_wrap=True)
-            progress.advance(overall)
-
-        execute = _in_processes if workers > 1 and len(todo) > 1 else _in_turn
-        execute(run, config, todo, min(workers, len(todo)), progress, finished)
-    return failures
+        ledger = Ledger(run, config, plan, begun, progress)
+        execute = _in_processes if workers > 1 and (budget or len(cases) > 1) else _in_turn
+        execute(run, config, plan, workers, progress, ledger.ended)
+        ledger.settle()
+    return ledger.failures
 
 
-def progress_bars(console):
+def _had(run: Run, case: Case) -> set[str]:
+    """The phases of a case that has a record; all where its net is not there to be looked at again."""
+    return phases_had(run.record_of(case)) if checkpoint_of(run.folder, case).is_file() else set(PHASES)
+
+
+class Ledger:
+    """What the tasks of a run have found: the records of a case are written once nothing of it is left."""
+
+    def __init__(self, run: Run, config: RunConfig, plan: Plan, begun: list[Case], progress: Progress):
+        self.run, self.config, self.plan, self.progress = run, config, plan, progress
+        self.found: dict[Case, dict[str, Any]] = {case: {} for case in begun}
+        self.failures: dict[str, str] = {}
+        self.settled: set[Case] = {case for case in plan.had if case not in begun}
+        self.overall = progress.add_task("nets", total=len(begun))
+
+    def ended(self, task: Task, found: dict[str, Any], failure: Failure | None) -> None:
+        """A task has ended."""
+        case = task.case
+        self.plan.ended(task, found.get("seconds", 0.0))
+        self.found.setdefault(case, {})[task.phase] = found
+        if failure:
+            self.plan.failed(case)
+            self.failures[case.name] = keep(failure, self.run.folder, case.name)
+            self._say(f"{case.name}: failed: {self.failures[case.name]}")
+        self.settle()
+
+    def settle(self) -> None:
+        """Write what is complete."""
+        for case in [case for case in self.plan.had if case not in self.settled and self.plan.complete(case)]:
+            self.settled.add(case)
+            found = self.found.pop(case, {})
+            self.progress.update(self.overall, advance=1, total=len(self.settled) + len(self.found))
+            if case.name in self.failures or not found:
+                continue
+            before = self.run.record_of(case)
+            records = records_of(self.config, case, found, before)
+            if before:
+                self.run.replace(records[0])
+            else:
+                self.run.take_seed(case.seed)
+                self.run.append(records)
+            partials.remove(self.run.path("checkpoints"), case.name)
+            forget(self.run.folder, case.name)
+            self._say(_line(case, records[0]))
+
+    def _say(self, sentence: str) -> None:
+        self.progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bars(console: Console) -> Progress:
     """Bars with counts and the time left, gone when they have ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
 
 
-def _in_turn(run, config, todo, workers, progress, finished):
-    task, threads = progress.add_task("", total=None), torch.get_num_threads()
+Ended = Callable[[Task, dict[str, Any], Failure | None], None]
+
+
+def _in_turn(run: Run, config: RunConfig, plan: Plan, workers: int, progress: Progress, ended: Ended) -> None:
+    bar, threads = progress.add_task("", total=None), torch.get_num_threads()
     if config.device == "cpu":
         torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
     try:
-        for case in todo:
+        while task := plan.next():
 
-            def report(phase, done, total, case=case):
-                progress.update(task, description=f"  {case.name}: {phase}", completed=done, total=total)
+            def report(done: int, total: int, name: str = task.name) -> None:
+                progress.update(bar, description=f"  {name}", completed=done, total=total)
 
-            def say(sentence, case=case):
-                _say(progress, case.name, sentence)
+            def say(sentence: str, name: str = task.case.name) -> None:
+                progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
-            finished(case, *_attempt(config, run.folder, case, report, say))
+            report(0, 1)
+            ended(task, *_attempt(config, run.folder, task, report, say))
     finally:
         torch.set_num_threads(threads)
 
 
-def _in_processes(run, config, todo, workers, progress, finished):
+def _in_processes(run: Run, config: RunConfig, plan: Plan, workers: int, progress: Progress, ended: Ended) -> None:
     context = multiprocessing.get_context("spawn")
-    updates, bars = context.Queue(), {}
+    updates: Any = context.Queue()
+    bars: dict[str, TaskID] = {}
+    futures: dict[Future, Task] = {}
     previous = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     try:
         with ProcessPoolExecutor(workers, context, _start_worker, (updates, os.getpid())) as pool:
-            futures = {pool.submit(_work, config, run.folder, case): case for case in todo}
             try:
-                while futures:
+                while True:
+                    while len(futures) < workers and (task := plan.next()):
+                        futures[pool.submit(_work, config, run.folder, task)] = task
+                    if not futures:
+                        break
                     done, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
                     _show(updates, bars, progress)
                     # What ended well is written first: a broken pool ends all other futures at once.
                     for future in sorted(done, key=lambda future: future.exception() is not None):
-                        case = futures.pop(future)
-                        if case.name in bars:
-                            progress.remove_task(bars.pop(case.name))
-                        try:
-                            found = future.result()
-                        except BrokenProcessPool:
-                            raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
-                        except OSError:
-                            raise
-                        except Exception as error:  # of the way back
-                            found = [], failure_of(error)
-                        finished(case, *found)
+                        task = futures.pop(future)
+                        if task.name in bars:
+                            progress.remove_task(bars.pop(task.name))
+                        ended(task, *_result(future))
                 _show(updates, bars, progress)
             except BaseException:
                 for process in list(pool._processes.values()):
@@ -142,60 +215,67 @@ def _in_processes(run, config, todo, workers, progress, finished):
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _start_worker(updates, parent):
+def _result(future: Future) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
+    except OSError:
+        raise
+    except Exception as error:  # of the way back
+        return {}, failure_of(error)
+
+
+def _start_worker(updates: Any, parent: int) -> None:
     global _updates
     _updates = updates
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent):
+def _end_with(parent: int) -> None:
     """End this process once `parent` is gone: a killed parent cannot end its workers itself."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def _work(config, folder, case):
-    return _attempt(
-        config,
-        folder,
-        case,
-        lambda *update: _updates.put((case.name, *update)),
-        lambda sentence: _updates.put((case.name, sentence)),
-    )
+def _work(config: RunConfig, folder: Path, task: Task) -> Outcome:
+    def report(*update: Any) -> None:
+        _updates.put((task.name, *update))
+
+    report(0, 1)
+    return _attempt(config, folder, task, report, lambda sentence: _updates.put((task.case.name, sentence)))
 
 
-def _attempt(config, folder, case, report, say):
-    """(records, `Failure` or None) of a case. A failure is text: not every exception survives the way between processes."""
+def _attempt(config: RunConfig, folder: Path, task: Task, report: Callable, say: Callable[[str], None]) -> Outcome:
+    """What a task found, and its `Failure` or None: text, since not every exception survives the way between processes."""
     try:
-        return run_case(config, folder, case, report, say), None
+        return run_task(config, folder, task, report, say), None
     except OSError:  # a full disk is no matter of one case
         raise
     except Exception as error:  # of any kind: the other cases go on, and nothing of this one is lost
-        return [], failure_of(error)
+        return {}, failure_of(error)
 
 
-def _show(updates, bars, progress):
+def _show(updates: Any, bars: dict[str, TaskID], progress: Progress) -> None:
     while True:
         try:
             name, *update = updates.get_nowait()
         except queue.Empty:
             return
         if len(update) == 1:
-            _say(progress, name, *update)
+            progress.console.print(f"{name}: {update[0]}", markup=False, highlight=False, soft_wrap=True)
             continue
-        phase, done, total = update
+        done, total = update
         if name not in bars:
+            if done == total:  # it came late: the task has ended
+                continue
             bars[name] = progress.add_task("", total=total)
-        progress.update(bars[name], description=f"  {name}: {phase}", completed=done, total=total)
+        progress.update(bars[name], description=f"  {name}", completed=done, total=total)
 
 
-def _say(progress, name, sentence):
-    progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _line(case, record):
+def _line(case: Case, record: Record) -> str:
     shown = []
     for m in record.measurements:
         if m.gradient == "exact":

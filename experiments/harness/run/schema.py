@@ -11,7 +11,8 @@ import numpy as np
 from experiments.harness.training.epoch import Epoch
 from odenets.errors import InputError
 
-VERSION = 3
+VERSION = 4
+CHEAP, WHOLE, FULL = "cheap", "whole", "full"  # of an audit: the checks that take seconds, all, all with longer attacks
 WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
 
 
@@ -81,12 +82,13 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of a net on so many images at one radius."""
+    """An audit of a net on so many images at one radius. extent: `CHEAP`, `WHOLE` or `FULL`."""
 
     passed: bool
     images: int
     epsilon: float
     checks: tuple[CheckResult, ...]
+    extent: str = WHOLE
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ class Record:
 
     @property
     def verdict(self) -> str:
-        """What the audit said of the net: "passed", "failed" or "not audited"."""
-        return "not audited" if self.audit is None else "passed" if self.audit.passed else "failed"
+        """What the audit said of the net: "passed", "failed", "cheap checks passed" or "not audited"."""
+        if self.audit is None:
+            return "not audited"
+        return "failed" if not self.audit.passed else "cheap checks passed" if self.audit.extent == CHEAP else "passed"
 
     def values(self, metric: str) -> list[float]:
         """The values of a metric, wherever it was taken."""
