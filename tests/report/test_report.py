@@ -240,3 +240,22 @@ def test_records_keep_one_of_each_conjugate_pair_and_the_cloud_has_both():
     cloud = merged_clouds([{"0": [[1.0, 0.5], [2.0, 0.0]]}, {"0": [[3.0, 1.0]], "1": []}])
     assert sorted(map(tuple, cloud["0"])) == [(1, -0.5), (1, 0.5), (2, 0), (3, -1), (3, 1)]
     assert cloud["1"].shape == (0, 2)
+
+
+def test_which_nets_had_which_checks_is_said():
+    config, records = run()
+    cheap = replace(verdict(), extent="cheap", images=16)
+    seconds = {"training": 1.0}
+    records = [r if r.audit else replace(r, audit=cheap, seconds=seconds if r.seed == 2 else r.seconds) for r in records]
+    found = comparison(config, records)
+    (told,) = [sentence for sentence in report.headline(found) if "audited" in sentence]
+    assert told == (
+        "2 of 6 nets were audited, and passed the audit. Of 4 nets the checks that take seconds were run, and passed."
+    )
+    limits = " ".join(findings.caveats(found))
+    assert "4 nets had the checks of the audit that take seconds, and these alone" in limits
+    assert "Dynamics were not measured (explicit_euler, seed 2; implicit_euler, seed 2)" in limits
+    assert (
+        records[1].verdict == "cheap checks passed"
+        and replace(records[1], audit=replace(cheap, passed=False)).verdict == "failed"
+    )

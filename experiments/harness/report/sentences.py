@@ -6,6 +6,8 @@ from scipy.special import stdtrit
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report import measures
+from experiments.harness.run.schema import CHEAP
+from experiments.harness.words import count, norm_symbol
 from experiments.harness.words import count, norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
@@ -92,12 +94,14 @@ def _masking(found):
 
 def _audited(found):
     """How many nets were audited, and who failed."""
-    audits = [record.audit.passed for record in found.records if record.audit]
-    if all(audits):
-        known = f"{len(audits)} of {len(found.records)} nets were audited, and"
-        if len(audits) == len(found.records):
+    audits = [record.audit for record in found.records if record.audit]
+    cheap = sum(audit.extent == CHEAP for audit in audits)
+    if all(audit.passed for audit in audits):
+        known = f"{len(audits) - cheap} of {len(found.records)} nets were audited, and"
+        if len(audits) - cheap == len(found.records):
             known = f"All {len(audits)} nets" if len(audits) > 1 else "The net"
-        yield f"{known} passed the audit." if audits else "No net was audited: gradients may be masked."
+        passed = f"{known} passed the audit." if audits else "No net was audited: gradients may be masked."
+        yield passed + f" Of {count(cheap, 'net')} the checks that take seconds were run, and passed." * bool(cheap)
     hanging = [arm.name for arm in found.arms if any(m.path_dependent for r in arm.records for m in r.measurements)]
     if hanging:
         worst = max(m.path_dependent / m.total for record in found.records for m in record.measurements)
@@ -139,6 +143,10 @@ def caveats(found):
     ]
     overfitted = [
         f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records if any(epoch.overfitting for epoch in r.history)
+    ]
+    cheap = sum(record.audit is not None and record.audit.extent == CHEAP for record in records)
+    unmeasured = [
+        f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records if r.seconds and "stability" not in r.seconds
     ]
     clouds = [values for arm in found.arms for values in arm.cloud().values()]
     rightmost = max((stability.snapped(values @ (1, 1j)).real.max(initial=-np.inf) for values in clouds), default=-np.inf)
@@ -216,6 +224,16 @@ def caveats(found):
             "whatever else differs between schemes differs with it.",
         ),
         (not all(record.audit for record in records), "Only the nets in the audit table were audited."),
+        (
+            cheap,
+            f"{count(cheap, 'net')} had the checks of the audit that take seconds, and these alone: gradients that only longer "
+            "attacks, or attacks without gradients, unmask would go unseen there.",
+        ),
+        (
+            unmeasured,
+            f"Dynamics were not measured ({'; '.join(unmeasured)}): the time did not suffice, and stability measures are "
+            "means over the other nets.",
+        ),
         (first.label != first.name, f"{first.name}, with which all others are compared, failed its own audit."),
     ]
     return [sentence for applies, sentence in listed if applies]

@@ -19,13 +19,11 @@ from experiments.harness.run import checkpoints
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.config import INCIDENTAL, RunConfig
 from experiments.harness.run.partials import Partials
-from experiments.harness.run.schema import CHEAP, Record
+from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from stability.attacks.threats import THREATS
 from stability.types import Progress
-
-CHEAP_IMAGES = 16  # of the cheap checks
 
 
 @dataclass(frozen=True)

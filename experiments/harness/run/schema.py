@@ -13,6 +13,7 @@ from odenets.errors import InputError
 
 VERSION = 4
 CHEAP, WHOLE, FULL = "cheap", "whole", "full"  # of an audit: the checks that take seconds, all, all with longer attacks
+CHEAP_IMAGES = 16  # that the checks which take seconds look at
 WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
 
 
