@@ -229,9 +229,9 @@ def _audit(found, folder):
     )
     if any(record.audit.extent == CHEAP for record in found.records if record.audit):
         text += (
-            " The cheap ones take seconds: is the net deterministic, is its gradient there and exact, are its equations solved, "
-            f"at the root connected to the state, and does a tighter tolerance change nothing; on {CHEAP_IMAGES} images, clean "
-            "and under a short PGD."
+            " The cheap ones take seconds: is the net deterministic, is its gradient there and exact, are its equations "
+            "solved, at the root connected to the state, and does a tighter tolerance change nothing; on "
+            f"{CHEAP_IMAGES} images, clean and under a short PGD."
         )
     return Section(title, (Text(text), Table([("net", "check", "verdict", "reason"), *rows])))
 
