@@ -8,7 +8,6 @@ import stability
 from experiments.harness.report import measures
 from experiments.harness.run.schema import CHEAP
 from experiments.harness.words import count, norm_symbol
-from experiments.harness.words import count, norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
