@@ -178,6 +178,6 @@ def show_table(console, title, rows, keys):
     for before, row, after in zip([header, *body], body, [*body[1:], header]):
         cells = ("" if index == 0 and row[0] == before[0] else row[index] for index in kept)
         table.add_row(*cells, end_section=row[0] != after[0])
-    wide = console if console.is_terminal else Console(width=140)
+    wide = console if console.is_terminal else Console(width=170)
     wide.print(table)
     return wide

@@ -92,6 +92,9 @@ def add_arguments(parser, seeds="0,1,2"):
     )
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument(
+        "--margin", default="2", help="of equivalence: a difference of accuracies, in points, that is of no practical interest"
+    )
+    parser.add_argument(
         "--audit",
         help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each scheme that of the first seed, the others "
         "get the checks that take seconds; cheap: these for every net; default: all, with --budget first, or cheap if need be",
@@ -129,6 +132,9 @@ def make_config(args, script, substeps, fields=("residual",)):
     defaults = DEFAULTS[args.dataset]
     epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = statistics.middle(sorted(epsilons))
+    margin = parse_one(args.margin, "--margin", float, 0)
+    if not 0 < margin < 100:
+        raise InputError(f"--margin lies between 0 and 100 points, got {args.margin}")
     train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
     config = RunConfig(
         experiment=script,
@@ -146,6 +152,7 @@ def make_config(args, script, substeps, fields=("residual",)):
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
         threat=args.threat,
         epsilons=tuple(epsilons),
+        margin=margin / 100,
         audit=audit,
         audit_epsilon=middle,
         device=str(parse_device(args.device)),
@@ -250,12 +257,12 @@ def _print_summary(console, found, failures, report_path):
 
 
 def _title(found):
-    """Names what the intervals are over, as `statistics.accuracy` chooses it: images for an arm that has one seed."""
+    """Names what the intervals are over: images for an arm that has one seed."""
     seeds = [len(arm.records) for arm in found.arms if arm.records]
     if max(seeds) == 1:
         return "Accuracy and 95 % interval over images"
     rest = ", over images where one seed is left" if min(seeds) == 1 else ""
-    return f"Accuracy, mean and 95 % interval over seeds{rest}"
+    return f"Accuracy, mean and 95 % interval over seeds and images{rest}; differences hold together"
 
 
 def _solves(found):

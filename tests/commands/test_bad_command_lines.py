@@ -29,6 +29,9 @@ LINES = {
 --budget 5m --seeds-at-most 2 ; --seeds-at-most must be finite and at least 3, got 2
 --seeds-at-most 5 ; --seeds-at-most needs --budget
 --audit some ; unknown --audit 'some'; choose from all, first, cheap, none
+--schemes explicit --margin 0 ; --margin lies between 0 and 100 points, got 0
+--schemes explicit --margin 100 ; --margin lies between 0 and 100 points
+--schemes explicit --margin wide ; --margin takes numbers
 --schemes explicit --workers 1e9 ; --workers takes whole numbers
 --schemes explicit --batch-size 0 ; --batch-size must be finite and at least 1
 --schemes explicit --train-limit '' ; --train-limit is empty

@@ -11,6 +11,7 @@ from records import config, measurement
 from records import record as any_record
 
 from experiments import compare_schemes
+from experiments.harness import statistics
 from experiments.harness.report import measures, stability_sections
 from experiments.harness.report import sentences as findings
 from experiments.harness.report.arms import comparison
@@ -54,12 +55,12 @@ def test_differences_are_within_a_field():
     assert [(row.arm.field, row.arm.scheme) for row in rows] == [
         (field, scheme) for field in ("residual", "gradient_flow") for scheme in ("explicit_euler", "implicit_euler")
     ]
-    assert rows[0].gap is rows[2].gap is None and rows[3].gap.value == pytest.approx(31 / N)
-    assert [row.gap.verdict for row in (rows[1], rows[3])] == ["cannot tell", "higher"]
+    assert rows[0].gap is rows[2].gap is None and rows[3].gap.estimate.value == pytest.approx(31 / N)
+    assert [row.gap.verdict for row in (rows[1], rows[3])] == [statistics.EQUIVALENT, statistics.MORE]
     assert rows[3].shown["log_norm"] == pytest.approx(-0.2) and rows[0].shown["max_abs_R"] is None
     sentences = list(measures.field_sentences(compared))
     assert sentences == [
-        "On residual (mean \u03bc\u2082(hJ) 0.5 to 0.6): implicit_euler against explicit_euler: cannot tell.",
+        "On residual (mean \u03bc\u2082(hJ) 0.5 to 0.6): implicit_euler against explicit_euler: equivalent within the margin.",
         "On gradient_flow (mean \u03bc\u2082(hJ) -0.2 to -0.1): implicit_euler is more robust than "
         "explicit_euler by 15.5 points.",
     ]

@@ -112,14 +112,30 @@ class Comparison:
         strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 
-    def gap(self, arm: Arm, epsilon: float) -> Estimate | None:
+    @cached_property
+    def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
+        """{(arm, radius): its paired difference to the first arm}: one family, whose intervals cover together."""
+        first, config = self.arms[0], self.config
+        pairs = {
+            (arm.name, eps): (arm.masks(eps), first.masks(eps))
+            for eps in [0.0, *self.radii]
+            for arm in self.arms
+            if arm is not first
+        }
+        return statistics.gaps(pairs, margin=config.margin, looks=config.looks, train=config.resplit)
+
+    def gap(self, arm: Arm, epsilon: float) -> statistics.Gap | None:
         """The paired difference of an arm to the first; None for the first itself or where no seed is common."""
-        first = self.arms[0]
-        return None if arm is first else statistics.difference(arm.masks(epsilon), first.masks(epsilon))
+        return self.gaps.get((arm.name, epsilon))
+
+    def accuracy(self, arm: Arm, epsilon: float, gradient: str = "exact") -> Estimate | None:
+        """Of an arm at a radius, by itself; None where there is none along that gradient."""
+        masks = arm.masks(epsilon, gradient)
+        return statistics.accuracy(masks, train=self.config.resplit) if masks else None
 
     def detached_gap(self, arm: Arm, epsilon: float) -> Estimate | None:
         """Accuracy along the detached gradient minus that along the exact one; None where there is one gradient."""
-        return statistics.difference(arm.masks(epsilon, "detached"), arm.masks(epsilon))
+        return statistics.difference(arm.masks(epsilon, "detached"), arm.masks(epsilon), train=self.config.resplit)
 
 
 def comparison(config: RunConfig, records: list[Record]) -> Comparison:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-import experiments.harness.statistics as statistics
 import odenets
 from experiments.harness.report import figures, regions
 from experiments.harness.report.arms import Comparison
@@ -25,9 +24,9 @@ from experiments.harness.words import count, listed, norm_symbol, radius
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
-    "interval; dashed where the attack follows the detached gradient, which shows what masking would hide. "
-    "Right: the difference to the first scheme, paired; a filled mark where the interval excludes zero, a "
-    "hollow one where this run cannot tell.",
+    "interval over seeds and images; dashed where the attack follows the detached gradient, which shows what masking would "
+    "hide. Right: the difference to the first scheme, paired; a filled mark where one scheme is more robust, a hollow one "
+    "where this run cannot tell or the two are equivalent; grey: the margin of equivalence.",
     "sweep": "Accuracy against the number of solver steps for each block. Solid: trained with that many steps. Dashed "
     "and hollow: trained with the fewest, then run with more, same weights. Bars are 95 % intervals.",
     "regions": "Each scheme's growth |R(z)| in one step, and on top Ritz values of hJ in its trained nets (h the step "
@@ -59,23 +58,34 @@ def write_report(found: Comparison, path):
 
 
 def _results(found, folder):
-    seeds = found.config.seeds
+    seeds, config = found.config.seeds, found.config
+    varied = (
+        f"{count(len(seeds), 'seed')}, each with a split of its own, and corrected for what splits share (Nadeau and Bengio)"
+        if config.resplit
+        else f"{count(len(seeds), 'seed')} and the test images: another draw of both"
+    )
     meaning = (
-        f"Intervals are Student's t over {count(len(seeds), 'seed')} ({len(seeds) - 1} degrees of "
-        "freedom), accuracies cut to [0, 100]. Differences are paired: same initial weights, same batches, same "
-        "images. They cover what another seed would change, not another set of test images; where all seeds agree the "
-        "interval has no width, which is no certainty."
+        f"Intervals are over {varied}; <i>from images</i> is the images' share of the variance of a difference. Differences "
+        "are paired: same initial weights, same batches, same images. Their intervals cover together with probability 95 %: "
+        "the verdicts hold for the table."
         if len(seeds) > 1
         else "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
         "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed."
     )
+    looked = (
+        f" The run was looked at after {listed(config.looks)} seeds, as was fixed before; what that costs is in the intervals."
+        if config.looks
+        else ""
+    )
+    margin = f"{100 * config.margin:g} points"
     note = Markup(
-        "{} <b>Cannot tell</b> means that the interval of the difference covers zero. <b>Untrusted</b>: images "
+        f"{meaning}{looked} <b>Equivalent</b>: the interval lies within {margin} of zero. <b>Cannot tell yet</b>: it covers "
+        "zero and reaches beyond the margin. <b>Untrusted</b>: images "
         "counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at "
         "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
         "with {}."
-    ).format(meaning, found.arms[0].name)
-    return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 7)), Text(note, note=True)))
+    ).format(found.arms[0].name)
+    return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 6, 8)), Text(note, note=True)))
 
 
 def _by_attack(found, folder):
@@ -89,7 +99,7 @@ def _by_attack(found, folder):
             cells = []
             for name in [*attacks, None]:
                 ways = (arm.masks(eps, way, name) for way in ("exact", "detached"))
-                cells.append(" / ".join(percent(statistics.accuracy(masks).value) for masks in ways if masks))
+                cells.append(" / ".join(percent(np.mean([mask.mean() for mask in masks.values()])) for masks in ways if masks))
             if any(cells):
                 rows.append((radius(eps), arm.label, *cells))
     note = (
@@ -126,7 +136,7 @@ def _detached(found, folder):
             gap = found.detached_gap(arm, eps)
             if gap:
                 verdict = {"higher": "masks", "lower": "breaks more", "cannot tell": "cannot tell"}[gap.verdict]
-                values = (percent(statistics.accuracy(arm.masks(eps, way)).value) for way in ("exact", "detached"))
+                values = (percent(found.accuracy(arm, eps, way).value) for way in ("exact", "detached"))
                 rows.append((found.attack_at(eps), arm.label, *values, points(gap.value), interval(gap, "+"), verdict))
     if len(rows) == 1:
         return None

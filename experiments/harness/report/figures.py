@@ -82,7 +82,7 @@ def accuracy_figure(found):
     any_detached = False
     for arm, (colour, marker) in zip(arms, _appearance(arms).values()):
         for gradient, style in (("exact", "-"), ("detached", (0, (4, 2)))):
-            known = {eps: statistics.accuracy(masks) for eps in epsilons if (masks := arm.masks(eps, gradient))}
+            known = {eps: mean for eps in epsilons if (mean := found.accuracy(arm, eps, gradient))}
             if not known:
                 continue
             value, low, high = _percentages(known.values())
@@ -128,7 +128,7 @@ def sweep_figure(found):
                     for arm in found.arms
                     if arm.scheme == scheme.scheme and arm.trained_substeps == (fewest if again else arm.substeps)
                 }
-                value, low, high = _percentages(statistics.accuracy(own[steps].masks(eps)) for steps in sorted(own))
+                value, low, high = _percentages(found.accuracy(own[steps], eps) for steps in sorted(own))
                 bars = np.abs([value - low, high - value])
                 ax.errorbar(
                     sorted(own),
@@ -159,8 +159,9 @@ def _draw_differences(ax, found, epsilons):
     for arm, offset in zip(others, np.linspace(-spread / 2, spread / 2, len(others)) if len(others) > 1 else [0.0]):
         colour, marker = looks[arm.name]
         for position, eps in enumerate(epsilons):
-            estimate = found.gap(arm, eps)
-            if estimate:
+            gap = found.gap(arm, eps)
+            if gap:
+                estimate = gap.estimate
                 x = position + offset
                 ax.plot([x, x], [100 * estimate.low, 100 * estimate.high], color=colour, lw=1.5, solid_capstyle="butt")
                 ax.plot(
@@ -170,12 +171,13 @@ def _draw_differences(ax, found, epsilons):
                     color=colour,
                     ms=6.5,
                     mew=1.5,
-                    mfc="white" if estimate.verdict == "cannot tell" else colour,
+                    mfc="white" if gap.verdict in statistics.UNMOVED else colour,
                 )
     ax.axhline(0, color=looks[first.name][0], lw=1.7, zorder=1)
+    ax.axhspan(-100 * found.config.margin, 100 * found.config.margin, color=FAINT, alpha=0.12, lw=0, zorder=0)
     ax.grid(axis="x", visible=False)
     ax.set(
-        title=f"Difference to {first.label}, paired, 95 % intervals",
+        title=f"Difference to {first.label}, paired; intervals that hold together",
         ylabel="percentage points",
         xlabel=r"$\varepsilon$, radius of the attack",
         xlim=(-0.6, len(epsilons) - 0.4),

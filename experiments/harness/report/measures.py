@@ -8,8 +8,8 @@ import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.run.schema import Record
+from experiments.harness.statistics import Estimate, Gap
 from experiments.harness.statistics.association import FEWEST, rank_association
-from experiments.harness.statistics.estimates import Estimate
 
 SHOWN = ("log_norm", "max_abs_R", "step_norm")  # of a field, in the table of scheme and field
 EXTRA = {
@@ -79,12 +79,12 @@ def correlations(found: Comparison, epsilon: float) -> dict[str, Estimate]:
 @dataclass(frozen=True)
 class FieldRow:
     """A scheme on a field, at the middle radius. gap: paired difference of robust accuracy to the first scheme on the same
-    field, None for that one. shown: {measure of `SHOWN`: its mean, None where it was not measured}."""
+    field, None for that one; all are one family. shown: {measure of `SHOWN`: its mean, None where it was not measured}."""
 
     arm: Arm
     clean: Estimate
     robust: Estimate
-    gap: Estimate | None
+    gap: Gap | None
     shown: dict[str, float | None]
 
 
@@ -93,15 +93,18 @@ def by_field(found: Comparison) -> list[FieldRow]:
     if len(found.config.fields) < 2:
         return []
     rows, epsilon = [], found.middle
+    firsts = {arm.field: arm for arm in reversed(found.arms) if arm.records}
+    compared = [arm for arm in found.arms if arm.masks(epsilon) and arm is not firsts[arm.field]]
+    pairs = {arm.name: (arm.masks(epsilon), firsts[arm.field].masks(epsilon)) for arm in compared}
+    gaps = statistics.gaps(pairs, margin=found.config.margin, looks=found.config.looks, train=found.config.resplit)
     for arm in (arm for arm in found.arms if arm.masks(epsilon)):
-        first, masks = next(other for other in found.arms if other.field == arm.field and other.records), arm.masks(epsilon)
         values = {metric: [v for record in arm.records if (v := mean_of(record, metric)) is not None] for metric in SHOWN}
         rows.append(
             FieldRow(
                 arm,
-                statistics.accuracy(arm.masks(0.0)),
-                statistics.accuracy(masks),
-                None if arm is first else statistics.difference(masks, first.masks(epsilon)),
+                found.accuracy(arm, 0.0),
+                found.accuracy(arm, epsilon),
+                gaps.get(arm.name),
                 {metric: float(np.mean(v)) if v else None for metric, v in values.items()},
             )
         )
@@ -111,19 +114,17 @@ def by_field(found: Comparison) -> list[FieldRow]:
 def field_sentences(found: Comparison):
     """Where the scheme matters, in words; nothing where the run has one field."""
     rows = by_field(found)
-    words = {"higher": "more", "lower": "less"}
     for field in dict.fromkeys(row.arm.field for row in rows):
         own = [row for row in rows if row.arm.field == field]
         first = own[0].arm.scheme
         moves = [
-            f"{row.arm.scheme} is {words[row.gap.verdict]} robust than {first} by {100 * abs(row.gap.value):.1f} points"
+            f"{row.arm.scheme} is {row.gap.verdict} than {first} by {100 * abs(row.gap.estimate.value):.1f} points"
             for row in own
-            if row.gap and row.gap.verdict in words
+            if row.gap and row.gap.verdict in (statistics.MORE, statistics.LESS)
         ]
-        unclear = [row.arm.scheme for row in own if row.gap and row.gap.verdict == "cannot tell"]
+        others = {said: [row.arm.scheme for row in own if row.gap and row.gap.verdict == said] for said in statistics.UNMOVED}
         norms = [row.shown["log_norm"] for row in own if row.shown["log_norm"] is not None]
         known = f" (mean \u03bc\u2082(hJ) {min(norms):.2g} to {max(norms):.2g})" if norms else ""
-        if unclear:
-            moves.append(f"{', '.join(unclear)} against {first}: cannot tell")
+        moves += [f"{', '.join(names)} against {first}: {said}" for said, names in others.items() if names]
         if moves:
             yield f"On {field}{known}: {'; '.join(moves)}."

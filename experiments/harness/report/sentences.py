@@ -15,14 +15,24 @@ MANY = 6  # comparisons beyond which the headline counts verdicts instead of lis
 def summary_table(found):
     """Accuracies and paired differences to the first arm as rows of strings, the first row being the header."""
     rows = [
-        ("attack", "scheme", "accuracy, %", "95 % interval", "difference, points", "95 % interval", "verdict", "untrusted, %")
+        (
+            "attack",
+            "scheme",
+            "accuracy, %",
+            "95 % interval",
+            "difference, points",
+            "interval",
+            "from images, %",
+            "verdict",
+            "untrusted, %",
+        )
     ]
     for eps in [0.0, *found.radii]:
         for arm in found.arms:
             masks = arm.masks(eps)
             if masks:
-                mean, gap = statistics.accuracy(masks), found.gap(arm, eps)
-                compared = (points(gap.value), interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")
+                mean, gap = found.accuracy(arm, eps), found.gap(arm, eps)
+                compared = _compared(gap, eps) if gap else ("", "", "", "reference")
                 rows.append(
                     (
                         found.attack_at(eps),
@@ -36,25 +46,36 @@ def summary_table(found):
     return rows
 
 
+def _compared(gap, eps):
+    """Cells of a paired difference: its value, its interval, the images' share of its variance, its verdict."""
+    estimate = gap.estimate
+    share = "" if estimate.images is None else f"{100 * estimate.images:.0f}"
+    said = gap.verdict if eps else gap.verdict.replace("robust", "accurate")
+    return points(estimate.value), interval(estimate, "+"), share, said
+
+
 def headline(found):
     """The answer in plain sentences, at the middle radius: what differs, what cannot be told, and what to distrust."""
     config, eps, first = found.config, found.middle, found.reference
-    reference = statistics.accuracy(first.masks(eps))
+    reference = found.accuracy(first, eps)
     where = f"On {config.dataset}, {count(len(config.seeds), 'seed')}, {found.attack_at(eps)}"
     sentences = ["A smoke run: it exercises the program, and its numbers mean nothing."] if config.smoke else []
     gaps = {arm.name: (arm, gap) for arm in found.others if (gap := found.gap(arm, eps))}
-    words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
+    words = (statistics.MORE, statistics.LESS, statistics.EQUIVALENT, statistics.OPEN)
     named = {verdict: [name for name, (_, gap) in gaps.items() if gap.verdict == verdict] for verdict in words}
     if len(gaps) > MANY:
         named = {verdict: [f"{len(listed)} of {len(gaps)} schemes"] if listed else [] for verdict, listed in named.items()}
     parts = [
-        f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {word} robust than {first.name}"
-        for verdict, word in (("higher", "more"), ("lower", "less"))
+        f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {verdict} than {first.name}"
+        for verdict in words[:2]
         if named[verdict]
     ]
-    if named["cannot tell"]:
-        parts.append(f"{', '.join(named['cannot tell'])} against {first.name}: cannot tell which is more robust")
-    fragile = any(gap.over == "images" and gap.verdict != "cannot tell" for _, gap in gaps.values())
+    if named[statistics.EQUIVALENT]:
+        equal = ", ".join(named[statistics.EQUIVALENT])
+        parts.append(f"{equal} against {first.name}: equivalent within {100 * config.margin:g} points")
+    if named[statistics.OPEN]:
+        parts.append(f"{', '.join(named[statistics.OPEN])} against {first.name}: cannot tell yet which is more robust")
+    fragile = any(gap.estimate.over == "images" and gap.verdict != statistics.OPEN for _, gap in gaps.values())
     sentences.append(
         f"{where}: {'; '.join(parts)}{'; another seed may turn this round' * fragile}."
         if gaps
@@ -62,13 +83,28 @@ def headline(found):
         f"{interval(reference)}. One scheme alone compares with nothing."
     )
     for name, (arm, gap) in gaps.items() if len(gaps) <= MANY else ():
-        own = statistics.accuracy(arm.masks(eps))
+        own, estimate = found.accuracy(arm, eps), gap.estimate
         sentences.append(
             f"{name} {percent(own.value)} %, {first.name} {percent(reference.value)} %: difference "
-            f"{points(gap.value)} points, 95 % interval {interval(gap, '+')} over {gap.n} {gap.over}"
-            f"{' of one seed' * (gap.over == 'images')}: {words[gap.verdict]}."
+            f"{points(estimate.value)} points, interval {interval(estimate, '+')} over {estimate.n} {estimate.over}"
+            f"{' of one seed' * (estimate.over == 'images')}: {gap.verdict}."
         )
+    sentences += _further(found, gaps)
     return [*sentences, *measures.field_sentences(found), *_masking(found), *_audited(found)]
+
+
+def _further(found, gaps):
+    """How many seeds it would take, from the variances seen."""
+    unclear = [gap for _, gap in gaps.values() if gap.verdict == statistics.OPEN and gap.estimate.over != "images"]
+    needed = [gap.needed for gap in unclear]
+    if not unclear:
+        return
+    if found.config.resplit:
+        yield "Further seeds narrow the intervals, but not beyond what all splits of the same images share."
+    elif all(needed):
+        yield (f"By the variances seen here, about {max(needed)} seeds in all would tell in four runs of five.")
+    else:
+        yield "By the variances seen here no number of seeds would tell: there are too few test images for this margin."
 
 
 def _masking(found):
@@ -131,9 +167,6 @@ def caveats(found):
     """Sentences on what the figures of this run do not show; each only where it applies."""
     config, n, records = found.config, len(found.config.seeds), found.records
     attacks = sorted(found.attacks())
-    one = next(iter(found.reference.masks(found.middle).values()))
-    image_interval = statistics.wilson(int(one.sum()), len(one))
-    comparisons = sum(row[6] not in ("verdict", "reference") for row in summary_table(found))
     missing = [
         f"{arm.name}, seed {seed}"
         for arm in found.arms
@@ -180,20 +213,12 @@ def caveats(found):
         ),
         (
             1 < n < 6,
-            f"{count(len(config.seeds), 'seed')}: the interval is {stdtrit(n - 1, 0.975):.1f} "
-            "standard errors to either side, so that differences of some points can hide in it. \u201cCannot "
-            "tell\u201d is not \u201cequal\u201d.",
+            f"{count(len(config.seeds), 'seed')}: the interval is {stdtrit(n - 1, 0.975):.1f} standard errors to either side: "
+            "differences of some points can hide in it. \u201cCannot tell yet\u201d is not \u201cequal\u201d.",
         ),
         (
-            n > 1,
-            f"Intervals over seeds leave the sampling of test images out: {len(one)} images alone give one net's "
-            f"accuracy an interval of {points(image_interval.low - image_interval.value)} to "
-            f"{points(image_interval.high - image_interval.value)} points.",
-        ),
-        (
-            comparisons > 1,
-            f"The table makes {comparisons} comparisons, each at 95 %, without correction: about one in "
-            "twenty would be clear by chance alone.",
+            config.splits == "fixed",
+            "All nets were trained on one split of the data: another one is not in the intervals.",
         ),
         (
             len(found.arms) > 1,

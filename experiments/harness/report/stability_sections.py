@@ -31,7 +31,7 @@ def fields_section(found, folder):
     ]
     for row in rows:
         gap, arm = row.gap, row.arm
-        compared = (points(gap.value), interval(gap, "+"), gap.verdict) if gap else ("", "", "reference")
+        compared = (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict) if gap else ("", "", "reference")
         cells.append(
             (
                 arm.field,
@@ -44,7 +44,8 @@ def fields_section(found, folder):
             )
         )
     note = (
-        f"Robust: {found.attack_at(found.middle)}. Differences are paired, to the first scheme on the same field. "
+        f"Robust: {found.attack_at(found.middle)}. Differences are paired, to the first scheme on the "
+        "same field, and their intervals hold together. "
         "\u03bc\u2082(hJ) \u2264 0: two solutions of the flow never part, and an algebraically stable scheme keeps that at "
         "any step; above 0 the flow itself spreads perturbations, and no scheme has to stop it. Measures are means over "
         "blocks, images and nets."

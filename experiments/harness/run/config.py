@@ -27,6 +27,8 @@ class RunConfig:
 
     experiment: the script. schemes, fields: canonical specs. substeps: steps for each block. threat: the norm of the attacks,
     as the command line names it. epsilons: radii in pixel units. audit: which nets. budget: in seconds. data: {split: images}.
+    splits: whether all seeds share their images. margin: of equivalence, a share of the images. looks: numbers of seeds after
+    which a run that ends when it is clear is looked at; none: one look, at all seeds. Both are fixed before anything is seen.
     environment: versions and machine. The rest is as its option says.
     """
 
@@ -49,6 +51,9 @@ class RunConfig:
     download: bool = True
     train_limit: int | None = None
     test_limit: int | None = None
+    splits: str = "fixed"
+    margin: float = 0.02
+    looks: tuple[int, ...] = ()
     device: str = "cpu"
     workers: int | None = None
     budget: float | None = None
@@ -58,6 +63,11 @@ class RunConfig:
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     version: int = CONFIG_VERSION
+
+    @property
+    def resplit(self) -> int | None:
+        """The number of training images where each seed draws its own split; None where all share their images."""
+        return self.data.get("train") if self.splits == "per-seed" else None
 
     def to_json(self) -> dict:
         """A flat dict: the settings of training stand among the others."""

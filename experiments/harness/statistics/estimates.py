@@ -84,36 +84,6 @@ def paired_images(correct, reference, level=LEVEL):
     return Estimate((won - lost) / n, float(p - q - half), float(p - q + half), n, "images", level)
 
 
-def accuracy(masks, level=LEVEL):
-    """Accuracy of a scheme: mean over seeds, Student's interval cut to [0, 1]; for one seed Wilson's, over its images.
-
-    Args:
-        masks: {seed: (n,) bool}, whether each image was classified rightly.
-    """
-    if len(masks) == 1:
-        (mask,) = masks.values()
-        return wilson(int(mask.sum()), len(mask), level)
-    mean = t_interval([mask.mean() for mask in masks.values()], level)
-    return Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), mean.n, "seeds", level)
-
-
-def difference(masks, reference, level=LEVEL):
-    """Accuracy minus the reference's, paired by seed; for one common seed paired by image; None without a common seed.
-
-    The interval over seeds covers what another seed would change on these images, not another set of images.
-
-    Args:
-        masks, reference: {seed: (n,) bool}; only seeds that both have are used.
-    """
-    seeds = [seed for seed in masks if seed in reference]
-    if not seeds:
-        return None
-    if len(seeds) == 1:
-        return paired_images(masks[seeds[0]], reference[seeds[0]], level)
-    mean = t_interval([masks[seed].mean() - reference[seed].mean() for seed in seeds], level)
-    return Estimate(mean.value, max(mean.low, -1.0), min(mean.high, 1.0), mean.n, "seeds", level)
-
-
 def middle(values):
     """The middle of sorted values, the upper of two: chosen by position, not by what was found there. None if empty."""
     return values[len(values) // 2] if values else None

@@ -62,7 +62,8 @@ def _root(deviations: NDArray) -> tuple:
     """The shrunken correlation of the columns, as hashable rows of its symmetric root."""
     seeds, comparisons = deviations.shape
     scale = np.sqrt((deviations**2).sum(0))
-    correlation = deviations.T @ deviations / np.where(scale > 0, np.outer(scale, scale), 1)
+    scale[scale == 0] = 1  # what does not vary depends on nothing
+    correlation = deviations.T @ deviations / np.outer(scale, scale)
     shrunk = (1 - 2 / seeds) * correlation
     np.fill_diagonal(shrunk, 1.0)
     values, vectors = np.linalg.eigh(shrunk)

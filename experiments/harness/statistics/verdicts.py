@@ -9,6 +9,7 @@ from experiments.harness.statistics.two_way import TwoWay
 from odenets.errors import InputError
 
 MORE, LESS, EQUIVALENT, OPEN = "more robust", "less robust", "equivalent within the margin", "cannot tell yet"
+UNMOVED = (EQUIVALENT, OPEN)  # say of no scheme that it is ahead
 MARGIN = 0.02
 POWER = 0.8
 MOST_SEEDS = 1000  # beyond which nobody trains
