@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from experiments.harness.statistics.two_way import TwoWay, by_split, interval, p
 from experiments.harness.statistics.verdicts import MARGIN, OPEN, seeds_needed, verdict
 
 Masks = Mapping[int, NDArray]  # {seed: (images,) bool}
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ def difference(masks: Masks, reference: Masks, level: float = LEVEL, train: int 
 
 
 def gaps(
-    pairs: Mapping[Hashable, tuple[Masks, Masks]],
+    pairs: Mapping[Key, tuple[Masks, Masks]],
     *,
     margin: float = MARGIN,
     level: float = LEVEL,
     looks: tuple[int, ...] = (),
     train: int | None = None,
-) -> dict[Hashable, Gap]:
+) -> dict[Key, Gap]:
     """A family of comparisons: intervals that cover together, and what each says against the margin.
 
     Args:
