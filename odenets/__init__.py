@@ -15,7 +15,17 @@ from odenets.nets.resnet import (
     ode_resnet_small,
     ode_resnet_small_stride2,
 )
-from odenets.nets.stage import ODEStage, converged, evaluate, recorded, set_gradient, set_scheme, stages, tightened
+from odenets.nets.stage import (
+    ODEStage,
+    channels_last,
+    converged,
+    evaluate,
+    recorded,
+    set_gradient,
+    set_scheme,
+    stages,
+    tightened,
+)
 from odenets.nets.statistics import Outcome
 from odenets.nets.warm import WarmStart
 from odenets.schemes import GRADIENTS, Scheme, Tableau, get_scheme, list_schemes
@@ -36,6 +46,7 @@ __all__ = [
     "Scheme",
     "Tableau",
     "WarmStart",
+    "channels_last",
     "converged",
     "convert",
     "evaluate",

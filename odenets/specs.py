@@ -1,13 +1,15 @@
 """Specs, name(parameter=value,...): how schemes and fields are named on a command line and in records."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from odenets.errors import InputError
 
 _SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\)\s*)?")
 
 
-def read_name(spec, kind, names, aliases):
+def read_name(spec: Any, kind: str, names: Iterable[str], aliases: Mapping[str, str]) -> tuple[str, str | None]:
     """(real name, text of the arguments or None) of a spec.
 
     Args:
@@ -28,7 +30,7 @@ def read_name(spec, kind, names, aliases):
     return name, match["arguments"]
 
 
-def read_arguments(spec, kind, text, declared):
+def read_arguments(spec: str, kind: str, text: str | None, declared: Mapping[str, Any]) -> dict[str, Any]:
     """{parameter: value} of "key=value,...", of the types of the declared defaults {parameter: default}; else ValueError."""
     given = {}
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
@@ -44,13 +46,13 @@ def read_arguments(spec, kind, text, declared):
     return given
 
 
-def canonical(name, parameters):
+def canonical(name: str, parameters: Mapping[str, tuple[Any, Any]]) -> str:
     """The spec with the parameters {name: (value, default)} that differ from their default, in their order."""
     changed = [f"{key}={value}" for key, (value, default) in parameters.items() if value != default]
     return f"{name}({','.join(changed)})" if changed else name
 
 
-def _convert(where, value, kind):
+def _convert(where: str, value: str, kind: type) -> Any:
     if kind is str:
         return value
     if kind is bool:

@@ -1,21 +1,23 @@
 """The words of the signatures: tensors with their shapes, and what a field is.
 
-Shapes are jaxtyping's: within one signature the same name is the same size, and `*shape` stands for any number of axes. To Python
-and to a type checker they are annotations; the tests check them at run time (tests/typechecked.py).
+Shapes are jaxtyping's: within one signature the same name is the same size, and `*shape` stands for any number of axes. Python
+ignores them, a type checker sees a tensor, and the tests check them at run time (tests/typechecked.py).
 """
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
-State = Float[Tensor, "batch *shape"]  # of an equation, or images: one row a sample
-Trajectory = Float[Tensor, "times batch *shape"]
+State = Inexact[Tensor, "batch *shape"]  # one row a sample; complex where a test equation is
+Images = Float[Tensor, "batch channels height width"]  # in [0, 1]
+Logits = Float[Tensor, "batch classes"]
+Trajectory = Inexact[Tensor, "times batch *shape"]
 PerSample = Float[Tensor, "batch"]
 Flags = Bool[Tensor, "batch"]
 Counts = Int[Tensor, "batch"]
-Rows = Float[Tensor, "batch unknowns"]  # states, or vectors of a solver, flat
+Rows = Inexact[Tensor, "batch unknowns"]  # states, or vectors of a solver, flat
 Scalar = Float[Tensor, ""]
 Time = float | Scalar  # a time, or a step size: a tensor under torch.compile
 Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row

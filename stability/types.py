@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Inexact, Int
 from torch import Tensor
 
-State = Float[Tensor, "batch *shape"]  # one row a sample
-Images = State  # in [0, 1]
+State = Inexact[Tensor, "batch *shape"]  # one row a sample
+Images = Float[Tensor, "batch *shape"]  # in [0, 1]
 Labels = Int[Tensor, "batch"]
 Indices = Int[Tensor, "batch"]  # who each image is, whatever batch it is in
 Logits = Float[Tensor, "batch classes"]
 PerSample = Float[Tensor, "batch"]
 Flags = Bool[Tensor, "batch"]
-Rows = Float[Tensor, "batch unknowns"]
+Rows = Inexact[Tensor, "batch unknowns"]
 Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row
 Eigenvalues = Complex[Tensor, "batch k"]
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import typechecked
 
+typechecked.install()  # before anything imports the packages
 torch.set_num_threads(1)  # small problems; and results do not depend on the machine's cores
 
 

@@ -99,7 +99,7 @@ def test_folders_know_what_they_need(folder):
 
 def test_a_tableau_needs_numpy_alone():
     found = {name.split(".")[0] for name in _imports(ROOT / "odenets/schemes/tableau.py")}
-    assert found <= {"dataclasses", "functools", "math", "numpy", "typing", "odenets"}
+    assert found <= {"collections", "dataclasses", "functools", "math", "numpy", "typing", "odenets"}
 
 
 def test_private_names_stay_in_their_file():

@@ -1,13 +1,19 @@
 """A torchvision ResNet read as an ODE network: the same modules, its residual blocks integrated by a scheme."""
 
+from collections.abc import Iterator
 from copy import copy
 from itertools import groupby
+from typing import TypeVar
 
 from torch import nn
 
 from odenets.errors import InputError
 from odenets.nets.guard import Guard
 from odenets.nets.stage import ODEStage, stages
+from odenets.schemes import Scheme, Tableau
+from odenets.types import State, Time
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Increment(nn.Module):
@@ -21,11 +27,11 @@ class Increment(nn.Module):
     autonomous = True
     takes_guard = True  # the block is guarded, not the whole: y is needed once more behind it
 
-    def __init__(self, block, reads_only=False):
+    def __init__(self, block: nn.Module, reads_only: bool = False) -> None:
         super().__init__()
         self.block, self.reads_only = block, reads_only
 
-    def forward(self, t, y, guard=None):
+    def forward(self, t: Time, y: State, guard: Guard | None = None) -> State:
         """dy/dt at y; t is not used. `guard`: the `Guard` of the pass, if this is part of one."""
         guard = guard or Guard()
         if self.reads_only:
@@ -33,7 +39,7 @@ class Increment(nn.Module):
         return guard(self.block, y) - y
 
 
-def convert(model, scheme="explicit", substeps=1):
+def convert(model: Module, scheme: str | Scheme | Tableau = "explicit", substeps: int = 1) -> Module:
     """Read a torchvision ResNet as an ODE network: each maximal run of shape-preserving blocks becomes an `ODEStage`.
 
     Blocks without a downsampling shortcut become fields f(t, y) = block(y) - y; everything else stays where it is, a
@@ -63,7 +69,8 @@ def convert(model, scheme="explicit", substeps=1):
         ValueError: Not such a ResNet, BatchNorm not frozen, no block to integrate, scheme or substeps out of range.
     """
     _check(model)
-    net, moved = _twin(model), {}
+    net = _twin(model)
+    moved: dict[str, str] = {}
     for name, layer in model._modules.items():
         if isinstance(layer, nn.Sequential):
             twin, blocks = _integrated(layer, scheme, substeps)
@@ -74,11 +81,11 @@ def convert(model, scheme="explicit", substeps=1):
         raise InputError(
             f"nothing to integrate: this {type(model).__name__} has no BasicBlock or Bottleneck without a downsampling shortcut"
         )
-    net.key_of = {key: _renamed(key, moved) for key in _keys(model)}
+    vars(net)["key_of"] = {key: _renamed(key, moved) for key in _keys(model)}
     return net
 
 
-def _check(model):
+def _check(model: nn.Module) -> None:
     # Here and not above: whoever holds a ResNet has paid for this import, which nearly doubles that of odenets.
     from torchvision.models.resnet import ResNet
 
@@ -101,7 +108,7 @@ def _check(model):
             raise InputError(f"convert takes a ResNet with frozen BatchNorm: {name} is a {type(module).__name__} {why}")
 
 
-def _twin(module):
+def _twin(module: Module) -> Module:
     """A module with the same parameters and buffers, whatever to() does to them, but children and hooks of its own."""
     twin = copy(module)
     own = {key: copy(value) for key, value in vars(module).items() if isinstance(value, dict)}
@@ -109,11 +116,13 @@ def _twin(module):
     return twin
 
 
-def _integrated(layer, scheme, substeps):
+def _integrated(layer: nn.Sequential, scheme: str | Scheme | Tableau, substeps: int) -> tuple[nn.Sequential, dict[str, str]]:
     """A twin of a Sequential with its runs of blocks as stages, and {name of a block: where it went}."""
-    children, moved = {}, {}
-    for integrable, run in groupby(layer._modules.items(), lambda child: _keeps_shape(child[1])):
-        run = dict(run)
+    children: dict[str, nn.Module] = {}
+    moved: dict[str, str] = {}
+    every = ((name, child) for name, child in layer._modules.items() if child is not None)  # one may stand there twice
+    for integrable, members in groupby(every, lambda child: _keeps_shape(child[1])):
+        run = dict(members)
         if not integrable:
             children |= run
             continue
@@ -128,27 +137,27 @@ def _integrated(layer, scheme, substeps):
     return twin, moved
 
 
-def _keeps_shape(block):
+def _keeps_shape(block: nn.Module) -> bool:
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
     # The addition of the skip connection sees to it that the channels agree.
     return isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is None and block.stride == 1
 
 
-def _reads_only(block):
+def _reads_only(block: nn.Module) -> bool:
     """Whether a block runs torchvision's own forward, whose in-place ReLUs act on what its convolutions returned."""
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
     own = type(block).forward in (BasicBlock.forward, Bottleneck.forward) and "forward" not in vars(block)
-    hooked = block._forward_pre_hooks or block.conv1._forward_pre_hooks
-    return own and type(block.conv1) is nn.Conv2d and not hooked
+    first = block.get_submodule("conv1")
+    return own and type(first) is nn.Conv2d and not (block._forward_pre_hooks or first._forward_pre_hooks)
 
 
-def _keys(model):
+def _keys(model: nn.Module) -> Iterator[str]:
     for tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         yield from (key for key, _ in tensors)
 
 
-def _renamed(key, moved):
+def _renamed(key: str, moved: dict[str, str]) -> str:
     block = ".".join(key.split(".", 2)[:2])
     return moved.get(block, block) + key[len(block) :]

@@ -3,13 +3,18 @@
 import math
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from odenets.nets.gram import grid_bound
+from odenets.types import Scalar
 
 FREQUENCIES = 16  # for each axis, where the symbol of a convolution is sampled
 
 
-def operator_bound(weight, groups=1, size=None):
+def operator_bound(
+    weight: Float[Tensor, "outputs inputs height width"], groups: int = 1, size: tuple[int, int] | None = None
+) -> Scalar:
     """Upper bound of ||K||_2 of a zero-padded convolution with stride 1; a 0-dim tensor in float64.
 
     On images of whatever size: zero-padding makes K a compression of the convolution on the infinite grid, whose norm is the

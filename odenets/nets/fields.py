@@ -8,18 +8,35 @@ everywhere.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odenets.errors import InputError
 from odenets.nets.convolution import operator_bound
-from odenets.nets.layers import basic_layers, norm_relu
+from odenets.nets.layers import Layers, basic_layers, norm_relu
 from odenets.nets.layers import bottleneck_layers as bottleneck_layers
 from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Skew
 from odenets.specs import canonical, read_arguments, read_name
+from odenets.types import PerSample, Time
+
+State = Float[Tensor, "batch channels height width"]
+
+
+@torch.no_grad()
+def _product_of_norms(layers: nn.Sequential, y: State) -> PerSample:
+    bound = torch.ones(len(y), dtype=y.dtype, device=y.device)
+    for layer in layers:
+        if isinstance(layer, nn.GroupNorm):
+            bound *= layer.weight.abs().max() / (y.flatten(1).var(1, correction=0) + layer.eps).sqrt()
+        elif isinstance(layer, nn.Conv2d):
+            bound *= operator_bound(layer.weight)
+        y = layer(y)
+    return bound
 
 
 class Block(nn.Module):
@@ -32,29 +49,21 @@ class Block(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers, channels):
+    def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
         self.layers = layers(channels, channels)
 
-    def forward(self, t, y):
+    def forward(self, t: Time, y: State) -> State:
         """dy/dt at (B, channels, H, W); t is not used."""
         return self.layers(y)
 
-    @torch.no_grad()
-    def mu_bound(self, y):
+    def mu_bound(self, y: State) -> PerSample:
         """(B,) bound of mu_2 at y: mu_2 <= ||J|| <= the product of the norms of the layers, each at its own input.
 
         GroupNorm with one group: J = diag(g) (P - u u^T/n)/s, where P takes the mean away, s^2 = var + eps and u is the
         normalised state; 0 <= u^T u <= n, so ||J|| <= max|g|/s.
         """
-        bound = torch.ones(len(y), dtype=y.dtype, device=y.device)
-        for layer in self.layers:
-            if isinstance(layer, nn.GroupNorm):
-                bound *= layer.weight.abs().max() / (y.flatten(1).var(1, correction=0) + layer.eps).sqrt()
-            elif isinstance(layer, nn.Conv2d):
-                bound *= operator_bound(layer.weight)
-            y = layer(y)
-        return bound
+        return _product_of_norms(self.layers, y)
 
 
 class Damped(nn.Module):
@@ -66,19 +75,19 @@ class Damped(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers, channels, rate=0.5):
+    def __init__(self, layers: Layers, channels: int, rate: float = 0.5) -> None:
         super().__init__()
         self.layers, self.rate = layers(channels, channels), rate
 
-    def forward(self, t, y):
+    def forward(self, t: Time, y: State) -> State:
         """dy/dt at (B, channels, H, W); t is not used."""
         return self.layers(y) - self.rate * y
 
-    def mu_bound(self, y):
+    def mu_bound(self, y: State) -> PerSample:
         """(B,) bound of mu_2 at y."""
-        return Block.mu_bound(self, y) - self.rate
+        return _product_of_norms(self.layers, y) - self.rate
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Parameters for print(net)."""
         return f"rate={self.rate:g}"
 
@@ -104,34 +113,34 @@ class Antisymmetric(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers, channels, shift=0.1, slope=0.1):
+    def __init__(self, layers: Layers, channels: int, shift: float = 0.1, slope: float = 0.1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=1 if layers is basic_layers else 4)
         self.shift, self.slope = shift, slope
 
-    def kernel(self):
+    def kernel(self) -> Float[Tensor, "channels inputs 3 3"]:
         """Weights of A = K - K^T: the transposed convolution is one with inputs and outputs exchanged and both axes flipped."""
         weight, g = self.conv.weight, self.conv.groups
         grouped = weight.view(g, -1, *weight.shape[1:])
         return (grouped - grouped.transpose(1, 2).flip(-1, -2)).view_as(weight)
 
-    def forward(self, t, y):
+    def forward(self, t: Time, y: State) -> State:
         """dy/dt at (B, channels, H, W); t is not used."""
         turned = F.conv2d(y, self.kernel(), self.conv.bias, padding=1, groups=self.conv.groups)
         return F.leaky_relu(turned - self.shift * y, self.slope)
 
-    def mu_bound(self, y):
+    def mu_bound(self, y: State) -> PerSample:
         """(B,) bound of mu_2, the same at every state."""
         bound = (1 - self.slope) / 2 * operator_bound(self.kernel(), self.conv.groups) - self.shift * self.slope
         return bound.expand(len(y))
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Parameters for print(net)."""
         return f"shift={self.shift:g}, slope={self.slope:g}"
 
 
 # name: (module, {parameter: (default, highest value)}); no parameter may be negative.
-FIELDS = {
+FIELDS: dict[str, tuple[Callable[..., nn.Module], dict[str, tuple[float, float]]]] = {
     "residual": (Block, {}),
     "damped": (Damped, {"rate": (0.5, math.inf)}),
     "antisymmetric": (Antisymmetric, {"shift": (0.1, math.inf), "slope": (0.1, 1.0)}),
@@ -147,24 +156,24 @@ class Field:
     """A field by its spec; `str` gives the canonical one. values: the parameters, in declared order."""
 
     name: str
-    values: tuple
+    values: tuple[float, ...]
 
-    def build(self, layers, channels):
+    def build(self, layers: Layers, channels: int) -> nn.Module:
         """A new module f(t, y) on states with `channels` channels, of the size of `layers`."""
         module, declared = FIELDS[self.name]
         return module(layers, channels, **dict(zip(declared, self.values)))
 
-    def __str__(self):
+    def __str__(self) -> str:
         declared = FIELDS[self.name][1]
         return canonical(self.name, {key: (value, declared[key][0]) for key, value in zip(declared, self.values)})
 
 
-def list_fields():
+def list_fields() -> list[str]:
     """Names of all fields; each constructs without parameters."""
     return list(FIELDS)
 
 
-def get_field(spec):
+def get_field(spec: str | Field) -> Field:
     """The field that a spec names: "residual", "damped(rate=1)", "antisymmetric(shift=0.1,slope=0.1)", "gradient_flow".
 
     Raises:
@@ -192,11 +201,11 @@ class Transition(nn.Module):
         stride: Of the first (basic) or 3x3 (bottleneck) convolution, and of the 3x3 projection shortcut.
     """
 
-    def __init__(self, layers, inputs, outputs, stride):
+    def __init__(self, layers: Layers, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.layers = layers(inputs, outputs, stride)
         self.shortcut = nn.Sequential(*norm_relu(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
 
-    def forward(self, y):
+    def forward(self, y: State) -> Float[Tensor, "batch outputs smaller_height smaller_width"]:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         return self.shortcut(y) + self.layers(y)

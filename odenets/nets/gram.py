@@ -90,12 +90,12 @@ def _gram_blocks(weight: Tensor, size: tuple[int, int]) -> dict[tuple[int, int],
         height, outputs * size[1], inputs * size[1]
     )  # T[d + reach]: what output row r takes of input row r + d
     products = {(a, b): T[a].mT @ T[b] for a in range(height) for b in range(a, height)}
-    blocks = {}
+    blocks: dict[tuple[int, int], Tensor] = {}
     for j in range(rows):
         for l in range(j, min(rows, j + height)):
             between = range(max(0, l - reach), min(rows, j + reach + 1))
             if len(between):
-                blocks[j, l] = sum(products[j - r + reach, l - r + reach] for r in between)
+                blocks[j, l] = torch.stack([products[j - r + reach, l - r + reach] for r in between]).sum(0)
     return blocks
 
 
@@ -123,6 +123,6 @@ def _is_above(blocks: dict[tuple[int, int], Tensor], rows: int, target: float, t
             else:
                 factor[j, l] = torch.linalg.solve_triangular(factor[j, j].mT, block, upper=False)
         for m in before:
-            for l in [key for key in factor if key[0] == m and key[1] <= j]:
-                del factor[l]
+            for key in [key for key in factor if key[0] == m and key[1] <= j]:
+                del factor[key]
     return True

@@ -1,14 +1,18 @@
 """The layers of the paper's blocks, as lists and sequences of torch modules."""
 
+from collections.abc import Callable
+
 from torch import nn
 
+Layers = Callable[..., nn.Sequential]  # (inputs, outputs, stride=1), such as `basic_layers`
 
-def norm_relu(channels):
+
+def norm_relu(channels: int) -> list[nn.Module]:
     """The list GroupNorm with one group, ReLU."""
     return [nn.GroupNorm(1, channels), nn.ReLU()]
 
 
-def basic_layers(inputs, outputs, stride=1):
+def basic_layers(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """GroupNorm-ReLU-conv3x3, twice, no biases; the stride sits on the first convolution."""
     return nn.Sequential(
         *norm_relu(inputs),
@@ -18,7 +22,7 @@ def basic_layers(inputs, outputs, stride=1):
     )
 
 
-def bottleneck_layers(inputs, outputs, stride=1, expansion=4):
+def bottleneck_layers(inputs: int, outputs: int, stride: int = 1, expansion: int = 4) -> nn.Sequential:
     """GroupNorm-ReLU-conv, three times, 1x1, 3x3, 1x1; the stride sits on the 3x3."""
     width = outputs // expansion
     return nn.Sequential(

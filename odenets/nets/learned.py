@@ -1,10 +1,13 @@
 """Stages whose integration is trained along with the weights: opt-in, since a scheme of the catalogue has no parameters."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from odenets.nets.guard import Guard, guarded
 from odenets.schemes.multistep import LMResNet
+from odenets.types import State, Trajectory
 
 
 class LearnedLMStage(nn.Module):
@@ -18,13 +21,13 @@ class LearnedLMStage(nn.Module):
     Source: Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks.
     """
 
-    def __init__(self, fields, k=-0.1):
+    def __init__(self, fields: Iterable[nn.Module], k: float = -0.1) -> None:
         super().__init__()
         LMResNet(k)  # the same range, the same complaint
         self.fields = nn.ModuleList(fields)
         self.k = nn.Parameter(torch.full((len(self.fields) - 1,), float(k)))
 
-    def forward(self, y, trajectory=False):
+    def forward(self, y: State, trajectory: bool = False) -> State | Trajectory:
         """The state at the end, (B, ...); with `trajectory`, all states (1 + fields, B, ...), y first."""
         guard = Guard()
         first, *others = (guarded(field, guard) for field in self.fields)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from odenets.errors import InputError
 from odenets.nets.convolution import operator_bound
-from odenets.nets.layers import basic_layers
+from odenets.nets.layers import Layers, basic_layers
 from odenets.types import Field, PerSample, State, Time
 
 Shape = tuple[int, int, int]  # of a state: channels, height, width
@@ -67,7 +67,7 @@ class Skew(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers: object, channels: int) -> None:
+    def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=1 if layers is basic_layers else 4, bias=False)
 
@@ -120,7 +120,7 @@ class GradientFlow(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers: object, channels: int) -> None:
+    def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 2 * channels if layers is basic_layers else channels // 4, 3, padding=1)
 
@@ -169,7 +169,7 @@ class Monotone(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers: object, channels: int) -> None:
+    def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
         self.skew, self.flow = Skew(layers, channels), GradientFlow(layers, channels)
 
@@ -217,7 +217,7 @@ class InfMonotone(nn.Module):
 
     autonomous = True
 
-    def __init__(self, layers: object, channels: int) -> None:
+    def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=1 if layers is basic_layers else 4)
         self.damping = nn.Parameter(torch.zeros(channels))

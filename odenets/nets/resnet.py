@@ -1,9 +1,15 @@
 """The paper's residual networks, built of ODE stages: pre-activation, GroupNorm(1, C), images in [0, 1] taken as they are."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from odenets.nets.fields import Field as FieldSpec
 from odenets.nets.fields import Transition, basic_layers, bottleneck_layers, get_field
+from odenets.nets.layers import Layers
 from odenets.nets.stage import ODEStage
+from odenets.schemes import Scheme, Tableau
+from odenets.types import Images, Logits
 
 
 class ODEResNet(nn.Module):
@@ -26,23 +32,24 @@ class ODEResNet(nn.Module):
 
     def __init__(
         self,
-        layers,
-        depths,
-        widths,
-        num_classes=10,
-        in_channels=3,
-        scheme="explicit",
-        substeps=1,
-        field="residual",
-        stem_width=16,
-        stem_stride=1,
-    ):
+        layers: Layers,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        num_classes: int = 10,
+        in_channels: int = 3,
+        scheme: str | Scheme | Tableau = "explicit",
+        substeps: int = 1,
+        field: str | FieldSpec = "residual",
+        stem_width: int = 16,
+        stem_stride: int = 1,
+    ) -> None:
         super().__init__()
         field = get_field(field)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem_width, 3, stem_stride, 1, bias=False), nn.GroupNorm(1, stem_width), nn.ReLU()
         )
-        blocks, inputs = [], stem_width
+        blocks: list[nn.Module] = []
+        inputs = stem_width
         for index, (depth, width) in enumerate(zip(depths, widths)):
             stride = 1 if index == 0 else 2
             if stride != 1 or inputs != width:
@@ -55,32 +62,62 @@ class ODEResNet(nn.Module):
             nn.GroupNorm(1, inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)
         )
 
-    def forward(self, x):
+    def forward(self, x: Images) -> Logits:
         """Logits (B, num_classes) of images (B, in_channels, H, W) in [0, 1]."""
         return self.head(self.blocks(self.stem(x)))
 
 
-def ode_resnet18(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+def ode_resnet18(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    scheme: str | Scheme | Tableau = "explicit",
+    substeps: int = 1,
+    field: str | FieldSpec = "residual",
+) -> ODEResNet:
     """The paper's ResNet-18, 787,290 parameters for 10 classes and 3 channels; 5 blocks are integrated."""
     return ODEResNet(basic_layers, (2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet34(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+def ode_resnet34(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    scheme: str | Scheme | Tableau = "explicit",
+    substeps: int = 1,
+    field: str | FieldSpec = "residual",
+) -> ODEResNet:
     """The paper's ResNet-34, 1,420,442 parameters for 10 classes and 3 channels; 13 blocks are integrated."""
     return ODEResNet(basic_layers, (3, 4, 6, 3), (16, 32, 64, 128), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet50(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+def ode_resnet50(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    scheme: str | Scheme | Tableau = "explicit",
+    substeps: int = 1,
+    field: str | FieldSpec = "residual",
+) -> ODEResNet:
     """The paper's ResNet-50 with bottlenecks, 2,867,674 parameters; 12 blocks are integrated."""
     return ODEResNet(bottleneck_layers, (3, 4, 6, 3), (64, 128, 256, 512), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet_small(num_classes=10, in_channels=1, scheme="explicit", substeps=1, field="residual"):
+def ode_resnet_small(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    scheme: str | Scheme | Tableau = "explicit",
+    substeps: int = 1,
+    field: str | FieldSpec = "residual",
+) -> ODEResNet:
     """Two stages of two integrated blocks, widths 16 and 32: minutes on a CPU for 8x8 digits."""
     return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps, field)
 
 
-def ode_resnet_small_stride2(num_classes=10, in_channels=3, scheme="explicit", substeps=1, field="residual"):
+def ode_resnet_small_stride2(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    scheme: str | Scheme | Tableau = "explicit",
+    substeps: int = 1,
+    field: str | FieldSpec = "residual",
+) -> ODEResNet:
     """`ode_resnet_small` behind a stem of stride 2: minutes on a CPU for images of 28x28 or 32x32."""
     return ODEResNet(basic_layers, (2, 3), (16, 32), num_classes, in_channels, scheme, substeps, field, stem_stride=2)
 

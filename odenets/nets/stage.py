@@ -1,7 +1,9 @@
 """A stage of a residual network as an initial value problem: fields in sequence, a scheme, a step size."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +12,10 @@ from odenets.errors import InputError, NoStatistics
 from odenets.nets.functions import as_function
 from odenets.nets.guard import Habits
 from odenets.nets.statistics import Outcome, StageStats
-from odenets.schemes import GRADIENTS, get_scheme
-from odenets.solve.log import Record
+from odenets.schemes import GRADIENTS, Scheme, Tableau, get_scheme
+from odenets.solve.log import Guesses, Record
 from odenets.solve.precision import precise
+from odenets.types import Field, Flags, State, Time, Trajectory
 
 
 class ODEStage(nn.Module):
@@ -31,37 +34,50 @@ class ODEStage(nn.Module):
         stats: `StageStats` of the last forward pass.
     """
 
-    def __init__(self, fields, scheme="explicit", interval=1.0, substeps=1):
+    channels_last = False  # set by `odenets.channels_last`
+    scheme: Scheme
+    substeps: int
+    gradient: str
+
+    def __init__(
+        self,
+        fields: Field | Sequence[Field] | nn.ModuleList,
+        scheme: str | Scheme | Tableau = "explicit",
+        interval: float = 1.0,
+        substeps: int = 1,
+    ) -> None:
         super().__init__()
-        fields = list(fields) if isinstance(fields, (list, tuple, nn.ModuleList)) else [fields]
-        if not fields:
+        given: list[Any] = list(fields) if isinstance(fields, (list, tuple, nn.ModuleList)) else [fields]
+        if not given:
             raise InputError("a stage needs at least one field")
-        self.fields = nn.ModuleList(f if isinstance(f, nn.Module) else _Function(f) for f in fields)
+        self.fields = nn.ModuleList(f if isinstance(f, nn.Module) else _Function(f) for f in given)
         if not 0 < interval < float("inf"):
             raise InputError(f"interval must be positive and finite, got {interval}")
         self.interval = float(interval)
         self.configure(scheme=scheme, substeps=substeps, gradient="exact")
         self._habits = Habits()
-        self._last = None  # what the last forward pass was, for `stats`; never read by a forward pass
-        self._noted = ()  # lists that every pass is appended to, see `evaluate`
+        self._last: StageStats | None = None  # of the last forward pass, for `stats`; never read by a forward pass
+        self._noted: tuple[list[StageStats], ...] = ()  # every pass is appended to these, see `evaluate`
 
-    def configure(self, scheme=None, substeps=None, gradient=None):
+    def configure(
+        self, scheme: str | Scheme | Tableau | None = None, substeps: int | None = None, gradient: str | None = None
+    ) -> None:
         """Change scheme, substeps or gradient; None leaves each as it is. Nothing changes when a value is refused."""
-        scheme = self.scheme if scheme is None else get_scheme(scheme)
+        chosen: Scheme = self.scheme if scheme is None else get_scheme(scheme)
         substeps = self.substeps if substeps is None else substeps
         gradient = self.gradient if gradient is None else gradient
         if isinstance(substeps, bool) or not isinstance(substeps, Integral) or substeps < 1:
             raise InputError(f"substeps must be a whole number of at least 1, got {substeps!r}")
         if gradient not in GRADIENTS:
             raise InputError(f"unknown gradient {gradient!r}; choose from {', '.join(GRADIENTS)}")
-        self.scheme, self.substeps, self.gradient = scheme, int(substeps), gradient
+        self.scheme, self.substeps, self.gradient = chosen, int(substeps), gradient
 
     @property
-    def step_size(self):
+    def step_size(self) -> float:
         """h = interval / substeps."""
         return self.interval / self.substeps
 
-    def forward(self, y, trajectory=False, guesses=None):
+    def forward(self, y: State, trajectory: bool = False, guesses: Guesses | None = None) -> State | Trajectory:
         """The state at the end, (B, ...); with `trajectory`, all states (1 + fields * substeps, B, ...), y first.
         `guesses`: where a caller wants the solves to start, see `WarmStart`."""
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -74,13 +90,16 @@ class ODEStage(nn.Module):
             )
         self._refuse_impure_fields()
         y, fields, dtype = precise(self.scheme, y, self.fields)
+        last = self.channels_last and y.dim() == 4
+        if last:
+            y = y.movedim(1, -1).contiguous()
         record, h, states = Record(guesses), self.step_size, [y]
         self._last = StageStats(self._steps, len(y), y.device, record.entries, self._startup_only, self.scheme.solves)
         for passes in self._noted:
             passes.append(self._last)
         step, running, guard = self.scheme.stepper(), [True], self._habits.guard(self.training)
         for n, field in enumerate(fields):
-            f = as_function(field, n, running if self.scheme.iterates else None, guard)
+            f = as_function(field, n, running if self.scheme.iterates else None, guard, last)
             for k in range(self.substeps):
                 y = step(f, n * self.interval + k * h, y, h, self.gradient, record)
                 if trajectory:
@@ -88,38 +107,39 @@ class ODEStage(nn.Module):
         running.clear()
         if self.scheme.implicit and y.requires_grad:
             y = y.clone()  # the next layer may write into it, and the backward pass needs the root
-        return (torch.stack(states) if trajectory else y).to(dtype)
+        result = torch.stack(states) if trajectory else y
+        return (result.movedim(-1, -3) if last else result).to(dtype)
 
     @property
-    def stats(self):
+    def stats(self) -> StageStats:
         """Statistics of the last forward pass, and of the backward passes through it so far."""
         if self._last is None:
             raise NoStatistics("no statistics yet: run the stage first")
         return self._last
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "stats":  # Python comes here for a property without a value, and torch's answer would mislead
             raise NoStatistics("no statistics yet: run the stage first")
         return super().__getattr__(name)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Without the last pass: its tensors may belong to a transform that has ended, and a copy has not run yet."""
         return {**self.__dict__, "_last": None, "_noted": ()}
 
     @property
-    def _steps(self):
+    def _steps(self) -> int:
         return len(self.fields) * self.substeps
 
     @property
-    def _startup_only(self):
+    def _startup_only(self) -> bool:
         return 0 < self._steps <= self.scheme.previous
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Scheme, interval, substeps and gradient for print(net)."""
         note = " (of which only the start-up runs)" if self._startup_only else ""
         return f"scheme={self.scheme}{note}, interval={self.interval:g}, substeps={self.substeps}, gradient={self.gradient}"
 
-    def _refuse_impure_fields(self):
+    def _refuse_impure_fields(self) -> None:
         for name, module in self.fields.named_modules() if self.scheme.iterates else ():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_mean is None:
@@ -138,20 +158,20 @@ class ODEStage(nn.Module):
 class _Function(nn.Module):
     """A plain callable among the fields."""
 
-    def __init__(self, function):
+    def __init__(self, function: Field) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, t, y):
+    def forward(self, t: Time, y: State) -> State:
         return self.function(t, y)
 
 
-def stages(net):
+def stages(net: nn.Module) -> dict[str, ODEStage]:
     """{name: stage} of all `ODEStage`s in a network (or of the stage itself)."""
     return {name: module for name, module in net.named_modules() if isinstance(module, ODEStage)}
 
 
-def _configure(net, **settings):
+def _configure(net: nn.Module, **settings: Any) -> None:
     found = stages(net).values()
     if not found:
         raise InputError(f"{type(net).__name__} has no ODEStage")
@@ -159,12 +179,12 @@ def _configure(net, **settings):
         stage.configure(**settings)
 
 
-def set_scheme(net, scheme, substeps=None):
+def set_scheme(net: nn.Module, scheme: str | Scheme | Tableau, substeps: int | None = None) -> None:
     """Give every stage of `net` another scheme, in place, same weights; `substeps` None leaves them as they are."""
     _configure(net, scheme=get_scheme(scheme), substeps=substeps)
 
 
-def set_gradient(net, gradient):
+def set_gradient(net: nn.Module, gradient: str) -> None:
     """Choose how every stage of `net` is differentiated, in place.
 
     "exact": the derivative of the value returned: autograd, through the correction of ie_skip too; at the root of an
@@ -175,8 +195,19 @@ def set_gradient(net, gradient):
     _configure(net, gradient=gradient)
 
 
+def channels_last(net: nn.Module, wanted: bool = True) -> None:
+    """Keep the states of the stages of `net` and the weights of its convolutions with their channels last in memory; in place.
+
+    Convolutions are faster so (docs/solvers.md has the figures); values differ by rounding. Schemes and solvers see states
+    (B, H, W, C), fields and everything around a stage (B, C, H, W) as ever.
+    """
+    net.to(memory_format=torch.channels_last if wanted else torch.contiguous_format)
+    for stage in stages(net).values():
+        stage.channels_last = wanted
+
+
 @contextmanager
-def tightened(net, tol=1e-6, max_iterations=200):
+def tightened(net: nn.Module, tol: float = 1e-6, max_iterations: int = 200) -> Iterator[nn.Module]:
     """Within the context, the equations of `net` are solved to `tol` (or their own, if smaller); restored afterwards."""
     before = {stage: stage.scheme for stage in stages(net).values()}
     try:
@@ -189,7 +220,7 @@ def tightened(net, tol=1e-6, max_iterations=200):
             stage.configure(scheme=scheme)
 
 
-def converged(net, backward=False):
+def converged(net: nn.Module, backward: bool = False) -> Flags | None:
     """(B,) bool: every equation in the last forward pass of `net` was solved; None where it solved none. With `backward`, the
     linear systems of the backward passes through it so far."""
     found = [stats for stats in (stage.stats for stage in stages(net).values()) if stats.solving]
@@ -197,12 +228,13 @@ def converged(net, backward=False):
 
 
 @contextmanager
-def recorded(net):
+def recorded(net: nn.Module) -> Iterator[list[StageStats]]:
     """Within the context every pass through a stage of `net` is noted in the list that it gives: a `StageStats` each.
 
     Contexts may be nested, each has all the passes within it. For whoever runs a net otherwise than `evaluate` does.
     """
-    before, passes = {stage: stage._noted for stage in stages(net).values()}, []
+    before = {stage: stage._noted for stage in stages(net).values()}
+    passes: list[StageStats] = []
     try:
         for stage, noted in before.items():
             stage._noted = (*noted, passes)
@@ -212,7 +244,7 @@ def recorded(net):
             stage._noted = noted
 
 
-def evaluate(net, x):
+def evaluate(net: nn.Module, x: State) -> tuple[torch.Tensor, Outcome]:
     """net(x), and what became of the equations of this very evaluation, whatever runs before, after or in between.
 
     Args:

@@ -1,10 +1,13 @@
 """What passes did: through one stage, and through a whole network."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
+from odenets.schemes.adaptive import AcceptedSteps
 from odenets.solve.krylov import Solution
+from odenets.types import Counts, Flags, PerSample
 
 
 @dataclass(frozen=True)
@@ -19,21 +22,23 @@ class StageStats:
     steps: int
     batch: int
     device: torch.device
-    entries: list
+    entries: list[Solution | AcceptedSteps]
     startup_only: bool = False
     solving: bool = False
 
     @property
-    def solutions(self):
+    def solutions(self) -> tuple[Solution, ...]:
         """One `Solution` (without its value) for each equation solved, forward and, so far, backward."""
         return tuple(entry for entry in self.entries if isinstance(entry, Solution))
 
     @property
-    def accepted(self):
+    def accepted(self) -> tuple[AcceptedSteps, ...]:
         """Of an adaptive scheme, the `AcceptedSteps` of each sample and interval."""
         return tuple(entry for entry in self.entries if not isinstance(entry, Solution))
 
-    def _per_sample(self, field, combine, start, backward=False):
+    def _per_sample(
+        self, field: str, combine: Callable[..., torch.Tensor], start: bool | float, backward: bool = False
+    ) -> torch.Tensor:
         result = torch.full((self.batch,), start, device=self.device)
         for solution in self.solutions:
             if solution.backward == backward:
@@ -43,42 +48,42 @@ class StageStats:
         return result
 
     @property
-    def converged(self):
+    def converged(self) -> Flags:
         """(B,) bool: every equation of the forward pass reached its tolerance."""
         return self._per_sample("converged", torch.logical_and, True)
 
     @property
-    def residual(self):
+    def residual(self) -> PerSample:
         """(B,) largest relative residual of the forward pass."""
         return self._per_sample("residual", torch.maximum, 0.0)
 
     @property
-    def iterations(self):
+    def iterations(self) -> Counts:
         """(B,) iterations of the forward pass, all equations together."""
         return self._per_sample("iterations", torch.add, 0)
 
     @property
-    def backward_converged(self):
+    def backward_converged(self) -> Flags:
         """(B,) bool: every linear system of the backward passes so far reached its tolerance."""
         return self._per_sample("converged", torch.logical_and, True, backward=True)
 
     @property
-    def backward_iterations(self):
+    def backward_iterations(self) -> Counts:
         """(B,) iterations of the backward passes so far."""
         return self._per_sample("iterations", torch.add, 0, backward=True)
 
     @property
-    def unconverged(self):
+    def unconverged(self) -> int:
         """Number of samples with an equation of the forward pass unsolved."""
         return int((~self.converged).sum())
 
     @property
-    def solves(self):
+    def solves(self) -> int:
         """Number of equations solved for each sample in the forward pass."""
         return sum(not solution.backward and solution.start == 0 for solution in self.solutions)
 
     @property
-    def evaluations(self):
+    def evaluations(self) -> float:
         """Evaluations of the fields spent on the equations of the forward pass, the mean per sample."""
         spent = (solution.evaluations * len(solution.converged) for solution in self.solutions if not solution.backward)
         return sum(spent) / max(1, self.batch)
@@ -96,40 +101,43 @@ class Outcome:
     passes: tuple[tuple[slice, StageStats], ...]
 
     @classmethod
-    def of(cls, batch, passes):
+    def of(cls, batch: int, passes: Iterable[StageStats]) -> "Outcome":
         """That of `batch` images evaluated together, from all `StageStats` of their evaluation."""
         return cls(batch, tuple((slice(0, batch), found) for found in passes if found.solving))
 
     @classmethod
-    def joined(cls, outcomes):
+    def joined(cls, outcomes: Iterable["Outcome"]) -> "Outcome":
         """That of images evaluated in parts."""
-        passes, batch = [], 0
+        passes: list[tuple[slice, StageStats]] = []
+        batch = 0
         for outcome in outcomes:
             passes += [(slice(batch + part.start, batch + part.stop), found) for part, found in outcome.passes]
             batch += outcome.batch
         return cls(batch, tuple(passes))
 
     @property
-    def converged(self):
+    def converged(self) -> Flags | None:
         """(B,) bool: every equation was solved; None where there was none."""
         return self._worst("converged", torch.all, torch.logical_and, True)
 
     @property
-    def backward_converged(self):
+    def backward_converged(self) -> Flags | None:
         """(B,) bool: so was every linear system of the backward passes through it so far; None as above."""
         return self._worst("backward_converged", torch.all, torch.logical_and, True)
 
     @property
-    def residual(self):
+    def residual(self) -> PerSample | None:
         """(B,) largest relative residual; None as above."""
         return self._worst("residual", torch.max, torch.maximum, 0.0)
 
     @property
-    def solutions(self):
+    def solutions(self) -> list[Solution]:
         """The `Solution`s of all passes."""
         return [solution for _, found in self.passes for solution in found.solutions]
 
-    def _worst(self, figure, of_all, of_two, start):
+    def _worst(
+        self, figure: str, of_all: Callable[..., torch.Tensor], of_two: Callable[..., torch.Tensor], start: bool | float
+    ) -> torch.Tensor | None:
         if not self.passes:
             return None
         result = torch.full((self.batch,), start, device=self.passes[0][1].device)

@@ -1,10 +1,12 @@
 """Warm starts: solves that begin where the last pass ended. The guesses belong to a caller; modules keep no state."""
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from odenets.nets.stage import stages
 from odenets.solve.log import Guesses
+from odenets.types import Counts, State
 
 
 class WarmStart(nn.Module):
@@ -18,12 +20,13 @@ class WarmStart(nn.Module):
         net: Network of `ODEStage`s; shared, not copied, and unchanged.
     """
 
-    def __init__(self, net):
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self._indices, self._guesses = None, {}
+        self._indices: Tensor | None = None
+        self._guesses: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
-    def forward(self, x, indices=None):
+    def forward(self, x: State, indices: Counts | None = None) -> Float[Tensor, "batch classes"]:
         """net(x) for images (B, ...).
 
         Args:
@@ -34,7 +37,7 @@ class WarmStart(nn.Module):
         rows = self._rows_of(indices)
         found, hooks = {}, []
 
-        def supply(stage, args, kwargs):
+        def supply(stage: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             known = None if rows is None else [tuple(part[rows] for part in pair) for pair in self._guesses[stage]]
             found[stage] = Guesses(known)
             return args, {**kwargs, "guesses": found[stage]}
@@ -50,7 +53,7 @@ class WarmStart(nn.Module):
         self._guesses = {stage: guesses.found() for stage, guesses in found.items()}
         return value
 
-    def _rows_of(self, indices):
+    def _rows_of(self, indices: Counts | None) -> Tensor | None:
         """Rows of the previous pass, (B,) on the host; None for a cold start."""
         if self._indices is None or indices is None:
             return None

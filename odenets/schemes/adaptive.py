@@ -1,16 +1,22 @@
 """Adaptive step sizes, of each sample its own. The steps taken depend on the input, so attack gradients may be masked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from odenets.errors import InputError
-from odenets.schemes.embedded import PAIRS
+from odenets.schemes.embedded import PAIRS, EmbeddedPair
 from odenets.schemes.scheme import Scheme, combine
 from odenets.solve.krylov import as_rows
+from odenets.solve.log import Record
 from odenets.solve.precision import solving
 from odenets.solve.transforms import dual_level, mapping, transforming
+from odenets.types import Field, PerSample, State, Time
 
 THROUGH_TORCHDIFFEQ = ("dopri8",)
 METHODS = (*PAIRS, *THROUGH_TORCHDIFFEQ)
@@ -53,14 +59,14 @@ class Adaptive(Scheme):
     stages = evaluations = None
     source = "Dormand & Prince (1980); Hairer, Norsett, Wanner I (1993), section II.4"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"adaptive: unknown method {self.method!r}; choose from {', '.join(METHODS)}")
         for key in ("rtol", "atol"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise InputError(f"adaptive: {key} must be positive and finite, got {getattr(self, key)}")
 
-    def step(self, f, t, y, h, gradient="exact", record=None):
+    def step(self, f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
         """Integrate from t to t + h; see `Scheme.step`. The sizes of the accepted steps go to `record`."""
         if mapping():
             raise InputError(
@@ -74,11 +80,12 @@ class Adaptive(Scheme):
                 end, accepted = self._by_torchdiffeq(f, t, y, h)
             else:
                 end, accepted = self._integrate(PAIRS[self.method], f, t, y, h)
-        for entry in accepted if record is not None else ():
-            record.append(entry)
+        if record is not None:
+            for entry in accepted:
+                record.append(entry)
         return end
 
-    def _integrate(self, pair, f, t, y, h):
+    def _integrate(self, pair: EmbeddedPair, f: Field, t: Time, y: State, h: Time) -> tuple[State, list["AcceptedSteps"]]:
         """The state at t + h, and the `AcceptedSteps`.
 
         A walk is what shares a step size: a sample, or with `coupled` the batch. Those that have arrived are not evaluated.
@@ -87,7 +94,8 @@ class Adaptive(Scheme):
         slope = _asked(f, self.coupled)
         real = torch.float64 if y.dtype in (torch.float64, torch.complex128) else torch.float32
         times = torch.full((len(y),), float(t), dtype=real, device=y.device)
-        end, rows, sizes = float(t) + float(h), torch.arange(len(y), device=y.device), [[] for _ in range(len(y))]
+        end, rows = float(t) + float(h), torch.arange(len(y), device=y.device)
+        sizes: list[list[float]] = [[] for _ in range(len(y))]
         state, first = y, slope(times, y)
         steps = self._first_step(pair, slope, times, state, first, float(h))
         for _ in range(MAX_STEPS):
@@ -130,12 +138,14 @@ class Adaptive(Scheme):
             "larger tolerances, or an implicit scheme"
         )
 
-    def _ratio(self, error, before, after):
+    def _ratio(self, error: State, before: State, after: State) -> PerSample:
         """(rows,) root mean square of the local error over its tolerance; a step is accepted up to 1."""
         error, before, after = (as_rows(part.detach()).abs() for part in (error, before, after))
         return (error / (self.atol + self.rtol * torch.maximum(before, after))).square().mean(1).sqrt()
 
-    def _first_step(self, pair, slope, times, y, first, h):
+    def _first_step(
+        self, pair: EmbeddedPair, slope: Callable[[PerSample, State], State], times: PerSample, y: State, first: State, h: float
+    ) -> PerSample:
         """(rows,) sizes that the first derivatives at the start suggest. Source: the section named above, algorithm (4.14)."""
         y, first = y.detach(), first.detach()
         scale = self.atol + self.rtol * y.abs()
@@ -148,7 +158,7 @@ class Adaptive(Scheme):
         second = torch.where(largest <= 1e-15, (1e-3 * guess).clamp_min(1e-6 * h), (0.01 / largest) ** (1 / pair.error_order))
         return torch.minimum(100 * guess, second).nan_to_num(1e-3 * h).clamp(1e-6 * h, h)
 
-    def _by_torchdiffeq(self, f, t, y, h):
+    def _by_torchdiffeq(self, f: Field, t: Time, y: State, h: Time) -> tuple[State, list["AcceptedSteps"]]:
         from torchdiffeq import odeint
 
         if transforming() or dual_level():
@@ -165,7 +175,7 @@ class Adaptive(Scheme):
             accepted.append(AcceptedSteps(None if self.coupled else n, tuple(map(float, observed.sizes))))
         return torch.cat(ends), accepted
 
-    def amplification(self, z):
+    def amplification(self, z: ArrayLike) -> np.ndarray:
         """Undefined: the steps depend on the data."""
         raise InputError("adaptive has no stability function R(z): its step sizes depend on the data")
 
@@ -174,18 +184,18 @@ class AcceptedSteps(NamedTuple):
     """The step sizes of one walk. sample: its index, None where the batch is coupled."""
 
     sample: int | None
-    sizes: tuple
+    sizes: tuple[float, ...]
 
 
-def _asked(f, coupled):
+def _asked(f: Field, coupled: bool) -> Callable[[PerSample, State], State]:
     """(times, states) -> slopes, a row for each walk: how a field that takes one time is asked at many."""
     if coupled:
         return lambda times, states: f(times[0], states[0])[None]
 
-    def each(time, state):
+    def each(time: Tensor, state: Tensor) -> Tensor:
         return f(time, state[None])[0]
 
-    def slope(times, states):
+    def slope(times: PerSample, states: State) -> State:
         if getattr(f, "autonomous", False) or len(times) == 1:
             return f(times[0], states)
         try:
@@ -200,22 +210,23 @@ def _asked(f, coupled):
     return slope
 
 
-def _column(values, like):
+def _column(values: Tensor, like: State) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def _rms(v):
+def _rms(v: State) -> PerSample:
     return as_rows(v).abs().square().mean(1).sqrt()
 
 
 class _Observed:
     """f, with torchdiffeq's hook for accepted steps."""
 
-    def __init__(self, f):
-        self.f, self.sizes = f, []
+    def __init__(self, f: Field) -> None:
+        self.f = f
+        self.sizes: list[Tensor] = []
 
-    def __call__(self, t, y):
+    def __call__(self, t: Time, y: State) -> State:
         return self.f(t, y)
 
-    def callback_accept_step(self, t, y, size):
+    def callback_accept_step(self, t: Tensor, y: Tensor, size: Tensor) -> None:
         self.sizes.append(size.detach())

@@ -1,6 +1,7 @@
 """Every scheme by name: `get_scheme` reads a spec, `list_schemes` lists the real names."""
 
 import inspect
+from typing import Any
 
 from odenets.schemes.adaptive import Adaptive
 from odenets.schemes.ie_skip import IESkip
@@ -20,12 +21,12 @@ FAMILIES = {entry.__name__: entry for entry in CATALOGUE if not isinstance(entry
 ALIASES = {"explicit": "explicit_euler", "implicit": "implicit_euler", "euler": "explicit_euler", "ssprk22": "heun"}
 
 
-def list_schemes():
+def list_schemes() -> list[str]:
     """Real names of all schemes, in the order of the catalogue; each constructs without parameters."""
-    return [*(getattr(entry, "name", None) or entry.__name__ for entry in CATALOGUE), *CLASSES]
+    return [*(entry.name if isinstance(entry, Tableau) else entry.__name__ for entry in CATALOGUE), *CLASSES]
 
 
-def get_scheme(spec):
+def get_scheme(spec: str | Scheme | Tableau) -> Scheme:
     """The scheme that a spec names.
 
     Args:
@@ -51,7 +52,7 @@ def get_scheme(spec):
     return RungeKutta(FAMILIES[name](**{key: value for key, (value, _) in family.items()}), family, **solve)
 
 
-def _declared(name):
+def _declared(name: str) -> dict[str, Any]:
     """{parameter: default} of a scheme, in declared order."""
     if name in FIXED:
         return SOLVE_DEFAULTS if FIXED[name].implicit else {}

@@ -30,11 +30,11 @@ class EmbeddedPair:
 
     name: str
     tableau: Tableau
-    embedded: tuple
+    embedded: tuple[float, ...]
     embedded_order: int
     source: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         A, b = self.extended
         for order in range(1, self.embedded_order + 1):
             if order_defects(A, b, order) > TOLERANCE:
@@ -44,12 +44,12 @@ class EmbeddedPair:
             raise InputError(f"embedded pair {self.name!r}: its weights have more than order {self.embedded_order}")
 
     @property
-    def reuses_slope(self):
+    def reuses_slope(self) -> bool:
         """Whether the slope at the new state is a stage, and so the first one of the next step."""
         return len(self.embedded) > self.tableau.stages
 
     @property
-    def extended(self):
+    def extended(self) -> tuple[np.ndarray, np.ndarray]:
         """(A, b) of the embedded method, on all stages."""
         A, s, n = self.tableau.A, self.tableau.stages, len(self.embedded)
         full = np.zeros((n, n))
@@ -59,14 +59,14 @@ class EmbeddedPair:
         return full, np.array(self.embedded)
 
     @cached_property
-    def error(self):
+    def error(self) -> tuple[float, ...]:
         """Weights of the slopes in the estimate of the local error, in plain numbers."""
         own = np.zeros(len(self.embedded))
         own[: self.tableau.stages] = self.tableau.b
         return tuple(map(float, own - self.embedded))
 
     @property
-    def error_order(self):
+    def error_order(self) -> int:
         """The estimate of a step of size h falls as h to this power."""
         return self.embedded_order + 1
 

@@ -16,10 +16,13 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, combine, with_backward_of
+from odenets.solve.log import Record
 from odenets.solve.transforms import dual_level, transforming
+from odenets.types import Field, State, Time
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class IESkip(Scheme):
     gradients = ("exact", "detached")
     source = "Li, He, Lin (2020), section 3"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.gamma < np.inf:
             raise InputError(f"ie_skip: gamma must be positive and finite, got {self.gamma}")
         if self.iterations < 1:
@@ -53,16 +56,16 @@ class IESkip(Scheme):
             raise InputError(f"ie_skip: theta must lie in (0, 1], got {self.theta}")
 
     @property
-    def stages(self):
+    def stages(self) -> int:
         """Evaluations of f: the predictor's and one for each iteration."""
         return 1 + self.iterations
 
     @property
-    def evaluations(self):
+    def evaluations(self) -> int:
         """Evaluations of f and transposed products with its Jacobian, counted alike."""
         return 1 + 2 * self.iterations
 
-    def step(self, f, t, y, h, gradient="exact", record=None):
+    def step(self, f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
         """One step; see `Scheme.step`. "exact" and "unrolled" coincide: the iteration is the scheme."""
         if torch.jit.is_tracing():
             raise InputError("ie_skip takes a gradient within its step, which torch.jit.trace cannot record: use torch.export")
@@ -78,17 +81,17 @@ class IESkip(Scheme):
             state = torch.add(state, residual - pulled, alpha=-2 * self.gamma)
         return state if exact else with_backward_of(predictor, state)
 
-    def amplification(self, z):
+    def amplification(self, z: ArrayLike) -> np.ndarray:
         """R by recursion of the iteration itself on y' = lambda y; with the conjugate, hence nowhere analytic."""
         z = np.asarray(z, dtype=np.complex128)
         base, weight = 1 + (1 - self.theta) * z, self.theta * z
         state = 1 + z
         for _ in range(self.iterations):
             state = state - 2 * self.gamma * (1 - np.conj(weight)) * (state - base - weight * state)
-        return state
+        return np.asarray(state)
 
 
-def _residual_and_pullback(f, t, state, base, h, exact):
+def _residual_and_pullback(f: Field, t: Time, state: State, base: State, h: Time, exact: bool) -> tuple[State, State]:
     """r = y - base - h f(t, y), and h J_f(y)^T r, differentiable where `exact`.
 
     Plain autograd costs hardly more than its convolutions; torch.func composes with the transforms, but has overhead, and
@@ -99,7 +102,7 @@ def _residual_and_pullback(f, t, state, base, h, exact):
 
         return make_fx(partial(_by_autograd, f, t, h=h), _allow_non_fake_inputs=True)(state, base)(state, base)
     if transforming():
-        slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)
+        slope, pullback = torch.func.vjp(lambda y: h * f(t, y), state)  # type: ignore[misc] # torch's annotation has a third
         residual = state - base - slope
         return residual, pullback(residual)[0]
     # inference_mode forbids recording; leaving it and copying its tensors is the documented way out.
@@ -111,13 +114,13 @@ def _residual_and_pullback(f, t, state, base, h, exact):
         residual = (leaf if exact else state) - base - slope
         if slope.requires_grad:
             w = residual if exact else residual.detach()
-            (pulled,) = torch.autograd.grad(slope, leaf, w, create_graph=exact, materialize_grads=True)
+            pulled = torch.autograd.grad(slope, leaf, w, create_graph=exact, materialize_grads=True)[0]
         else:
             pulled = torch.zeros_like(residual)  # the field does not depend on the state
     return (residual, pulled) if exact else (residual.detach(), pulled)
 
 
-def _by_autograd(f, t, state, base, h):
+def _by_autograd(f: Field, t: Time, state: State, base: State, h: Time) -> tuple[State, State]:
     with torch.enable_grad():
         leaf = state.detach().requires_grad_()
         slope = h * f(t, leaf)

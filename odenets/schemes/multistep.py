@@ -5,13 +5,17 @@ change from block to block, the history crosses over: that is what these schemes
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from odenets.errors import InputError
 from odenets.schemes.scheme import GRADIENTS, Scheme
-from odenets.schemes.solving import SolvingScheme, solve_stages
+from odenets.schemes.solving import Solve, SolvingScheme, solve_stages
+from odenets.solve.log import Record
+from odenets.types import Field, State, Time
 
 
 class TwoStep(Scheme, ABC):
@@ -21,22 +25,24 @@ class TwoStep(Scheme, ABC):
     stages = 1
 
     @abstractmethod
-    def start(self, f, t, y, h, gradient, record):
+    def start(self, f: Field, t: Time, y: State, h: Time, gradient: str, record: Record | None) -> tuple[State, State]:
         """The first step."""
 
     @abstractmethod
-    def advance(self, f, t, y, h, history, gradient, record):
+    def advance(
+        self, f: Field, t: Time, y: State, h: Time, history: State, gradient: str, record: Record | None
+    ) -> tuple[State, State]:
         """A step from y, given what the step before left."""
 
     @abstractmethod
-    def characteristic(self, z):
+    def characteristic(self, z: np.ndarray | complex) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """Coefficients (a, b, c) of a x^2 + b x + c, whose roots are the growth factors on y' = lambda y."""
 
-    def stepper(self):
+    def stepper(self) -> Callable[..., State]:
         """See `Scheme.stepper`."""
-        history = []
+        history: list[State] = []
 
-        def step(f, t, y, h, gradient="exact", record=None):
+        def step(f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
             if history:
                 y, history[0] = self.advance(f, t, y, h, history[0], gradient, record)
             else:
@@ -46,11 +52,11 @@ class TwoStep(Scheme, ABC):
 
         return step
 
-    def step(self, f, t, y, h, gradient="exact", record=None):
+    def step(self, f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
         """A first step: without a history only the start-up runs."""
         return self.start(f, t, y, h, gradient, record)[0]
 
-    def amplification(self, z):
+    def amplification(self, z: ArrayLike) -> np.ndarray:
         """The root of largest modulus of the characteristic polynomial; it tends to the numerical growth per step."""
         a, b, c = np.broadcast_arrays(*(np.asarray(v, dtype=np.complex128) for v in self.characteristic(np.asarray(z))))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -70,17 +76,19 @@ class AB2(TwoStep):
     evaluations = 1
     source = "Hairer, Norsett, Wanner I (1993), section III.1"
 
-    def start(self, f, t, y, h, gradient, record):
+    def start(self, f: Field, t: Time, y: State, h: Time, gradient: str, record: Record | None) -> tuple[State, State]:
         """Explicit Euler."""
         slope = f(t, y)
         return y + h * slope, slope
 
-    def advance(self, f, t, y, h, history, gradient, record):
+    def advance(
+        self, f: Field, t: Time, y: State, h: Time, history: State, gradient: str, record: Record | None
+    ) -> tuple[State, State]:
         """See the class."""
         slope = f(t, y)
         return y + h * (1.5 * slope - 0.5 * history), slope
 
-    def characteristic(self, z):
+    def characteristic(self, z: np.ndarray | complex) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """x^2 - (1 + 3/2 z) x + z/2."""
         return 1, -(1 + 1.5 * z), 0.5 * z
 
@@ -104,19 +112,21 @@ class LMResNet(TwoStep):
     evaluations = 1
     source = "Lu, Zhong, Li, Dong (2018), Beyond Finite Layer Neural Networks"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not -1 < self.k <= 1:
             raise InputError(f"lm_resnet: k must lie in (-1, 1], got {self.k}")
 
-    def start(self, f, t, y, h, gradient, record):
+    def start(self, f: Field, t: Time, y: State, h: Time, gradient: str, record: Record | None) -> tuple[State, State]:
         """Explicit Euler."""
         return y + h * f(t, y), y
 
-    def advance(self, f, t, y, h, history, gradient, record):
+    def advance(
+        self, f: Field, t: Time, y: State, h: Time, history: State, gradient: str, record: Record | None
+    ) -> tuple[State, State]:
         """See the class."""
         return (1 - self.k) * y + self.k * history + h * f(t, y), y
 
-    def characteristic(self, z):
+    def characteristic(self, z: np.ndarray | complex) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """x^2 - (1 - k + z) x - k."""
         return 1, -(1 - self.k + z), -self.k
 
@@ -136,23 +146,27 @@ class BDF2(TwoStep, SolvingScheme):
     evaluations = None
     source = "Curtiss & Hirschfelder (1952); Hairer, Norsett, Wanner I (1993), section III.1"
 
-    def start(self, f, t, y, h, gradient, record):
+    def start(self, f: Field, t: Time, y: State, h: Time, gradient: str, record: Record | None) -> tuple[State, State]:
         """Implicit Euler."""
         return self._solve(f, t, y, y, h, 1.0, gradient, record), y
 
-    def advance(self, f, t, y, h, history, gradient, record):
+    def advance(
+        self, f: Field, t: Time, y: State, h: Time, history: State, gradient: str, record: Record | None
+    ) -> tuple[State, State]:
         """See the class."""
         return self._solve(f, t, y, (4 * y - history) / 3, h, 2 / 3, gradient, record), y
 
-    def _solve(self, f, t, y, base, h, weight, gradient, record):
-        def advance(record, y, base):
-            def compute(solve):
+    def _solve(
+        self, f: Field, t: Time, y: State, base: State, h: Time, weight: float, gradient: str, record: Record | None
+    ) -> State:
+        def advance(record: Record | None, y: State, base: State) -> State:
+            def compute(solve: Solve) -> State:
                 return solve_stages(solve, f, [t + h], [[weight]], [base], y, h)[0]
 
             return self.state(compute, lambda: base + weight * h * f(t, y), gradient, record)
 
         return self.in_pieces(advance, record, y, base)
 
-    def characteristic(self, z):
+    def characteristic(self, z: np.ndarray | complex) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """(1 - 2/3 z) x^2 - 4/3 x + 1/3."""
         return 1 - 2 / 3 * z, -4 / 3, 1 / 3

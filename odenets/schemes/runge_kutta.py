@@ -1,10 +1,16 @@
 """Runge-Kutta schemes: the one step that serves explicit, diagonal and coupled tableaux alike."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from odenets.schemes.scheme import GRADIENTS, combine
-from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, solve_stages
+from odenets.schemes.solving import SOLVE_DEFAULTS, Solve, SolvingScheme, solve_stages
 from odenets.schemes.tableau import Tableau
+from odenets.solve.log import Record
+from odenets.types import Field, State, Time
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,82 +23,83 @@ class RungeKutta(SolvingScheme):
     """
 
     tableau: Tableau
-    family: dict = field(default_factory=dict)
+    family: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.tableau.plan, self.tableau.weights  # computed now: torch.compile cannot trace the lock of a cached property
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The tableau's name."""
         return self.tableau.name
 
     @property
-    def order(self):
+    def order(self) -> int:
         """Classical order."""
         return self.tableau.order
 
     @property
-    def source(self):
+    def source(self) -> str:
         """Book or article of the tableau."""
         return self.tableau.source
 
     @property
-    def implicit(self):
+    def implicit(self) -> bool:
         """Whether a step solves an equation."""
         return self.tableau.implicit
 
     @property
-    def iterates(self):
+    def iterates(self) -> bool:
         """A solve evaluates f at moving points."""
         return self.tableau.implicit
 
     @property
-    def gradients(self):
+    def gradients(self) -> tuple[str, ...]:
         """A solve can be differentiated in three ways."""
         return GRADIENTS if self.implicit else ("exact",)
 
     @property
-    def stages(self):
+    def stages(self) -> int:
         """Number of stages."""
         return self.tableau.stages
 
     @property
-    def evaluations(self):
+    def evaluations(self) -> int | None:
         """Evaluations of f in a step; None where a solve decides."""
         return None if self.implicit else self.stages
 
     @property
-    def parameters(self):
+    def parameters(self) -> dict[str, tuple[Any, Any]]:
         """Parameters of the family and, where a step solves an equation, of the solve."""
         solve = {key: (getattr(self, key), default) for key, default in SOLVE_DEFAULTS.items()}
         return {**self.family, **(solve if self.implicit else {})}
 
-    def amplification(self, z):
+    def amplification(self, z: ArrayLike) -> np.ndarray:
         """R(z) of the tableau."""
         return self.tableau.amplification(z)
 
-    def step(self, f, t, y, h, gradient="exact", record=None):
+    def step(self, f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
         """One step; see `Scheme.step`."""
         if not self.implicit:
             return self._walk(f, t, y, h)
 
-        def advance(record, y):
+        def advance(record: Record | None, y: State) -> State:
             return self.state(lambda solve: self._walk(f, t, y, h, solve), lambda: y + h * f(t, y), gradient, record)
 
         return self.in_pieces(advance, record, y)
 
-    def _walk(self, f, t, y, h, solve=None):
+    def _walk(self, f: Field, t: Time, y: State, h: Time, solve: Solve | None = None) -> State:
         """Go through the blocks of A: an explicit stage is evaluated, the stages of an implicit block are solved together.
 
         The slopes of a block come out of its increments Z = h A K as K = (hA)^-1 Z without another evaluation of f,
         consistent with the equations and damped where f is stiff. Source: Hairer & Wanner II (1996), IV.8.
         """
-        slopes, value = [], y
+        slopes: list[State] = []
+        value = y
         for known, A, inverse, c in self.tableau.plan:
             bases = [combine(y, h, row, slopes) for row in known]
-            if inverse is None:
+            if inverse is None or solve is None:
                 slopes.append(f(t + c[0] * h, bases[0]))
             else:
                 stages = solve_stages(solve, f, [t + node * h for node in c], A, bases, y, h)

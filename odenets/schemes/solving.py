@@ -7,22 +7,25 @@ Wanner II (1996), section IV.14, on existence and uniqueness.
 """
 
 from abc import ABC
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from odenets.errors import InputError
-from odenets.schemes.scheme import Scheme, combine, with_backward_of
+from odenets.schemes.scheme import Scheme, check_backward, combine, with_backward_of
 from odenets.solve.continuation import Continuation
-from odenets.solve.krylov import as_rows
+from odenets.solve.krylov import Solution, as_rows
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
 from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
 from odenets.solve.scaling import scaled_norm
+from odenets.types import Field, PerSample, State, Time
 
-METHODS = {**SOLVERS, "continuation": Continuation}
+METHODS: dict[str, Callable[..., Callable[..., Solution]]] = {**SOLVERS, "continuation": Continuation}
 # Unknowns solved together; CUDA wants larger kernels.
+Solve = Callable[[Callable[[State, State], State], State, PerSample], State]  # (equations, base, floor) -> stages
 PIECE = {"cpu": 3 * 2**15, "cuda": 2**22}
 
 
@@ -31,12 +34,14 @@ class SolvingScheme(Scheme, ABC):
     """A scheme that may solve nonlinear equations.
 
     Args:
-        tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y), 2-norm, coupled stages stacked; forward
-            and backward.
+        tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y), 2-norm, coupled stages stacked.
         max_iterations: Cap on the iterations of a solve, forward and backward.
         solver: One of broyden, anderson, fixed_point, newton, continuation.
         on_failure: "record" or "raise".
         fixed: Exactly `max_iterations` iterations, for torch.compile and CUDA graphs.
+        backward_tol: Of the linear solve of a backward pass, relative to its right-hand side; 0: tol.
+        backward_stop: "sample": each sample's to its own tolerance; "batch": until the norm over the batch is small, which
+            leaves more of the small gradients, and makes a gradient depend on its batch-mates: for training alone.
     """
 
     tol: float = 1e-3
@@ -44,18 +49,33 @@ class SolvingScheme(Scheme, ABC):
     solver: str = "broyden"
     on_failure: str = "record"
     fixed: bool = False
+    backward_tol: float = 0.0
+    backward_stop: str = "sample"
+    solve: Callable[..., Solution] = field(init=False, repr=False)  # what the settings come to
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.solver not in METHODS:
             raise InputError(f"unknown solver {self.solver!r}; choose from {', '.join(METHODS)}")
+        check_backward(self.backward_tol, self.backward_stop)
         object.__setattr__(self, "solve", METHODS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
 
     @property
-    def looks_at_values(self):
+    def looks_at_values(self) -> bool:
         """A solve stops by its residual, unless the number of its iterations is fixed."""
         return self.implicit and not self.fixed
 
-    def state(self, compute, predictor, gradient, record):
+    @property
+    def approximate_gradient(self) -> bool:
+        """See `Scheme.approximate_gradient`."""
+        return self.implicit and (self.backward_tol > self.tol or self.backward_stop == "batch")
+
+    def state(
+        self,
+        compute: Callable[[Solve], State],
+        predictor: Callable[[], State],
+        gradient: str,
+        record: Record | None,
+    ) -> State:
         """compute(solve), differentiated as `gradient` says.
 
         Args:
@@ -64,21 +84,27 @@ class SolvingScheme(Scheme, ABC):
             gradient, record: As in `Scheme.step`.
         """
 
-        def increment(equations, base, floor):
-            def solve(guess, scale):
+        def increment(equations: Callable[[State, State], State], base: State, floor: PerSample) -> State:
+            def solve(guess: State, scale: PerSample | None) -> Solution:
                 return self.solve(lambda z, base: equations(z, base + z), guess, (base,), scale, floor)
 
             return (Record() if record is None else record).solved(solve, base)
 
-        def unrolled(equations, base, floor):
+        def unrolled(equations: Callable[[State, State], State], base: State, floor: PerSample) -> State:
             return base + increment(equations, base, floor)
 
-        def exact(equations, base, floor):
+        def exact(equations: Callable[[State, State], State], base: State, floor: PerSample) -> State:
             with torch.no_grad():
                 stages = base + increment(equations, base.detach(), floor)
             # Differentiated at the stages, not at the increments: they are what the next step saves anyway.
             return implicit_function(
-                lambda stages, base: equations(stages - base, stages), stages, (base,), self.tol, self.max_iterations, record
+                lambda stages, base: equations(stages - base, stages),
+                stages,
+                (base,),
+                self.backward_tol or self.tol,
+                self.max_iterations,
+                record,
+                stop=self.backward_stop,
             )
 
         if gradient != "detached":
@@ -87,7 +113,7 @@ class SolvingScheme(Scheme, ABC):
             value = compute(exact)
         return with_backward_of(predictor(), value)
 
-    def in_pieces(self, advance, record, *states):
+    def in_pieces(self, advance: Callable[..., State], record: Record | None, *states: State) -> State:
         """advance(record, *states) for a piece of the batch after the other, joined.
 
         Samples are independent, so nothing changes but memory and time: what a solver keeps stays in the cache and is gone
@@ -106,10 +132,18 @@ class SolvingScheme(Scheme, ABC):
             return torch.cat([advance(*part) for part in zip(records, *(state.split(rows) for state in states))])
 
 
-SOLVE_DEFAULTS = {field.name: field.default for field in fields(SolvingScheme)}
+SOLVE_DEFAULTS = {setting.name: setting.default for setting in fields(SolvingScheme) if setting.init}
 
 
-def solve_stages(solve, f, times, block, bases, y, h):
+def solve_stages(
+    solve: Solve,
+    f: Field,
+    times: Sequence[Time],
+    block: Sequence[Sequence[float]],
+    bases: Sequence[State],
+    y: State,
+    h: Time,
+) -> list[State]:
     """Stages Y_i = base_i + h sum_j block_ij f(t_j, Y_j) that are solved together.
 
     The unknowns are the increments Y - base: smaller than the state, and so is their rounding.
@@ -127,13 +161,13 @@ def solve_stages(solve, f, times, block, bases, y, h):
     """
     count = len(bases)
 
-    def equations(increments, stages):
-        increments, stages = ([v] if count == 1 else v.unbind(1) for v in (increments, stages))
-        slopes = [f(time, stage) for time, stage in zip(times, stages)]
-        rows = [combine(increment, -h, row, slopes) for increment, row in zip(increments, block)]
+    def equations(increments: State, stages: State) -> State:
+        each, at = ([v] if count == 1 else v.unbind(1) for v in (increments, stages))
+        slopes = [f(time, stage) for time, stage in zip(times, at)]
+        rows = [combine(increment, -h, row, slopes) for increment, row in zip(each, block)]
         return rows[0] if count == 1 else torch.stack(rows, 1)
 
     # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
     floor = 4 * torch.finfo(y.dtype).eps * scaled_norm(as_rows(y.detach()))
-    stages = solve(equations, bases[0] if count == 1 else torch.stack(bases, 1), floor)
+    stages = solve(equations, bases[0] if count == 1 else torch.stack(list(bases), 1), floor)
     return [stages] if count == 1 else list(stages.unbind(1))

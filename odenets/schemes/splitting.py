@@ -8,8 +8,7 @@ to its limit, without an equation to solve. A field without parts is skew for al
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Complex
-from numpy import ndarray
+from numpy.typing import ArrayLike
 
 from odenets.errors import InputError
 from odenets.schemes.linearly_implicit import ExponentialEuler
@@ -87,8 +86,8 @@ class Splitting(SolvingScheme):
             passed += share if part == 0 and self.composition == "strang" else 0.0
         return y
 
-    def amplification(self, z: Complex[ndarray, "*points"]) -> Complex[ndarray, "*points"]:
+    def amplification(self, z: ArrayLike) -> np.ndarray:
         """R(z) of the steps of the skew part, which is all of a field without parts."""
         z = np.asarray(z, dtype=np.complex128)
         turns = [(scheme, share) for part, scheme, share in self.moves if part == 0]
-        return np.prod([scheme.amplification(share * z) for scheme, share in turns], axis=0)
+        return np.asarray(np.prod([scheme.amplification(share * z) for scheme, share in turns], axis=0))

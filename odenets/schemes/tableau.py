@@ -3,23 +3,26 @@
 Knows numpy and nothing else. The nodes c and the stability function R are derived from A and b, never stored.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from odenets.errors import InputError
 
+Tree = tuple  # of trees
 TOLERANCE = 1e-9  # far above the rounding of a coefficient, far below any typing error
 
 
 @cache
-def rooted_trees(order):
+def rooted_trees(order: int) -> tuple[Tree, ...]:
     """All rooted trees with `order` vertices, each the sorted tuple of its subtrees (Butcher 1963)."""
 
-    def forests(vertices, largest):
+    def forests(vertices: int, largest: tuple[int, int]) -> Iterator[tuple[Tree, ...]]:
         # Multisets of trees with `vertices` vertices in all, in non-increasing order so that each appears once.
         if vertices == 0:
             yield ()
@@ -32,17 +35,17 @@ def rooted_trees(order):
     return tuple(forests(order - 1, (order, 0)))
 
 
-def size(tree):
+def size(tree: Tree) -> int:
     """Number of vertices of a rooted tree."""
     return 1 + sum(size(branch) for branch in tree)
 
 
-def density(tree):
+def density(tree: Tree) -> int:
     """gamma(tree): the product over all vertices of the size of the subtree above it."""
     return size(tree) * prod(density(branch) for branch in tree)
 
 
-def order_defects(A, b, order):
+def order_defects(A: np.ndarray, b: np.ndarray, order: int) -> float:
     """Largest defect |sum_i b_i Phi_i(tree) - 1/gamma(tree)| among the rooted trees of exactly `order` vertices.
 
     A method has order p when the defect vanishes for every order up to p.
@@ -50,19 +53,22 @@ def order_defects(A, b, order):
     Source: Hairer, Norsett, Wanner I (1993), theorem II.2.13.
     """
 
-    def weights(tree):
+    def weights(tree: Tree) -> np.ndarray:
         return prod((A @ weights(branch) for branch in tree), start=np.ones(len(b)))
 
     return max(abs(b @ weights(tree) - 1 / density(tree)) for tree in rooted_trees(order))
 
 
+Matrix = tuple[tuple[float, ...], ...]
+
+
 class Block(NamedTuple):
     """Stages solved together: known, their rows of A before the block; A within it; its inverse (None: explicit); nodes."""
 
-    known: tuple
-    A: tuple
-    inverse: tuple | None
-    c: tuple
+    known: Matrix
+    A: Matrix
+    inverse: Matrix | None
+    c: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +93,16 @@ class Tableau:
     """
 
     name: str
-    A: np.ndarray
-    b: np.ndarray
+    A: Any  # given as any array-like, held as a read-only array
+    b: Any
     order: int
     source: str
     structure: str = "explicit"
     equal_diagonal: bool = False
     r_infinity: float | None = None
-    r_polynomial: tuple | None = None
+    r_polynomial: tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("A", "b"):
             values = np.array(getattr(self, field), dtype=np.float64)
             values.setflags(write=False)
@@ -105,7 +111,7 @@ class Tableau:
             if not holds:
                 raise InputError(f"tableau {self.name!r}: {claim} does not hold; check its coefficients against {self.source}")
 
-    def _claims(self):
+    def _claims(self) -> Iterator[tuple[str, bool]]:
         """Pairs (claim in words, whether it holds), the cheap and basic ones first."""
         A, b, s = self.A, self.b, len(self.b)
         yield "A is (s, s) and b is (s,), all finite", A.shape == (s, s) and np.isfinite(A).all() and np.isfinite(b).all()
@@ -129,22 +135,22 @@ class Tableau:
             yield "the claimed stability polynomial", close.all() and not denominator[1:].any()
 
     @property
-    def stages(self):
+    def stages(self) -> int:
         """Number of stages s."""
         return len(self.b)
 
     @cached_property
-    def c(self):
+    def c(self) -> np.ndarray:
         """(s,) nodes, the row sums of A: stage i is evaluated at t + c_i h."""
         return self.A.sum(axis=1)
 
     @property
-    def implicit(self):
+    def implicit(self) -> bool:
         """Whether a step solves an equation."""
         return self.structure != "explicit"
 
     @cached_property
-    def blocks(self):
+    def blocks(self) -> tuple[tuple[int, int], ...]:
         """Ranges [start, stop) of stages that must be solved together, in order: the blocks of the triangular form of A."""
         blocks, start = [], 0
         for stop in range(1, self.stages + 1):
@@ -154,10 +160,10 @@ class Tableau:
         return tuple(blocks)
 
     @cached_property
-    def plan(self):
+    def plan(self) -> tuple[Block, ...]:
         """The `Block`s of stages in order, in plain numbers: what a step goes through."""
 
-        def plain(rows):
+        def plain(rows: np.ndarray) -> Matrix:
             return tuple(tuple(map(float, row)) for row in rows)
 
         blocks = []
@@ -168,12 +174,12 @@ class Tableau:
         return tuple(blocks)
 
     @cached_property
-    def weights(self):
+    def weights(self) -> tuple[float, ...] | None:
         """b in plain numbers; None where the last stage is the result already (stiffly accurate)."""
         return None if self.implicit and np.array_equal(self.A[-1], self.b) else tuple(map(float, self.b))
 
     @cached_property
-    def stability_polynomials(self):
+    def stability_polynomials(self) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients (P, Q), lowest first, of R(z) = P(z) / Q(z) with Q(z) = det(I - zA).
 
         Source: Hairer & Wanner II (1996), proposition IV.3.2; Q by Faddeev and LeVerrier, exact for nilpotent A.
@@ -185,14 +191,14 @@ class Tableau:
             M = self.A @ M
             Q[k] = -np.trace(M) / k
             M = M + Q[k] * np.eye(s)
-        moments = [1.0]
+        moments: list[float] = [1.0]
         vector = np.ones(s)
         for _ in range(s):
-            moments.append(self.b @ vector)
+            moments.append(float(self.b @ vector))
             vector = self.A @ vector
         return np.convolve(Q, moments)[: s + 1], Q
 
-    def amplification(self, z):
+    def amplification(self, z: ArrayLike) -> np.ndarray:
         """R(z) = 1 + z b^T (I - zA)^-1 1, the growth of one step on y' = lambda y with z = h lambda.
 
         Args:
@@ -213,10 +219,10 @@ class Tableau:
         stages = np.zeros((self.stages, *z.shape), dtype=np.complex128)
         for i in range(self.stages):
             stages[i] = 1 + z * np.tensordot(self.A[i, :i], stages[:i], 1)
-        return 1 + z * np.tensordot(self.b, stages, 1)
+        return np.asarray(1 + z * np.tensordot(self.b, stages, 1))
 
     @property
-    def r_at_infinity(self):
+    def r_at_infinity(self) -> float:
         """The limit of R(z) for |z| -> infinity."""
         P, Q = self.stability_polynomials
         degree = np.flatnonzero(np.abs(Q) > TOLERANCE)[-1]

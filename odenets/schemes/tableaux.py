@@ -53,7 +53,7 @@ DOPRI5 = Tableau("dopri5", A=[[0, 0, 0, 0, 0, 0], [1/5, 0, 0, 0, 0, 0], [3/40, 9
 # --- stabilised explicit --------------------------------------------------------------------------------------------------
 
 
-def _chebyshev_arguments(name, stages, damping, fewest):
+def _chebyshev_arguments(name: str, stages: int, damping: float, fewest: int) -> tuple[list[Chebyshev], float]:
     if isinstance(stages, bool) or stages != int(stages) or not fewest <= stages <= 50:
         raise InputError(f"{name}: stages must be a whole number from {fewest} to 50, got {stages}")
     if not 0 <= damping <= 10:
@@ -62,11 +62,11 @@ def _chebyshev_arguments(name, stages, damping, fewest):
     return T, 1 + damping / stages**2
 
 
-def _from_recurrence(stages, rows):
+def _from_recurrence(stages: int, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows[:stages]), np.array(rows[stages])
 
 
-def _taylor(polynomial, w0, w1, scale):
+def _taylor(polynomial: Chebyshev, w0: float, w1: float, scale: float) -> list[float]:
     """Coefficients in z of scale * polynomial(w0 + w1 z), by derivatives: all positive at w0 >= 1, so nothing cancels."""
     coefficients, factor = [], scale
     for k in range(polynomial.degree() + 1):
@@ -76,7 +76,7 @@ def _taylor(polynomial, w0, w1, scale):
 
 
 @cache
-def rkc1(stages=5, damping=0.05):
+def rkc1(stages: int = 5, damping: float = 0.05) -> Tableau:
     """Chebyshev method of order 1: R(z) = T_s(w0 + w1 z) / T_s(w0), real interval about 2 s^2 (less where damped).
 
     Source: van der Houwen & Sommeijer (1980); Hairer & Wanner II (1996), equations IV.2.14 to 2.17.
@@ -94,7 +94,7 @@ def rkc1(stages=5, damping=0.05):
 
 
 @cache
-def rkc2(stages=5, damping=2/13):
+def rkc2(stages: int = 5, damping: float = 2/13) -> Tableau:
     """Chebyshev method of order 2: R(z) = a_s + b_s T_s(w0 + w1 z), real interval about 0.65 s^2.
 
     Source: Sommeijer, Shampine, Verwer (1998), J. Comput. Appl. Math. 88, equations 2.1 to 2.9.
@@ -132,7 +132,7 @@ IMPLICIT_MIDPOINT = Tableau("implicit_midpoint", A=[[1/2]], b=[1], order=2, stru
 
 
 @cache
-def theta(theta=0.5):
+def theta(theta: float = 0.5) -> Tableau:
     """From explicit Euler (0, excluded) over the trapezoid (1/2) to implicit Euler (1); A-stable for theta >= 1/2.
 
     Source: Hairer & Wanner II (1996), example IV.3.2 (iv).

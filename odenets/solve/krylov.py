@@ -67,7 +67,7 @@ def jacobian_products(function, z):
     return lambda v: pushforward(v)[0], lambda w: pullback(w)[0]
 
 
-def gmres(apply, b, tol, max_iterations, memory=30):
+def gmres(apply, b, tol, max_iterations, memory=30, stop="sample"):
     """Solve apply(x) = b for each row, minimising the residual over the Krylov space; restarted every `memory` vectors.
 
     Directions are residuals while those shrink, else images: the adaptive simpler GMRES, which never breaks down before the
@@ -79,6 +79,8 @@ def gmres(apply, b, tol, max_iterations, memory=30):
         tol: Relative residual per row.
         max_iterations: Cap on products.
         memory: Directions kept before a restart; 2 * memory vectors are stored.
+        stop: "sample": a row rests once its own residual is small; "batch": all go on until the norm over all rows is
+            small, and count as converged then.
 
     Returns:
         A `Solution` with value (B, N); differentiable.
@@ -93,7 +95,16 @@ def gmres(apply, b, tol, max_iterations, memory=30):
     scale = row_norm(b.detach())
     x, r, norm = torch.zeros_like(b), b, scale
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    active, directions, images, products = norm != 0, [], [], 0  # NaN is active, and never converges
+    weight = unit[:, 0] if stop == "batch" else None
+
+    def unsolved(norm):
+        alone = ~(norm <= tol * scale)  # NaN is unsolved, and never converges
+        if weight is None:
+            return alone
+        together = row_norm((norm * weight)[None]) <= tol * row_norm((scale * weight)[None])
+        return (norm != 0) & ~together
+
+    active, directions, images, products = unsolved(norm) & (norm != 0), [], [], 0
     p = r / norm.clamp_min(tiny)[:, None]
     while products < max_iterations and anywhere(active):
         q = apply(p)
@@ -107,7 +118,7 @@ def gmres(apply, b, tol, max_iterations, memory=30):
         x, r = torch.addcmul(x, p, a), torch.addcmul(r, q, -a)
         previous, norm = norm, row_norm(r.detach())
         iterations = iterations + active
-        active = active & (norm > tol * scale)
+        active = active & unsolved(norm)
         if len(images) + 1 == memory:
             directions, images, shrinking = [], [], torch.ones_like(active)
         else:
@@ -115,7 +126,7 @@ def gmres(apply, b, tol, max_iterations, memory=30):
         p = r / norm.clamp_min(tiny)[:, None]
         if not everywhere(shrinking):
             p = torch.where(shrinking[:, None], p, q)
-    return Solution(x * unit, norm <= tol * scale, norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
+    return Solution(x * unit, ~unsolved(norm), norm / scale.clamp_min(tiny), iterations, float(products), backward=True)
 
 
 def phi1(apply, b, tol, max_iterations):

@@ -44,7 +44,7 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
     return implicit_function(residual, solution.value, samples, solver.tol, solver.max_iterations, record)
 
 
-def implicit_function(residual, value, samples, tol, max_iterations, record=None, without=None):
+def implicit_function(residual, value, samples, tol, max_iterations, record=None, without=None, stop="sample"):
     """Give a root found elsewhere, without a graph, the derivatives of the implicit function; see `root`.
 
     Args:
@@ -53,8 +53,9 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
         tol, max_iterations: Of the backward solve.
         record: As in `root`.
         without: Number of a transform's level at which it shall be a constant, or None.
+        stop: When the backward solve ends, "sample" or "batch"; see `gmres`.
     """
-    equation = _Equation(residual, tol, max_iterations, record)
+    equation = _Equation(residual, tol, max_iterations, record, stop)
     if transforming():
         return attached_at_levels(equation, value.detach(), samples, without)
     if not (torch.is_grad_enabled() or dual_level()):
@@ -82,8 +83,8 @@ def _recorded(equation, value, samples):
 class _Equation:
     """residual(z, *samples) = 0, and solves with J = d residual/dz at a point, which are constants to autograd."""
 
-    def __init__(self, residual, tol, max_iterations, record):
-        self.residual, self.tol, self.max_iterations, self.record = residual, tol, max_iterations, record
+    def __init__(self, residual, tol, max_iterations, record, stop):
+        self.residual, self.tol, self.max_iterations, self.record, self.stop = residual, tol, max_iterations, record, stop
         self.maps_closure = False  # whether torch.func.vmap maps over tensors in the closure
 
     def lowered(self):
@@ -93,11 +94,12 @@ class _Equation:
             with Lowered():
                 return self.residual(*tensors)
 
-        return _Equation(residual, self.tol, self.max_iterations, self.record)
+        return _Equation(residual, self.tol, self.max_iterations, self.record, self.stop)
 
     def root(self, value, samples, without=None):
         """The root `value`, differentiable in the samples and in the closure."""
-        return implicit_function(self.residual, value.detach(), samples, self.tol, self.max_iterations, self.record, without)
+        settings = self.tol, self.max_iterations, self.record, without, self.stop
+        return implicit_function(self.residual, value.detach(), samples, *settings)
 
     def solve(self, z, samples, b, transposed, without=None):
         """x with J x = b, or J^T x = b; differentiable in z, the samples, b and the closure."""
@@ -112,7 +114,7 @@ class _Equation:
         def residual(x, b, z, *samples):
             return jacobian_products(lambda z: self.residual(z, *samples), z)[transposed](x) - b
 
-        return _Equation(residual, self.tol, self.max_iterations, self.record).root(x, (b, z, *samples), without)
+        return _Equation(residual, self.tol, self.max_iterations, self.record, self.stop).root(x, (b, z, *samples), without)
 
     def gmres(self, product, b):
         """x with product(x) = b."""
@@ -121,7 +123,7 @@ class _Equation:
             return product(v.view(b.shape)).reshape(v.shape)
 
         with without_autocast(b):  # a backward pass may run within a context that the forward solve had left
-            solution = gmres(apply, as_rows(b), self.tol, self.max_iterations)
+            solution = gmres(apply, as_rows(b), self.tol, self.max_iterations, stop=self.stop)
         if self.record is not None:
             self.record.append(solution._replace(value=None))
         return solution.value.view(b.shape).detach()

@@ -28,6 +28,7 @@ ROUNDING = 1e-14  # of the eigenvalues of M, a few numbers of modulus about 1
 HW = "Hairer & Wanner II (1996)"
 
 
+@runtime_checkable
 class Constants(Protocol):
     """What a field says of itself in one norm; see `odenets.nets.monotone.Constants`."""
 
