@@ -71,7 +71,9 @@ def _recorded(equation, value, samples):
     z = value.detach()
     z.requires_grad_()
     first = torch._C._autograd._get_sequence_nr()
-    r = equation.residual(z, *samples)
+    # An accelerator's backward passes run in threads of their own, whose nodes are numbered from elsewhere.
+    with torch.autograd.set_multithreading_enabled(False):
+        r = equation.residual(z, *samples)
     inputs, hidden = _inputs(r, z, samples, first, equation.residual)
     if not (inputs or hidden):
         return value  # a constant, which must not require gradients

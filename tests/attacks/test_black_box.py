@@ -34,6 +34,7 @@ def test_masked_gradients_do_not_help(threat):
     assert by_square < by_noise < by_pgd == len(x)
 
 
+@pytest.mark.no_pretend
 @pytest.mark.parametrize(
     "threat, worst, gap", [(Linf(0.1), lambda w: 0.1 * w.abs().sum(1), 1e-6), (L2(0.2), lambda w: 0.2 * w.norm(dim=1), 0.4)]
 )

@@ -164,6 +164,7 @@ def test_a_refused_setting_changes_nothing():
     assert str(stage.scheme) == "rk4" and stage.substeps == 1
 
 
+@pytest.mark.no_pretend
 @pytest.mark.parametrize("gradient", ["none", "unrolled"])
 @pytest.mark.parametrize(
     "spec", ["rk4", "implicit(fixed=true,max_iterations=6)", "gauss4(fixed=true,max_iterations=6,solver=anderson)"]
@@ -194,6 +195,7 @@ def test_fixed_iterations_report_and_agree(device, generator):
         odenets.get_scheme("implicit(fixed=true,on_failure=raise)")
 
 
+@pytest.mark.no_pretend
 @pytest.mark.parametrize("name", [name for name in odenets.list_schemes() if odenets.get_scheme(name).implicit])
 def test_a_batch_solved_in_pieces_is_the_same(name, device, generator, monkeypatch):
     f = nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double().to(device)

@@ -86,6 +86,7 @@ def test_nan_on_the_way_is_located():
     assert found.stage is None and "before the first block" in str(found) and "learning rate" in str(found)
 
 
+@pytest.mark.no_pretend
 def test_a_float32_network_with_images(device):
     torch.manual_seed(0)
     net = odenets.ode_resnet_small(scheme="implicit").to(device)

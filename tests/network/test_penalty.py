@@ -46,6 +46,7 @@ def test_invariant_subspaces(M, mu):
     assert log_norm_estimate(lambda y: f(0.0, y), torch.ones(1, 5).double(), 5).item() == pytest.approx(mu)
 
 
+@pytest.mark.no_pretend
 def test_on_a_network_it_is_the_mean_of_the_hinges_and_reaches_every_block(device):
     torch.manual_seed(0)
     net = odenets.ode_resnet_small().double().to(device)

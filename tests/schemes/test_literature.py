@@ -224,6 +224,7 @@ def robertson(t, y, stack=np.stack):
 
 # Robertson starts behind its initial layer, which equal steps would have to resolve. Van der Pol takes Broyden 277 iterations
 # in 25 steps and Newton 148, each with its own products; on Robertson Broyden does not converge within 100 a step, and says so.
+@pytest.mark.no_pretend
 @pytest.mark.parametrize(
     ("field", "start", "time", "steps", "solver"),
     [

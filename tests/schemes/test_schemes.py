@@ -243,6 +243,7 @@ def test_forward_and_reverse_mode_through_the_step_are_adjoint(name, device, gen
     assert torch.allclose(difference, Ju, atol=1e-7)
 
 
+@pytest.mark.no_pretend
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_weights_agree_with_finite_differences(name, device, generator):
     scheme = tight(name)
