@@ -46,7 +46,7 @@ class Place:
     def undo(self):
         """The inverse of `step` where that takes no solve, else None: a step of the adjoint scheme with -h.
 
-        The mirror of explicit Euler has it. Source: Hairer, Lubich & Wanner (2006), section II.3, theorem 3.3 on adjoints.
+        The mirror of explicit Euler has it. Source: Hairer, Lubich & Wanner (2006), section II.3.
         """
         tableau = self.scheme.tableau
         if tableau is None or tableau.A.tolist() != [[1.0]]:

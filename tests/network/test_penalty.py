@@ -88,6 +88,36 @@ def test_training_with_it_makes_a_field_contract():
     assert stability.log_norm(lambda y: field(0.0, y), y).item() < 0.05
 
 
+def test_directions_of_one_batch_serve_the_next():
+    torch.manual_seed(0)
+    net, directions = odenets.ode_resnet_small().double(), {}
+    first, second = torch.rand(2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stability.log_norm_penalty(net, first, directions=directions)
+    assert directions.keys() == {(place.stage, place.block) for place in stability.places(net, first)}
+    before = {key: value.clone() for key, value in directions.items()}
+    warm = stability.log_norm_penalty(net, second, -10.0, 3, directions=directions)
+    cold = stability.log_norm_penalty(net, second, -10.0, 3)
+    exact = torch.stack([stability.log_norm(place.slope, place.state) for place in stability.places(net, second)]).mean() + 10
+    assert cold + 0.1 < warm < exact < warm + 0.25
+    assert all(not torch.equal(before[key], value) and not value.requires_grad for key, value in directions.items())
+
+
+def test_samples_are_the_first_ones():
+    torch.manual_seed(0)
+    net = odenets.ode_resnet_small().double()
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(stability.log_norm_penalty(net, x, samples=2), stability.log_norm_penalty(net, x[:2]))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_a_search_that_rounding_spoils_still_gives_a_lower_bound(offset):
+    """In float32 the differences of a field with a large constant part have few digits, or none."""
+    field, y = Linear(matrix(30).float()), torch.ones(1, 30)
+    mu = torch.linalg.eigvalsh((field.M + field.M.T) / 2)[-1].item()
+    found = log_norm_estimate(lambda y: field(0.0, y) + offset, y, 12).item()
+    assert found <= mu * (1 + 1e-5) and (offset == 1e6 or found > 0.95 * mu)
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     torch.manual_seed(0)
     field = odenets.get_field("residual").build(odenets.fields.basic_layers, 4).double()
@@ -100,6 +130,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     ("call", "message"),
     [
         (lambda: log_norm_estimate(torch.sin, torch.zeros(1, 3), 0), "iterations must be at least 1, got 0"),
+        (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.zeros(1, 1, 8, 8), samples=0), "samples must be"),
         (lambda: stability.log_norm_penalty(nn.Linear(2, 2), torch.zeros(1, 2)), "Linear has no ODEStage"),
         (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.full((1, 1, 8, 8), float("nan"))), "NaN or Inf"),
         (lambda: stability.log_norm_penalty(odenets.ode_resnet_small(), torch.zeros(0, 1, 8, 8)), "no entries"),

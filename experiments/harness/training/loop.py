@@ -75,6 +75,7 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
         "history": [],
         "best": None,
         "memory": {},
+        "directions": {},  # of the searches of the penalty
         "seconds": 0.0,
     }
     state = store.latest() if store else None
@@ -112,7 +113,9 @@ def _loss(net, forward, x, y, settings, generator, book):
     # Attacked from the first step on, a net may never leave the uniform guess: some protocols begin with clean images.
     method = "standard" if book["epoch"] < settings.clean_epochs else settings.training
     # The penalty first: the statistics of the solves shall be those of the passes that are differentiated.
-    penalty = settings.log_norm_penalty and settings.log_norm_penalty * stability.log_norm_penalty(net, x)
+    penalty = settings.log_norm_penalty and settings.log_norm_penalty * stability.log_norm_penalty(
+        net, x, iterations=3, samples=16, directions=book["directions"]
+    )
     return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"]) + penalty
 
 
