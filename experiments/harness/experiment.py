@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import BooleanOptionalAction
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -83,7 +84,15 @@ def add_arguments(parser, seeds="0,1,2"):
         help="end within a time such as 30s, 5m or 1h30m: the first nets are timed, then phases and seeds are taken as they "
         f"fit, never fewer than {FEWEST} seeds unless --seeds says so; with --resume, further seeds",
     )
-    parser.add_argument("--seeds-at-most", metavar="N", help="with --budget, no more than so many in all")
+    parser.add_argument(
+        "--until-clear",
+        action="store_true",
+        help="add seeds until every difference at the middle radius has a verdict: looks after 5, 8, 12, 20, 30 seeds, "
+        "which intervals and verdicts pay for; with --budget, as far as the time goes",
+    )
+    parser.add_argument(
+        "--seeds-at-most", metavar="N", help="with --budget or --until-clear, no more than so many in all; --until-clear: 30"
+    )
     parser.add_argument("--attacks", help=f"of {ATTACK_CHOICE}; default: pgd20")
     parser.add_argument(
         "--threat",
@@ -119,13 +128,14 @@ def make_config(args, script, substeps, fields=("residual",)):
     before = _before(args)
     budget = parse_duration(args.budget, "--budget")
     at_most = parse_one(args.seeds_at_most, "--seeds-at-most", int, FEWEST)
-    if at_most and not budget:
-        raise InputError("--seeds-at-most needs --budget; without one, --seeds says which they are")
+    looks = _looks(args, before, at_most)
+    if at_most and not (budget or looks):
+        raise InputError("--seeds-at-most needs --budget or --until-clear; without one, --seeds says which they are")
     audit = args.audit or before.get("audit") or ("first" if budget else "all")
     parse_choice(audit, "--audit", AUDITED)
     usual = before.get("seeds") or parse_numbers(args.usual_seeds, "--seeds", int, 0)
     seeds = usual if args.seeds is None else parse_numbers(args.seeds, "--seeds", int, 0)
-    if budget and args.seeds is None:
+    if (budget or looks) and args.seeds is None:
         seeds = [*seeds, *(seed for seed in range(FEWEST) if seed not in seeds)][: max(FEWEST, len(seeds))]
     if max(seeds) >= 2**63:
         raise InputError(f"--seeds must be below 2^63, as torch's generators take them; got {max(seeds)}")
@@ -159,6 +169,7 @@ def make_config(args, script, substeps, fields=("residual",)):
         workers=parse_one(args.workers, "--workers", int, 1),
         budget=budget,
         seeds_at_most=at_most,
+        looks=looks,
         smoke=args.smoke,
     )
     if args.smoke:
@@ -166,6 +177,17 @@ def make_config(args, script, substeps, fields=("residual",)):
         settings = replace(config.settings, epochs=given.pop("epochs", config.settings.epochs))
         config = replace(config, settings=settings, **given)
     return replace(config, **provenance(config.device))
+
+
+def _looks(args, before, at_most):
+    """Numbers of seeds after which a run that ends when it is clear is looked at: those of the run that goes on."""
+    known = tuple(before.get("looks", ()))
+    if not (args.until_clear or known):
+        return ()
+    for given, option in ((args.seeds, "--seeds"), (args.smoke, "--smoke")):
+        if given:
+            raise InputError(f"--until-clear chooses its seeds by what it finds, so that {option} makes no sense with it")
+    return statistics.schedule(at_most) if at_most else known or statistics.schedule()
 
 
 def _before(args):
@@ -228,22 +250,41 @@ def conduct(config, cases_of, args):
             highlight=False,
             soft_wrap=True,
         )
-    budget, audits = None, ()
-    if config.budget:
-        fixed = args.seeds is not None or config.smoke
-        budget = Budget(config.budget, started, lambda seed: cases_of(config, (seed,)), not fixed, config.seeds_at_most)
-        audits = ("first", "cheap") if args.audit is None else ()
-    failures = run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits)
-    config = replace(config, seeds=tuple(run.config["seeds"]))
-    run.sort(cases_of(config, config.seeds))
-    if not run.records:
-        raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
+    found, failures, further = None, {}, partial(_cases_of_seed, cases_of, config)
+    # A look that the run has passed did not end it.
+    for look in [look for look in config.looks if look >= len(config.seeds)] or [config.seeds_at_most]:
+        budget, audits = None, ()
+        if config.budget:
+            fixed = args.seeds is not None or config.smoke
+            budget = Budget(config.budget, started, further, not fixed, look)
+            audits = ("first", "cheap") if args.audit is None else ()
+        elif config.looks:
+            _take_seeds(run, look)
+            config = replace(config, seeds=tuple(run.config["seeds"]))
+        failures |= run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits)
+        config = replace(config, seeds=tuple(run.config["seeds"]))
+        run.sort(cases_of(config, config.seeds))
+        if not run.records:
+            raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
+        found = comparison(config, run.records)
+        if found.clear or len(config.seeds) < (look or 0):
+            break
     run.write_tables()
-    found = comparison(config, run.records)
     with console.status("drawing the report"), saving(run.path("report.html")):
         report.write_report(found, run.path("report.html"))
     _print_summary(console, found, failures, run.path("report.html"))
     return 1 if failures else 0
+
+
+def _cases_of_seed(cases_of, config, seed):
+    return cases_of(config, (seed,))
+
+
+def _take_seeds(run, count):
+    """Further seeds for a run, so that it has `count`: the smallest numbers that it does not have."""
+    for seed in range(count):
+        if len(run.config["seeds"]) < count:
+            run.take_seed(seed)
 
 
 def _print_summary(console, found, failures, report_path):

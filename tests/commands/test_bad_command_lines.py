@@ -32,6 +32,9 @@ LINES = {
 --schemes explicit --margin 0 ; --margin lies between 0 and 100 points, got 0
 --schemes explicit --margin 100 ; --margin lies between 0 and 100 points
 --schemes explicit --margin wide ; --margin takes numbers
+--schemes explicit,heun --until-clear --seeds 0,1 ; --seeds makes no sense with it
+--schemes explicit,heun --until-clear --smoke ; --smoke makes no sense with it
+--schemes explicit,heun --until-clear --seeds-at-most 2 ; --seeds-at-most must be finite and at least 3
 --schemes explicit --workers 1e9 ; --workers takes whole numbers
 --schemes explicit --batch-size 0 ; --batch-size must be finite and at least 1
 --schemes explicit --train-limit '' ; --train-limit is empty

@@ -112,17 +112,36 @@ class Comparison:
         strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 
-    @cached_property
-    def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
-        """{(arm, radius): its paired difference to the first arm}: one family, whose intervals cover together."""
+    def _gaps(self, seeds) -> dict[tuple[str, float], statistics.Gap]:
         first, config = self.arms[0], self.config
+
+        def masks(arm: Arm, eps: float) -> dict[int, np.ndarray]:
+            return {seed: mask for seed, mask in arm.masks(eps).items() if seed in seeds}
+
         pairs = {
-            (arm.name, eps): (arm.masks(eps), first.masks(eps))
+            (arm.name, eps): (masks(arm, eps), masks(first, eps))
             for eps in [0.0, *self.radii]
             for arm in self.arms
             if arm is not first
         }
         return statistics.gaps(pairs, margin=config.margin, looks=config.looks, train=config.resplit)
+
+    @cached_property
+    def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
+        """{(arm, radius): its paired difference to the first arm}: one family, whose intervals cover together."""
+        return self._gaps(self.config.seeds)
+
+    @cached_property
+    def sequence(self) -> dict[int, dict[str, statistics.Gap]]:
+        """{seeds at a look: {arm: its difference at the middle radius}}, of the looks that the run has reached."""
+        reached = [look for look in self.config.looks if look <= len(self.config.seeds)]
+        taken = {look: self._gaps(self.config.seeds[:look]) for look in reached}
+        return {look: {name: gap for (name, eps), gap in found.items() if eps == self.middle} for look, found in taken.items()}
+
+    @property
+    def clear(self) -> bool:
+        """Whether every difference at the middle radius has a verdict."""
+        return all(gap.verdict != statistics.OPEN for (_, eps), gap in self.gaps.items() if eps == self.middle)
 
     def gap(self, arm: Arm, epsilon: float) -> statistics.Gap | None:
         """The paired difference of an arm to the first; None for the first itself or where no seed is common."""

@@ -88,6 +88,28 @@ def _results(found, folder):
     return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 6, 8)), Text(note, note=True)))
 
 
+def _looks(found, folder):
+    """The intervals at each look of a run that ends when it is clear."""
+    if not found.config.looks:
+        return None
+    rows = [("seeds", "scheme", "difference, points", "interval", "verdict")]
+    for seeds, gaps in found.sequence.items():
+        for name, gap in gaps.items():
+            rows.append((seeds, name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict))
+    reached = len(found.config.seeds)
+    ending = (
+        "It ended because every difference had a verdict."
+        if found.clear
+        else f"It ended at {count(reached, 'seed')} without a verdict for each: "
+        + ("that was the most it may take." if reached >= found.config.looks[-1] else "the time was over. --resume goes on.")
+    )
+    text = Text(
+        f"{found.attack_at(found.middle)}: the run was to be looked at after {listed(found.config.looks)} seeds. Whatever it "
+        f"found there and whenever it ended, all of these intervals cover together with probability 95 %. {ending}"
+    )
+    return Section("Until it was clear", (text, *((Table(rows, (0, 2, 3)),) if len(rows) > 1 else ())))
+
+
 def _by_attack(found, folder):
     """Each attack by itself; nothing where there is one."""
     attacks = found.attacks()
@@ -306,4 +328,16 @@ def _banner(found):
 
 
 # Adding a section is one function and its place here.
-SECTIONS = (_results, _by_attack, fields_section, _plots, measures_section, _detached, _solver, _audit, _caveats, _protocol)
+SECTIONS = (
+    _results,
+    _looks,
+    _by_attack,
+    fields_section,
+    _plots,
+    measures_section,
+    _detached,
+    _solver,
+    _audit,
+    _caveats,
+    _protocol,
+)

@@ -39,7 +39,7 @@ class Look:
         return OPEN not in self.verdicts(margin).values()
 
 
-def schedule(most: int) -> tuple[int, ...]:
+def schedule(most: int = 30) -> tuple[int, ...]:
     """Numbers of seeds after which a run of at most `most` is looked at; the last look is at `most`."""
     if most < FEWEST:
         raise InputError(f"a run that ends when it is clear needs {FEWEST} seeds at least, got {most}")
