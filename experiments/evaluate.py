@@ -30,6 +30,7 @@ from experiments.harness.command import (
 from experiments.harness.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import measure as evaluation
+from experiments.harness.run.checkpoints import split_of
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.failures import failure_of, forget, keep
 from experiments.harness.run.folder import Run, saving
@@ -63,7 +64,10 @@ def main(argv=None):
     subjects = load_subjects(args.network, device)
     dataset = _dataset(subjects, args.dataset)
     epsilons = _epsilons(args, dataset)
-    test = data.load(dataset, args.data_dir, args.download, None, limit).test.to(device)
+    splits = {split_of(subject.meta) for subject in subjects}
+    if len(splits) > 1:
+        raise InputError(f"the networks of {args.network} have splits of their own; evaluate the checkpoints of one seed")
+    test = data.load(dataset, args.data_dir, args.download, None, limit, *splits).test.to(device)
     for subject in subjects:
         _check_fits(subject, test)
     config = EvaluationConfig(

@@ -17,6 +17,7 @@ import odenets
 from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
 from experiments.harness.experiment import DEFAULTS
 from experiments.harness.report import survey as mapping
+from experiments.harness.run.checkpoints import split_of
 from experiments.harness.run.subject import load_subject, logits_of
 from experiments.harness.training import data
 from odenets.errors import InputError
@@ -85,7 +86,7 @@ def _images(args, subject, device):
         raise InputError(f"{args.subject} names no data set; give --dataset, or --shape for random images")
     if name not in data.DATASETS:
         raise InputError(f"unknown --dataset {name!r}; choose from {', '.join(data.DATASETS)}")
-    split = data.load(name, args.data_dir).test.first(count)
+    split = data.load(name, args.data_dir, split=split_of(subject.meta)).test.first(count)
     return split.images.to(device), split.labels.to(device), name
 
 

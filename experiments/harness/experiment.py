@@ -35,7 +35,7 @@ from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
 from experiments.harness.run.runner import run_cases
 from experiments.harness.run.schedule import AUDITED
-from experiments.harness.training.data import DATASETS
+from experiments.harness.training.data import DATASETS, RESPLIT, SPLITS
 from experiments.harness.training.settings import TrainingSettings, training_settings
 from odenets.errors import InputError
 from stability.attacks.threats import THREATS
@@ -101,6 +101,11 @@ def add_arguments(parser, seeds="0,1,2"):
     )
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument(
+        "--splits",
+        help=f"one of {', '.join(SPLITS)}: whether all seeds share training and test images, or each draws its own (of "
+        f"{', '.join(RESPLIT)}), the same for all schemes; intervals are corrected for what splits share; default: fixed",
+    )
+    parser.add_argument(
         "--margin", default="2", help="of equivalence: a difference of accuracies, in points, that is of no practical interest"
     )
     parser.add_argument(
@@ -128,6 +133,10 @@ def make_config(args, script, substeps, fields=("residual",)):
     before = _before(args)
     budget = parse_duration(args.budget, "--budget")
     at_most = parse_one(args.seeds_at_most, "--seeds-at-most", int, FEWEST)
+    splits = args.splits or before.get("splits") or "fixed"
+    parse_choice(splits, "--splits", SPLITS)
+    if splits == "per-seed" and args.dataset not in RESPLIT:
+        raise InputError(f"--splits per-seed needs one of {', '.join(RESPLIT)}: {args.dataset} has test images of its own")
     looks = _looks(args, before, at_most)
     if at_most and not (budget or looks):
         raise InputError("--seeds-at-most needs --budget or --until-clear; without one, --seeds says which they are")
@@ -162,6 +171,7 @@ def make_config(args, script, substeps, fields=("residual",)):
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
         threat=args.threat,
         epsilons=tuple(epsilons),
+        splits=splits,
         margin=margin / 100,
         audit=audit,
         audit_epsilon=middle,

@@ -31,6 +31,8 @@ LINES = {
 --audit some ; unknown --audit 'some'; choose from all, first, cheap, none
 --schemes explicit --margin 0 ; --margin lies between 0 and 100 points, got 0
 --schemes explicit --margin 100 ; --margin lies between 0 and 100 points
+--schemes explicit --splits often ; unknown --splits 'often'; choose from fixed, per-seed
+--schemes explicit --splits per-seed --dataset mnist ; mnist has test images of its own
 --schemes explicit --margin wide ; --margin takes numbers
 --schemes explicit,heun --until-clear --seeds 0,1 ; --seeds makes no sense with it
 --schemes explicit,heun --until-clear --smoke ; --smoke makes no sense with it

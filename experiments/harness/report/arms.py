@@ -129,7 +129,7 @@ class Comparison:
     @cached_property
     def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
         """{(arm, radius): its paired difference to the first arm}: one family, whose intervals cover together."""
-        return self._gaps(self.config.seeds)
+        return self._gaps({record.seed for record in self.records})
 
     @cached_property
     def sequence(self) -> dict[int, dict[str, statistics.Gap]]:

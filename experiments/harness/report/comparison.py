@@ -276,7 +276,7 @@ def _protocol(found, folder):
     config = found.config
     sizes = ", ".join(f"{size} {part.replace('_', '-')}" for part, size in config.data.items())
     rows = {
-        "Data": f"{config.dataset}: {sizes} images, one fixed split",
+        "Data": f"{config.dataset}: {sizes} images, {'a split for each seed' if config.resplit else 'one fixed split'}",
         "Network": f"{config.model}, {found.records[0].parameters:,} parameters, the same for every scheme",
         "Training": _training(config.settings),
         "Seeds": listed(config.seeds),

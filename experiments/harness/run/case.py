@@ -106,9 +106,10 @@ def _load(*arguments: Any) -> data.Data:
     return data.load(*arguments)
 
 
-def load_data(config: RunConfig) -> data.Data:
-    """The data of a run, read once for each process."""
-    return _load(config.dataset, config.data_dir, config.download, config.train_limit, config.test_limit)
+def load_data(config: RunConfig, seed: int | None = None) -> data.Data:
+    """The data of a run, read once for each process; of one of its seeds where each has a split of its own."""
+    split = config.split_of(config.seeds[0] if seed is None else seed)
+    return _load(config.dataset, config.data_dir, config.download, config.train_limit, config.test_limit, split)
 
 
 def run_task(
@@ -131,14 +132,14 @@ def run_task(
     Returns:
         What the phase knows of the case's record, for `records_of`; under "seconds" its time.
     """
-    start, test = time.perf_counter(), load_data(config).test.to(torch.device(config.device))
+    start, test = time.perf_counter(), load_data(config, task.case.seed).test.to(torch.device(config.device))
     found = PHASES[task.phase](Work(config, folder, task.case, test, progress, say))
     return {"seconds": round(time.perf_counter() - start, 2), **found}
 
 
 def _train(work: Work) -> dict[str, Any]:
     config, case, device = work.config, work.case, torch.device(work.config.device)
-    images = load_data(config)
+    images = load_data(config, case.seed)
     split = data.Data(images.name, images.classes, *(part.to(device) for part in (images.train, images.held_out, images.test)))
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
     description = {
@@ -150,6 +151,7 @@ def _train(work: Work) -> dict[str, Any]:
     net = checkpoints.build(description).to(device)
     settings = {key: value for key, value in asdict(config.settings).items() if key not in INCIDENTAL}
     identity = {**description, "train_limit": config.train_limit, **settings}
+    identity |= {"splits": config.splits} if config.resplit else {}
     store = Partials(work.checkpoint.parent, case.name, identity, work.say)
     trained = training.train(net, split, config.settings, case.seed, store, work.progress, work.say)
     checkpoints.save(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import odenets
+from experiments.harness.training.data import SPLIT_SEED
 from odenets.errors import InputError
 
 FORMAT = 2  # of the content: raised whenever its meaning changes
@@ -84,6 +85,12 @@ def build(description):
         substeps=description["substeps"],
         field=description.get("field", "residual"),
     )
+
+
+def split_of(meta):
+    """The seed of the split whose training images a network of ours has seen; that of all where it is none of ours."""
+    drawn = bool(meta) and meta["config"].get("splits") == "per-seed"
+    return meta["seed"] if drawn else SPLIT_SEED
 
 
 def load_net(path, device="cpu"):

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
+from experiments.harness.training.data import SPLIT_SEED
 from experiments.harness.training.settings import TrainingSettings
 
 CONFIG_VERSION = 3
@@ -69,6 +70,10 @@ class RunConfig:
         """The number of training images where each seed draws its own split; None where all share their images."""
         return self.data.get("train") if self.splits == "per-seed" else None
 
+    def split_of(self, seed: int) -> int:
+        """The seed of the split that the nets of a seed see."""
+        return seed if self.splits == "per-seed" else SPLIT_SEED
+
     def to_json(self) -> dict:
         """A flat dict: the settings of training stand among the others."""
         own = asdict(self)
@@ -113,6 +118,11 @@ class EvaluationConfig:
     command: str = ""
     experiment: str = "evaluate"
     version: int = 1
+
+    # What a comparison asks of a run: networks that are given have their own seeds, one set of images, and are looked at once.
+    resplit: ClassVar[None] = None
+    margin: ClassVar[float] = 0.02
+    looks: ClassVar[tuple[int, ...]] = ()
 
     def to_json(self) -> dict:
         """A dict that JSON can write."""

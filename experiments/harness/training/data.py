@@ -21,7 +21,9 @@ REMOTE = {
     "cifar100": (datasets.CIFAR100, 100),
 }
 DATASETS = ("digits", *REMOTE)
-SPLIT_SEED = 20  # fixed: every run, scheme and seed sees the same split
+SPLIT_SEED = 20  # of the split that every run, scheme and seed sees, unless --splits says otherwise
+RESPLIT = ("digits",)  # small enough to be split anew: the others come with test images of their own
+SPLITS = ("fixed", "per-seed")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Data:
         return self.train.images.shape[1]
 
 
-def load(name, folder, download=True, train_limit=None, test_limit=None):
+def load(name, folder, download=True, train_limit=None, test_limit=None, split=SPLIT_SEED):
     """Load a data set by name.
 
     Args:
@@ -67,16 +69,19 @@ def load(name, folder, download=True, train_limit=None, test_limit=None):
         folder: Where torchvision's files lie or shall lie; not used for digits.
         download: Fetch missing files where a network is there.
         train_limit, test_limit: Keep so many images only (of a fixed shuffle), None for all.
+        split: Seed of the shuffle that cuts the images of `RESPLIT` into train, held-out and test.
 
     Raises:
         ValueError: Unknown name; missing, truncated or corrupt files, with what to do.
     """
     if name not in DATASETS:
         raise InputError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
+    if split != SPLIT_SEED and name not in RESPLIT:
+        raise InputError(f"{name} comes with test images of its own; only {', '.join(RESPLIT)} can be split anew")
     if name == "digits":
         bunch = load_digits()
         images = torch.tensor(bunch.images / 16.0, dtype=torch.float32)[:, None]
-        everything = _shuffled(Split(images, torch.tensor(bunch.target)), SPLIT_SEED)
+        everything = _shuffled(Split(images, torch.tensor(bunch.target)), split)
         test, rest, classes, held_out = _cut(everything, 450)[0], _cut(everything, 450)[1], 10, 147
     else:
         rest, test = (_read(name, folder, train, download) for train in (True, False))
