@@ -1,60 +1,75 @@
 """Warm starts: solves that begin where the last pass ended. The guesses belong to a caller; modules keep no state."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from odenets.nets.stage import stages
+from odenets.nets.stage import ODEStage, stages
 from odenets.solve.log import Guesses
 from odenets.types import Counts, State
 
 
 class WarmStart(nn.Module):
-    """A network whose implicit solves start, image by image, from the solution of the previous pass.
+    """A network whose implicit solves start, image by image, from where that image's last ones ended.
 
     For passes that follow each other closely, as the steps of an attack do: between two of them the roots hardly move.
-    The tolerance is relative to the predictor's residual in the first pass. Solves of linear systems start from zero.
+    The tolerance is relative to the predictor's residual in an image's first pass. Solves of linear systems start from zero,
+    and so do those of a stage whose "unrolled" iteration is to be differentiated: it is the derivative of the whole way.
     Whoever reports a result evaluates `net` itself, cold: a warm solve follows its branch of roots.
 
     Args:
         net: Network of `ODEStage`s; shared, not copied, and unchanged.
     """
 
+    takes_indices = True
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self._indices: Tensor | None = None
-        self._guesses: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+        self._known: dict[tuple[ODEStage, int], list[tuple[Tensor, Tensor]]] = {}
 
     def forward(self, x: State, indices: Counts | None = None) -> Float[Tensor, "batch classes"]:
         """net(x) for images (B, ...).
 
         Args:
             x: Images.
-            indices: (B,) whole numbers, the identity of each image. Solves start warm if each of them took part in the
-                previous pass, else cold, and so do all without indices.
+            indices: (B,) whole numbers, the identity of each image. Solves start warm if all of them are known from the last
+                cold pass, else cold, and so do all without indices.
         """
         rows = self._rows_of(indices)
-        found, hooks = {}, []
+        found: dict[tuple[ODEStage, int], Guesses] = {}
 
-        def supply(stage: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            known = None if rows is None else [tuple(part[rows] for part in pair) for pair in self._guesses[stage]]
-            found[stage] = Guesses(known)
-            return args, {**kwargs, "guesses": found[stage]}
+        def supply(stage: ODEStage, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            state = args[0] if args else kwargs["y"]
+            key = stage, sum(other is stage for other, _ in found)  # a net may run a stage several times
+            unrolled = stage.gradient == "unrolled" and torch.is_grad_enabled()
+            known = None if rows is None or unrolled else self._known.get(key)
+            if len(state) != len(x):
+                return args, kwargs  # these states are no images
+            found[key] = Guesses(known and [tuple(part[rows] for part in pair) for pair in known])
+            return args, {**kwargs, "guesses": found[key]}
 
-        for stage in stages(self.net).values():
-            hooks.append(stage.register_forward_pre_hook(supply, with_kwargs=True))
+        hooks = [stage.register_forward_pre_hook(supply, with_kwargs=True) for stage in stages(self.net).values()]
         try:
             value = self.net(x)
         finally:
             for hook in hooks:
                 hook.remove()
-        self._indices = None if indices is None else indices.cpu()
-        self._guesses = {stage: guesses.found() for stage, guesses in found.items()}
+        if rows is None:
+            self._indices = None if indices is None else indices.cpu()
+            self._known = {key: guesses.found() for key, guesses in found.items()}
+        else:
+            for key in found.keys() & self._known.keys():
+                for known, ended in zip(self._known[key], found[key].found()):
+                    for part, values in zip(known, ended):
+                        part[rows] = values
         return value
 
     def _rows_of(self, indices: Counts | None) -> Tensor | None:
-        """Rows of the previous pass, (B,) on the host; None for a cold start."""
+        """Rows of the images in what is known, (B,) on the host; None for a cold start."""
         if self._indices is None or indices is None:
             return None
         order = torch.argsort(self._indices)

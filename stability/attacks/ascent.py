@@ -63,7 +63,7 @@ def look(net, objective, point, images, differentiate=True):
     """Evaluate a `told` net at `point`, (B, ...) near images.x: a forward pass and, where asked for, a backward one."""
     with torch.set_grad_enabled(differentiate):
         image = images.shown(point.detach()).detach().requires_grad_(differentiate)
-        own = net(image, images.indices)
+        own = net(image.clone(), images.indices)
         check_logits(own, images.y)
         logits = own.to(point.dtype)  # those of a network under autocast are less precise
         loss = objective(logits, images.y, images.target)
@@ -139,7 +139,7 @@ def _runs(net, images, threat, climb, starts, targets):
 
 @torch.no_grad()
 def _classes(net, images, targets):
-    logits = net(images.shown(images.x), images.indices)
+    logits = net(images.shown(images.x).clone(), images.indices)
     check_logits(logits, images.y)
     return likeliest_wrong(logits, images.y, targets)
 

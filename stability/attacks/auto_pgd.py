@@ -6,12 +6,13 @@ from math import ceil
 import torch
 
 from stability.attacks.ascent import ascend
-from stability.attacks.images import check_count
+from stability.attacks.images import check_count, indexed
 from stability.attacks.threats import confine, rows
 
 MOMENTUM, RISING = 0.75, 0.75  # alpha and rho of the paper
 
 
+@indexed
 def apgd(
     net,
     x,

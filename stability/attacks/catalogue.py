@@ -91,7 +91,7 @@ class FGSM(Attack):
 
     def __call__(self, net, x, y, threat, generator=None, indices=None):
         """See `Attack`."""
-        return fgsm(net, x, y, threat, self.loss)
+        return fgsm(net, x, y, threat, self.loss, indices=indices)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numbers import Real
 import torch
 
 from stability.attacks.ascent import ascend, in_parts, look
-from stability.attacks.images import attacking, check_count, check_images, identities, told
+from stability.attacks.images import attacking, check_count, check_images, identities, indexed, told
 from stability.attacks.losses import objective_named
 from stability.attacks.threats import check_threat, confine, rows, shrunk
 from stability.errors import InputError
@@ -22,20 +22,22 @@ from stability.errors import InputError
 KEEP = ("best", "last")
 
 
-def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512):
+@indexed
+def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512, indices=None):
     """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
     x = check_images(x, y)
     check_threat(threat)
     check_count("batch_size", batch_size)
     objective, parts = objective_named(loss), []
     with attacking(net):
-        for images in in_parts(x, y, threat, identities(None, x), batch_size):
+        for images in in_parts(x, y, threat, identities(indices, x), batch_size):
             gradient = look(told(net), objective, images.x, images).gradient
             point = images.x + threat.epsilon * threat.steepest(gradient)
             parts.append(images.shown(confine(point, images.x, shrunk(threat, images.x))))
         return torch.cat(parts)
 
 
+@indexed
 def pgd(
     net,
     x,
@@ -56,8 +58,8 @@ def pgd(
     """Projected gradient ascent on the loss, images that have fallen leaving the batch.
 
     Args:
-        net: x -> logits (B, classes). One that takes `indices` too is told which images it sees: `odenets.WarmStart(net)`
-            starts its solves at the step before, image by image.
+        net: x -> logits (B, classes). One that says so by `takes_indices = True` is told the `indices` of what it sees:
+            `odenets.WarmStart(net)` starts its solves at the step before, image by image.
         x: Images (B, ...) in [0, 1]; beyond by rounding, up to 1e-6, they are clipped, and the ball is
             round the clipped image.
         y: Labels (B,), whole numbers from 0 to classes - 1.

@@ -1,7 +1,7 @@
 """What every attack asks of a network, images and labels, and the noise that belongs to an image."""
 
-import inspect
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -71,20 +71,27 @@ def identities(indices, x):
     return indices
 
 
-def accepts_indices(call):
-    """Whether a network or an attack takes `indices`, the identity of each image, and has not been given them yet."""
-    call = call.forward if isinstance(call, nn.Module) else call
-    try:
-        return "indices" in inspect.signature(call).parameters and "indices" not in getattr(call, "keywords", ())
-    except ValueError:  # builtins tell nothing
-        return False
+def indexed(call):
+    """Mark a function as one that takes `indices`, the identity of each image."""
+    call.takes_indices = True
+    return call
 
 
-def told(net):
-    """(x, indices) -> logits: a network that wants to know which images it sees, such as a warm-started one, is told."""
-    if accepts_indices(net):
-        return lambda x, indices: net(x.clone(), indices)
-    return lambda x, indices: evaluated(net, x)
+def takes_indices(call):
+    """Whether a net or an attack says that it takes `indices`, by its attribute `takes_indices`.
+
+    A functools.partial says what its function does, unless it has been given them.
+    """
+    if isinstance(call, partial):
+        return takes_indices(call.func) and "indices" not in call.keywords
+    return getattr(call, "takes_indices", False)
+
+
+def told(call):
+    """A net as (x, indices) -> logits, an attack as (net, x, y, indices) -> images, whether it takes `indices` or not."""
+    if takes_indices(call):
+        return lambda *given: call(*given[:-1], indices=given[-1])
+    return lambda *given: call(*given[:-1])
 
 
 def evaluated(net, x):

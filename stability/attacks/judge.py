@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stability.attacks.images import accepts_indices, check_count, check_images, check_logits, evaluating
+from stability.attacks.images import check_count, check_images, check_logits, evaluating, told
 from stability.attacks.threats import check_threat, held
 from stability.errors import InputError
 
@@ -18,9 +18,9 @@ class WorstCase:
     """What a sequence of attacks left standing, judged image by image.
 
     robust: (B,) bool. broken_by: (B,) index of the attack, -1 survived, -2 misclassified without any.
-    untrusted: (B,) bool, counted as broken because the judge could not trust its own logits; also in `broken_by`.
-    x_adv: images that broke the network; of survivors the last ones tried. names: of the attacks. question: SHA-256 of images,
-    labels and threat.
+    untrusted: (B,) bool, counted as broken because the judge did not trust its own logits; also in `broken_by`.
+    x_adv: images that broke the network; of survivors the last ones tried. names: of the attacks. question: SHA-256 of images
+    and labels and, once there was an attack, of the threat.
     Tensors, a tuple of strings and a string, so that `torch.save(vars(result))` keeps it and `WorstCase(**loaded)` brings it
     back.
     """
@@ -40,14 +40,15 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         net: x -> logits, what the attacks see.
         x, y: Images in [0, 1] and labels, as for `pgd`.
         threat: What every image is held to, whatever the attack returned.
-        attacks: Callables (net, x, y) -> x_adv, or pairs (name, callable). One that takes `indices` is told which
-            images of x it got, so that their noise does not depend on who survived: `functools.partial(pgd,
-                threat=threat)` does.
+        attacks: Callables (net, x, y) -> x_adv, or pairs (name, callable). One that says so by an attribute
+            `takes_indices = True` is called with indices=(B,) too, which images of x it got, so that their noise does not
+            depend on who survived: `functools.partial(pgd, threat=threat)` does.
         judge: x -> (logits, trusted (B,) bool or None); by default the network itself, trusted. An image whose logits
-            are not trusted counts as broken.
+            are not trusted counts as broken. One that says `takes_labels = True` is given (x, y): it need not ask whether to
+            trust logits that are wrong.
         batch_size: Images judged at once.
         state: A `WorstCase` of the same net, images, labels and threat to go on from: what its attacks broke stays broken,
-            and the new attacks get its survivors, as if all had been given at once.
+            and the new attacks get its survivors, as if all had been given at once. One without attacks serves any threat.
 
     Returns:
         A `WorstCase`, of the attacks of `state` and the new ones.
@@ -59,7 +60,7 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
     x = check_images(x, y)
     check_threat(threat)
     check_count("batch_size", batch_size)
-    judge = judge or (lambda x: (net(x), None))
+    judge = _judge(judge or (lambda x: (net(x), None)))
     if not isinstance(attacks, Iterable):
         raise InputError(f"attacks must be a list of attacks, got {attacks!r}")
     pairs = [attack if isinstance(attack, tuple) and len(attack) == 2 else (_name(attack), attack) for attack in attacks]
@@ -67,36 +68,36 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         if not callable(attack):
             raise InputError(f"an attack must be a callable (net, x, y) -> images, or a pair (name, callable), got {attack!r}")
     x = x.detach().clone()
-    question = _question(x, y, threat)
     if state is None:
         wrong, untrusted = _judged(judge, net, x, y, batch_size)
         broken_by, best, before = torch.where(wrong, MISCLASSIFIED, torch.full_like(y, SURVIVED)), x.clone(), ()
     else:
-        broken_by, untrusted, best, before = _taken_up(state, x, question)
+        broken_by, untrusted, best, before = _taken_up(state, x, y, threat)
     for index, (name, attack) in enumerate(pairs, len(before)):
         alive = (broken_by == SURVIVED).nonzero()[:, 0]
         if not len(alive):
             break
-        given = {"indices": alive.cpu()} if accepts_indices(attack) else {}
-        moved = _held(_returned(name, attack(net, x[alive], y[alive], **given), x[alive]), x[alive], threat)
+        moved = _held(_returned(name, told(attack)(net, x[alive], y[alive], alive.cpu()), x[alive]), x[alive], threat)
         wrong, doubtful = _judged(judge, net, moved, y[alive], batch_size)
         best[alive], untrusted[alive], broken_by[alive[wrong]] = moved, doubtful, index
-    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, (*before, *(name for name, _ in pairs)), question)
+    names = (*before, *(name for name, _ in pairs))
+    return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, names, _question(x, y, threat if names else None))
 
 
 def _question(x, y, threat):
-    """What is asked of a network, in 64 characters; the same wherever the tensors lie."""
-    digest = hashlib.sha256(f"{type(threat).__name__} {float(threat.epsilon)!r} {x.dtype} {tuple(x.shape)}".encode())
+    """What is asked of a network, in 64 characters; the same wherever the tensors lie. Without attacks it has no threat."""
+    ball = "none" if threat is None else f"{type(threat).__name__} {float(threat.epsilon)!r}"
+    digest = hashlib.sha256(f"{ball} {x.dtype} {tuple(x.shape)}".encode())
     for tensor in (x, y):
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _taken_up(state, x, question):
+def _taken_up(state, x, y, threat):
     """Copies of (broken_by, untrusted, x_adv, names) of a state, on the device of x."""
     if not isinstance(state, WorstCase):
         raise InputError(f"state must be a WorstCase, got {type(state).__name__}; WorstCase(**loaded) makes one of its vars()")
-    if state.question != question:
+    if state.question not in (_question(x, y, threat), _question(x, y, None)):
         raise InputError(
             "the state is of other images, other labels or another threat than those given: its survivors have not met this one"
         )
@@ -125,10 +126,15 @@ def _judged(judge, net, x, y, batch_size):
     wrong, untrusted = [], []
     with evaluating(net), torch.no_grad():
         for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
-            logits, trusted = _verdict(judge(x_part.clone()), y_part)  # a network may write into its images
+            logits, trusted = _verdict(judge(x_part.clone(), y_part), y_part)  # a network may write into its images
             untrusted.append(~trusted)
             wrong.append((logits.argmax(1) != y_part) | ~trusted)
     return torch.cat(wrong), torch.cat(untrusted)
+
+
+def _judge(judge):
+    """A judge as (x, y) -> (logits, trusted), whether it takes labels or not."""
+    return judge if getattr(judge, "takes_labels", False) else lambda x, y: judge(x)
 
 
 def _verdict(found, y):

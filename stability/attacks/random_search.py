@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from stability.attacks.ascent import in_parts, look
-from stability.attacks.images import check_count, check_images, evaluating, identities, told
+from stability.attacks.images import check_count, check_images, evaluating, identities, indexed, told
 from stability.attacks.losses import margin
 from stability.attacks.threats import L2, Linf, check_threat, confine, shrunk
 from stability.errors import InputError
@@ -17,6 +17,7 @@ BLOCK = 64  # queries whose random numbers are drawn at once
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 
 
+@indexed
 def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=None, batch_size=512):
     """Random perturbations: what any attack must beat, and what none needs a gradient for.
 
@@ -55,6 +56,7 @@ def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=No
     )
 
 
+@indexed
 def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=None, batch_size=512):
     """The Square attack: random search that recolours one square window at a time and keeps what raises the margin.
 

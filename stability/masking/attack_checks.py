@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from odenets import stages
-from stability.attacks.images import evaluated
+from stability.attacks.images import evaluated, indexed
 from stability.attacks.judge import MISCLASSIFIED
 from stability.attacks.random_search import square
 from stability.masking.subject import Check, allowed, before_the_judge, configured
@@ -86,7 +86,7 @@ def large_epsilon(case):
     everything = replace(case.threat, epsilon=float(case.threat.size(torch.ones_like(case.x[:1], dtype=torch.float64))))
     # From the images themselves: a random start in so large a ball is an attack that needs no gradient.
     attack = partial(case.attack, threat=everything, random_start=False)
-    verdict = case.judged([("short", attack()), ("long", attack(steps=100, loss="margin"))], everything)
+    verdict = case.judged([("short", attack()), ("long", attack(steps=100, loss="margin"))], everything, case.clean)
     robust = int(verdict.robust.sum())
     limit = allowed(0.01, count)
     return Check(
@@ -115,6 +115,7 @@ def black_box(case):
     if case.x.dim() != 4:
         return Check("black_box", None, {}, {}, "the Square attack needs images (B, channels, height, width)")
 
+    @indexed
     def attack(net, x, y, indices):
         generator = torch.Generator().manual_seed(case.seed)
         return square(net, x, y, case.threat, case.queries, generator=generator, indices=indices, batch_size=case.batch_size)
@@ -144,6 +145,7 @@ def transfer(case):
     blown_up = []
 
     def crafted_on(source):
+        @indexed
         def attack(net, x, y, indices):
             try:
                 with configured(net, scheme=source, gradient="exact"):

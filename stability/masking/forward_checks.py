@@ -2,11 +2,11 @@
 
 import torch
 
-from odenets import evaluate, stages, tightened
-from stability.attacks.images import evaluated
+from odenets import WarmStart, evaluate, stages, tightened
+from stability.attacks.images import evaluated, split
 from stability.attacks.judge import MISCLASSIFIED
-from stability.masking.roots import path_dependent
-from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed, refined
+from stability.masking.roots import off_path, solving
+from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed
 
 
 def deterministic(case, images=64, limit=1e-3):
@@ -54,14 +54,12 @@ def solver(case):
     if not any(stage.scheme.implicit for stage in case.iterated):
         return Check("solver", None, {}, {}, "no stage solves an equation to a tolerance")
     count, limit = len(case.x), allowed(0.02, len(case.x))
-    own = {name: _solved(case, x) for name, x in (("clean", case.x), ("adversarial", case.white_box.x_adv))}
-    with tightened(case.net, JUDGE_TOLERANCE):
-        own["judged"] = _solved(case, case.white_box.x_adv)
-    unsolved = {name: int((~solved).sum()) for name, (solved, _) in own.items()}
-    untrusted = int((case.white_box.untrusted & ~own["judged"][0]).sum())  # the others are a matter of `connected_root`
+    own = {name: outcome for name, (_, outcome) in case.own.items()} | {"judged": case.tight["adversarial"][1]}
+    unsolved = {name: int((~outcome.converged).sum()) for name, outcome in own.items()}
+    untrusted = int((case.white_box.untrusted & ~own["judged"].converged).sum())  # the others: see `connected_root`
     residuals = {
-        f"{name}_residual_{kind}": float(pick(values))
-        for name, (_, values) in own.items()
+        f"{name}_residual_{kind}": float(pick(outcome.residual))
+        for name, outcome in own.items()
         for kind, pick in (("median", torch.median), ("largest", torch.max))
     }
     worst, most = max(unsolved["clean"], unsolved["adversarial"]), allowed(0.05, count)
@@ -89,10 +87,13 @@ def connected_root(case):
     0; images whose cold solve converged to another one, or whose path turns back, may change class with the tolerance, the
     precision or the solver, and what an attack finds on them is chance. Those without a solution are left to `solver`.
     """
-    points = {"clean": case.x, "adversarial": case.white_box.x_adv}
-    found = {key: path_dependent(case.net, x, JUDGE_TOLERANCE, case.batch_size) for key, x in points.items()}
-    if found["clean"] is None:
+    if not solving(case.net):
         return Check("connected_root", None, {}, {}, "no stage solves a nonlinear equation, which alone has several roots")
+    with tightened(case.net, JUDGE_TOLERANCE):
+        found = {
+            key: torch.cat([off_path(case.net, *part) for part in split(case.batch_size, x, logits, outcome.converged)])
+            for (key, x), (logits, outcome) in zip(case.points.items(), case.tight.values())
+        }
     count, most = len(case.x), allowed(0.02, len(case.x))
     moved = {key: int(hanging.sum()) for key, hanging in found.items()}
     shares = {f"{key}_share": number / count for key, number in moved.items()}
@@ -116,19 +117,16 @@ def tolerance(case, limit=0.02):
     name, parameters = "tolerance", {key for stage in stages(case.net).values() for key in stage.scheme.parameters}
     if not parameters & {"tol", "rtol"}:
         return Check(name, None, {}, {}, "nothing in this network is computed to a tolerance")
-    points = {"clean": case.x, "adversarial": case.white_box.x_adv}
-    own = {key: case.logits(x) for key, x in points.items()}
-    with refined(case.net):
-        tight = {key: case.logits(x) for key, x in points.items()}
+    own, tight = ({key: logits for key, (logits, _) in found.items()} for found in (case.own, case.tight))
     count, most = len(case.x), allowed(0.02, len(case.x))
-    moves = {key: float(_change(own[key], tight[key]).median()) for key in points}
+    moves = {key: float(_change(own[key], tight[key]).median()) for key in own}
     moved = int((own["clean"].argmax(1) != tight["clean"].argmax(1)).sum())
     figures = {"predictions_moved": moved / count} | {f"{key}_logits_moved": value for key, value in moves.items()}
     thresholds = {"predictions_moved": most / count} | {f"{key}_logits_moved": limit for key in moves}
     passed, robustness = moved <= most and max(moves.values()) <= limit, ""
     if "tol" in parameters:
-        adversarial = case.plain_attack()(case.net, case.x, case.y, torch.arange(count))
-        robust = int(((own["clean"].argmax(1) == case.y) & (case.logits(adversarial).argmax(1) == case.y)).sum())
+        adversarial = case.plain_attack()(WarmStart(case.net), case.x, case.y, torch.arange(count))
+        robust = int(((own["clean"].argmax(1) == case.y) & (case.evaluated(adversarial)[0].argmax(1) == case.y)).sum())
         judged = count - case.broken_by(MISCLASSIFIED) - case.broken_by(0)
         figures |= {"robust_own": robust / count, "robust_tight": judged / count, "robust_moved": abs(robust - judged) / count}
         thresholds["robust_moved"] = most / count
@@ -148,14 +146,3 @@ def _change(logits, reference):
     """(B,) largest change of an image's logits, relative to their spread."""
     spread = (reference.amax(1) - reference.amin(1)).clamp_min(torch.finfo(reference.dtype).tiny)
     return (logits - reference).abs().amax(1) / spread
-
-
-@torch.no_grad()
-def _solved(case, x):
-    """((B,) bool, (B,) largest relative residual) of the equations at the present settings."""
-    solved, residuals = [], []
-    for part in x.split(case.batch_size):
-        _, outcome = evaluate(case.net, part.clone())
-        solved.append(outcome.converged)
-        residuals.append(outcome.residual)
-    return torch.cat(solved), torch.cat(residuals)

@@ -29,7 +29,7 @@ def path_dependent(net, x, tol=1e-6, batch_size=512):
         (B,) bool; images whose equations the cold solve leaves unsolved are False. None where the net solves no nonlinear
         equation.
     """
-    if not _solving(net):
+    if not solving(net):
         return None
     found = []
     with torch.no_grad(), evaluating(net), tightened(net, tol):
@@ -50,14 +50,14 @@ def off_path(net, x, logits, solved):
         (B,) bool.
     """
     found = torch.zeros_like(solved)
-    if bool(solved.any()) and _solving(net):
+    if bool(solved.any()) and solving(net):
         with continued(net):
             again, outcome = evaluate(net, x[solved])
         found[solved] = ~outcome.converged | ~_same(again, logits[solved])
     return found
 
 
-def _solving(net):
+def solving(net):
     """The stages whose equations are nonlinear: a linear system has one root."""
     return [stage for stage in stages(net).values() if stage.scheme.implicit and "solver" in stage.scheme.parameters]
 
@@ -65,7 +65,7 @@ def _solving(net):
 @contextmanager
 def continued(net):
     """Within the context nonlinear equations are solved by continuation in the step size; restored afterwards."""
-    before = {stage: stage.scheme for stage in _solving(net)}
+    before = {stage: stage.scheme for stage in solving(net)}
     try:
         for stage, scheme in before.items():
             stage.configure(scheme=replace(scheme, solver="continuation"))

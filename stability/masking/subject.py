@@ -3,14 +3,15 @@
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from scipy.stats import binom
 from torch import nn
 
-from odenets import evaluate, stages, tightened
+from odenets import Outcome, WarmStart, evaluate, stages, tightened
 from stability.attacks.gradient import pgd
-from stability.attacks.images import accepts_indices, evaluated, evaluating
+from stability.attacks.images import evaluating, identities, indexed, split, takes_indices, told
 from stability.attacks.judge import worst_case
 from stability.masking.roots import off_path
 
@@ -56,6 +57,7 @@ class Case:
     def plain_attack(self, **settings):
         """The same, on the network as it is set."""
 
+        @indexed
         def attack(net, x, y, indices):
             generator = torch.Generator().manual_seed(self.seed)
             settings_ = {"threat": self.threat, "steps": self.steps, "loss": PLAIN, **settings}
@@ -69,10 +71,15 @@ class Case:
         return worst_case(self.net, self.x, self.y, threat, attacks, cold_judge(self.net), self.batch_size, state)
 
     @cached_property
+    def clean(self):
+        """The `WorstCase` without an attack, from which every attack goes on."""
+        return self.judged([])
+
+    @cached_property
     def white_box(self):
         """PGD with `steps` steps; on its survivors with each of `many_steps`; then with a loss that never saturates."""
         longer = [(f"pgd{steps}", self.attack(steps=steps)) for steps in self.many_steps]
-        return self.judged([("few", self.attack()), *longer, ("margin", self.attack(loss="margin"))])
+        return self.judged([("few", self.attack()), *longer, ("margin", self.attack(loss="margin"))], state=self.clean)
 
     def broken_by(self, index):
         """Images that the white-box attack of this place broke, of those that the ones before it left."""
@@ -85,9 +92,26 @@ class Case:
         return [int((verdict.broken_by == before + index).sum()) for index in range(len(attacks))]
 
     @torch.no_grad()
-    def logits(self, x):
-        """The network's, at its present settings, in batches."""
-        return torch.cat([evaluated(self.net, part) for part in x.split(self.batch_size)])
+    def evaluated(self, x):
+        """(logits, `Outcome`) of the network at its present settings, in batches."""
+        logits, outcomes = zip(*(evaluate(self.net, part.clone()) for part in x.split(self.batch_size)))
+        return torch.cat(logits), Outcome.joined(outcomes)
+
+    @property
+    def points(self):
+        """The images, and what the white-box attacks made of them."""
+        return {"clean": self.x, "adversarial": self.white_box.x_adv}
+
+    @cached_property
+    def own(self):
+        """{"clean", "adversarial"}: (logits, `Outcome`) at the network's own settings."""
+        return {name: self.evaluated(x) for name, x in self.points.items()}
+
+    @cached_property
+    def tight(self):
+        """The same at the judge's tolerance."""
+        with refined(self.net):
+            return {name: self.evaluated(x) for name, x in self.points.items()}
 
     @property
     def iterated(self):
@@ -95,17 +119,32 @@ class Case:
         return [stage for stage in stages(self.net).values() if stage.scheme.iterates]
 
 
+@dataclass(frozen=True, eq=False)
+class ColdJudge:
+    """A judge of one network; see `cold_judge`."""
+
+    net: nn.Module
+    tol: float
+    takes_labels: ClassVar[bool] = True
+
+    def __call__(self, x, y=None):
+        """(logits, trusted) of images (B, ...); trusted (B,) bool, None where no equation was solved."""
+        with tightened(self.net, self.tol):
+            logits, outcome = evaluate(self.net, x.clone())
+            solved = outcome.converged
+            if solved is None:
+                return logits, None
+            asked = solved if y is None else solved & (logits.argmax(1) == y)
+            return logits, solved & ~off_path(self.net, x, logits, asked)
+
+
 def cold_judge(net, tol=JUDGE_TOLERANCE):
     """A judge for `worst_case`: solves anew to `tol` and trusts an image whose implicit solves all converged, to the roots
-    connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer."""
+    connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer.
 
-    def judge(x):
-        with tightened(net, tol):
-            logits, outcome = evaluate(net, x.clone())
-            solved = outcome.converged
-            return logits, solved if solved is None else solved & ~off_path(net, x, logits, solved)
-
-    return judge
+    Called with x it says so of every image; with x and y the path is not asked for where an image is misclassified anyway.
+    """
+    return ColdJudge(net, tol)
 
 
 def before_the_judge(attack, batch_size=512):
@@ -113,33 +152,40 @@ def before_the_judge(attack, batch_size=512):
 
     Equations are solved to 1e-3 (or tighter, where the net's own tolerance is). An image that falls there while the judge
     still finds it right is attacked again at the judge's tolerance: otherwise a loose solve would end attacks early, and
-    the looser the tolerance, the more robust a net would seem.
+    the looser the tolerance, the more robust a net would seem. Solves start from those of the step before, as a
+    `odenets.WarmStart`, where the attack says which images it shows.
 
     Args:
         attack: As for `worst_case`, (net, x, y) -> adversarial images, told `indices` where it takes them.
         batch_size: Images judged at once.
     """
-    tell = accepts_indices(attack)
+    tell = told(attack)
 
-    def on_its_function(net, x, y, indices):
+    @indexed
+    def on_its_function(net, x, y, indices=None):
+        indices = identities(indices, x)
+        eyes = WarmStart(net) if takes_indices(attack) and any(stage.scheme.solves for stage in stages(net).values()) else net
         with tightened(net, ATTACK_TOLERANCE, max_iterations=1):
-            adversarial = attack(net, x.clone(), y, **({"indices": indices} if tell else {})).detach()
-            fell = _wrong(net, adversarial, y, batch_size)
+            adversarial = tell(eyes, x.clone(), y, indices).detach()
+            fallen = _wrong(eyes, adversarial, y, indices, batch_size).nonzero()[:, 0]
         with tightened(net, JUDGE_TOLERANCE):
-            again = fell & ~_wrong(net, adversarial, y, batch_size)
-            if bool(again.any()):
+            known = indices[fallen.cpu()]
+            right = ~_wrong(net, adversarial[fallen], y[fallen], known, batch_size)
+            if bool(right.any()):
+                again = fallen[right]
                 adversarial = adversarial.clone()
-                given = {"indices": indices[again.to(indices.device)]} if tell else {}
-                adversarial[again] = attack(net, x[again], y[again], **given).detach()
+                adversarial[again] = tell(eyes, x[again], y[again], known[right.cpu()]).detach()
         return adversarial
 
     return on_its_function
 
 
 @torch.no_grad()
-def _wrong(net, x, y, batch_size):
-    with evaluating(net):  # as the attack did and the judge will
-        return torch.cat([evaluated(net, part).argmax(1) for part in x.split(batch_size)]) != y
+def _wrong(net, x, y, indices, batch_size):
+    """(B,) bool, misclassified as the attack did it and the judge will."""
+    with evaluating(net):
+        parts = split(batch_size, x, y, indices) if len(x) else ()
+        return torch.cat([y[:0] < 0, *(told(net)(part.clone(), known).argmax(1) != right for part, right, known in parts)])
 
 
 def allowed(share, count):

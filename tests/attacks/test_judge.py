@@ -83,6 +83,7 @@ def test_the_judge_projects_counts_and_passes_on_survivors_only():
         seen.append(indices.tolist())
         return x
 
+    remember.takes_indices = True
     result = stability.worst_case(threshold, x, y, Linf(0.1), [("brighten", brighten), remember])
     assert seen == [3, [0, 3]]
     assert result.broken_by.tolist() == [-1, 0, -2, -1] and result.robust.tolist() == [True, False, False, True]

@@ -35,15 +35,23 @@ def attack_plan(net, attacks, epsilons):
 
 def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None, threat=stability.Linf):
     """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a tuple of `Measurement`s."""
-    plan, measurements = attack_plan(net, attacks, epsilons), []
+    plan, measurements, clean = attack_plan(net, attacks, epsilons), [], judge_clean(net, test)
     for done, (name, epsilon, gradient) in enumerate(plan, start=1):
-        measurements.append(measure_attack(net, test, name, epsilon, gradient, seed, threat))
+        measurements.append(measure_attack(net, test, name, epsilon, gradient, seed, threat, clean))
         progress(done, len(plan))
     return tuple(measurements)
 
 
-def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Linf):
+def judge_clean(net, test):
+    """The `WorstCase` of all of `test` without an attack, from which every attack can go on."""
+    return stability.worst_case(net, test.images, test.labels, stability.Linf(0.0), [], judge=stability.cold_judge(net))
+
+
+def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Linf, clean=None):
     """Accuracy on all of `test` under one attack ("clean": none), along one gradient, every image counted by the judge.
+
+    Args:
+        clean: What `judge_clean` found, so that it is not judged again.
 
     Returns:
         A `Measurement`; its mask is in the order of the split.
@@ -51,7 +59,7 @@ def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Li
     threat = threat(epsilon)
     attack = [] if name == "clean" else [(name, stability.before_the_judge(stability.get_attack(name).bound(threat, seed)))]
     with configured(net, gradient=gradient):
-        result = stability.worst_case(net, test.images, test.labels, threat, attack, judge=stability.cold_judge(net))
+        result = stability.worst_case(net, test.images, test.labels, threat, attack, stability.cold_judge(net), state=clean)
     hanging = stability.path_dependent(net, result.x_adv[result.untrusted]) if result.untrusted.any() else None
     return Measurement.of(
         name,
