@@ -177,3 +177,64 @@ def test_a_state_of_other_images_or_another_threat_is_refused():
             stability.worst_case(net, images_, y[: len(images_)], threat, [], state=state)
     with pytest.raises(ValueError, match="other labels"):
         stability.worst_case(net, x, (y + 1) % 5, THREAT, [], state=state)
+
+
+def test_a_state_without_attacks_serves_every_threat_and_nobody_else():
+    net, x = hilly_net(), images(16)
+    y = net(x).argmax(1)
+    y[0] = (y[0] + 1) % 5
+    clean, judged = stability.worst_case(net, x, y, Linf(0.0), []), []
+
+    def counting(x):
+        judged.append(len(x))
+        return net(x), None
+
+    for threat in (THREAT, stability.L2(0.3)):
+        attack = [("edge", partial(stability.noise, threat=threat, where="edge", draws=5))]
+        found = stability.worst_case(net, x, y, threat, attack, counting, state=clean)
+        alone = stability.worst_case(net, x, y, threat, attack)
+        assert torch.equal(found.broken_by, alone.broken_by) and torch.equal(found.x_adv, alone.x_adv)
+        assert found.question == alone.question != clean.question and judged.pop() == 15 and not judged
+        assert stability.worst_case(net, x, y, threat, [], state=found).question == found.question
+        with pytest.raises(ValueError, match="other images, other labels or another threat"):
+            stability.worst_case(net, x, y, Linf(0.0), [], state=found)
+    with pytest.raises(ValueError, match="other images"):
+        stability.worst_case(net, x.flip(0), y, THREAT, [], state=clean)
+
+
+def test_only_what_says_so_is_told_who_the_images_are():
+    """A parameter that happens to be called so says nothing; a partial says what its function does."""
+    given = []
+
+    def silent(net, x, y, indices=None):
+        given.append(indices)
+        return x
+
+    def speaking(net, x, y, indices):
+        given.append(indices.tolist())
+        return x
+
+    speaking.takes_indices = True
+    x, y = images(3), torch.zeros(3, dtype=torch.int64)
+    net = linear_net()
+    y = net(x).argmax(1)
+    y[1] = (y[1] + 1) % 3
+    plain = partial(speaking, indices=torch.tensor([7, 8]))
+    for attack in (silent, speaking, partial(speaking), plain):
+        stability.worst_case(net, x, y, Linf(0.1), [attack])
+    assert given == [None, [0, 2], [0, 2], [7, 8]]
+
+
+def test_a_judge_that_takes_labels_is_given_them():
+    x = torch.tensor([0.1, 0.2, 0.7])[:, None].repeat(1, 2)
+
+    class Asked:
+        takes_labels = True
+
+        def __call__(self, x, y):
+            asked.append(y.tolist())
+            return threshold(x), None
+
+    asked, y = [], torch.zeros(3, dtype=torch.int64)
+    stability.worst_case(threshold, x, y, Linf(0.1), [lambda net, x, y: x], Asked())
+    assert asked == [[0, 0, 0], [0, 0]]

@@ -22,6 +22,7 @@ from experiments.harness.run import measure as evaluation
 from experiments.harness.training.data import Split
 from odenets.errors import InputError
 from odenets.solve.continuation import Continuation
+from stability.masking import subject
 
 STIFF = 6.0  # w - 6 sin w = y has five roots and more around y = pi
 
@@ -164,6 +165,19 @@ def test_the_judge_trusts_no_answer_that_hangs_on_the_path():
     assert not result.robust[elsewhere].any() and result.robust.any()
     by_luck = elsewhere & (logits.argmax(1) == y)
     assert result.untrusted[by_luck].all(), "and what is wrong anyway is not asked"
+
+
+def test_the_path_of_what_is_wrong_anyway_is_not_asked(monkeypatch):
+    net, (x, y) = healthy(), images()
+    followed = []
+    ask = subject.off_path
+    monkeypatch.setattr(subject, "off_path", lambda *arguments: followed.append(int(arguments[-1].sum())) or ask(*arguments))
+    judge, wrong = stability.cold_judge(net), 1 - y
+    wrong[:3] = y[:3]
+    for labels in (None, y, wrong):
+        logits, trusted = judge(x) if labels is None else judge(x, labels)
+        assert trusted.all() and torch.equal(logits.argmax(1), y)
+    assert followed == [40, 40, 3]
 
 
 @pytest.mark.parametrize("solver", ["broyden", "anderson", "newton", "continuation"])

@@ -100,6 +100,59 @@ def test_the_network_itself_stays_cold_and_unchanged():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+def test_what_has_fallen_is_remembered_until_the_next_cold_pass():
+    net, x = _net(), _images()
+    warm = odenets.WarmStart(net)
+    with torch.no_grad():
+        warm(x, SIX)
+        warm(x[:2], SIX[:2])
+        warm(x, SIX)
+        assert (_iterations(net) == 0).all(), "the four that were not shown know their roots still"
+        warm(x[:2], SIX[:2] + 9)
+        warm(x, SIX)
+        assert (_iterations(net) > 3).all()
+
+
+class _Twice(torch.nn.Module):
+    """The mean logits of an image and of a darker one, one after the other or in one batch."""
+
+    def __init__(self, net, together):
+        super().__init__()
+        self.net, self.together = net, together
+
+    def forward(self, x):
+        views = [x, 0.9 * x]
+        return (
+            self.net(torch.cat(views)).view(2, len(x), -1) if self.together else torch.stack(list(map(self.net, views)))
+        ).mean(0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_net_that_runs_its_stages_twice_has_guesses_for_each_time_or_none(together):
+    net, x = _net(), _images()
+    twice = _Twice(net, together)
+    warm = odenets.WarmStart(twice)
+    with torch.no_grad():
+        first = warm(x, SIX)
+        assert torch.equal(first, twice(x))
+        spent = _iterations(net)
+        torch.testing.assert_close(warm(x, SIX), first, rtol=0, atol=1e-6)
+        torch.testing.assert_close(warm(x[2:4], SIX[2:4]), first[2:4], rtol=0, atol=1e-6)
+    assert _iterations(net).sum() > 3 * len(x) if together else (_iterations(net) < spent[:2]).all()
+
+
+def test_an_iteration_that_is_differentiated_is_the_whole_one():
+    net, x = _net("implicit(tol=1e-3)"), _images()
+    odenets.set_gradient(net, "unrolled")
+    warm, gradients = odenets.WarmStart(net), []
+    warm(x, SIX)
+    for run in (net, partial(warm, indices=SIX)):
+        point = x.clone().requires_grad_()
+        run(point).square().sum().backward()
+        gradients.append(point.grad)
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("scheme", ["explicit", "ros2", "ie_skip", "ab2"])
 def test_schemes_without_nonlinear_equations_pass_through(scheme):
     net, x = _net(scheme), _images()
