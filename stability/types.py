@@ -33,7 +33,7 @@ class Map(Protocol):
 
 @runtime_checkable
 class Net(Protocol):
-    """A classifier: a function or a module. One with a parameter `indices` is told which images it sees."""
+    """A classifier: a function or a module. One with `takes_indices = True` is told which images it sees, by indices=."""
 
     def __call__(self, x: Images, /) -> Logits:
         """Logits of images in [0, 1]."""
@@ -42,7 +42,7 @@ class Net(Protocol):
 
 @runtime_checkable
 class Attack(Protocol):
-    """What `worst_case` lets at a net. One with a parameter `indices` is told which images it got."""
+    """What `worst_case` lets at a net. One with `takes_indices = True` is told which images it got, by indices=."""
 
     def __call__(self, net: Net, x: Images, y: Labels, /) -> Images:
         """Adversarial images like x."""
@@ -51,7 +51,7 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """What decides whether an image has fallen."""
+    """What decides whether an image has fallen. One with `takes_labels = True` is given (x, y)."""
 
     def __call__(self, x: Images, /) -> tuple[Logits, Flags | None]:
         """The logits, and for each image whether they are to be trusted; None: all are."""
