@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(substeps) > 1:
         raise InputError(f"--substeps takes one whole number here, got {args.substeps!r}; sweep_steps.py compares several")
     config = make_config(args, "compare_schemes", substeps, parse_fields(args.fields))
-    return conduct(config, _cases, args)
+    return conduct(config, cases_of, args)
 
 
-def _cases(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
+def cases_of(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
+    """The nets of a run of so many seeds, in the order of its report."""
     nets = product(config.fields, config.schemes, seeds)
     return [Case(scheme, *config.substeps, seed, field=field) for field, scheme, seed in nets]
 

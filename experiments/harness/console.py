@@ -10,6 +10,7 @@ COMMANDS = {
     "map": "map_spectra",
     "regions": "plot_regions",
     "solvers": "compare_solvers",
+    "relate": "relate",
 }
 
 

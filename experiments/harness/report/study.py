@@ -1,0 +1,222 @@
+"""A study: every predictor of stability against robust accuracy, over the nets of one or more runs; its page and its table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from experiments.harness.report import figures, measures
+from experiments.harness.report.arms import comparison
+from experiments.harness.report.page import Figure, Section, Table, Terms, Text, write_page
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.schema import Record
+from experiments.harness.statistics.association import FEWEST
+from experiments.harness.statistics.estimates import Estimate
+from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations
+from experiments.harness.words import count, listed
+from odenets.errors import InputError
+
+NORM, CLEAN = "lipschitz", "clean accuracy"  # what a relation may only reflect: the size of the Jacobian, and how good a net is
+STABLER_IF_LARGER = ("largest_stable_h",)
+SAME = ("dataset", "model", "attacks", "epsilons", "threat", "train_limit", "test_limit", "splits")
+DRAWN = 4  # figures, at most
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found. runs: the configurations. nets: those compared. left_out: how many failed their audit. values:
+    {predictor: a number for each net, NaN where it is not known}."""
+
+    runs: tuple[RunConfig, ...]
+    attack: str
+    nets: Nets
+    left_out: int
+    values: dict[str, np.ndarray]
+    relations: tuple[Relation, ...]
+
+
+def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
+    """Relate predictors and robust accuracy at the middle radius over the nets of runs that differ in training, field or seed.
+
+    Nets that failed their audit are left out: their robustness may be an artefact.
+
+    Raises:
+        ValueError: The runs cannot be compared, or there are too few schemes.
+    """
+    first = runs[0][0]
+    for config, _ in runs[1:]:
+        different = [key for key in SAME if getattr(config, key) != getattr(first, key)]
+        if different:
+            told = "; ".join(f"{key} {getattr(first, key)!r} and {getattr(config, key)!r}" for key in different)
+            raise InputError(f"these runs cannot be compared: {told}")
+    found, left_out = [], 0
+    for config, records in runs:
+        compared = comparison(config, list(records))
+        for arm in compared.arms:
+            robust, clean = arm.masks(compared.middle), arm.masks(0.0)
+            for record in arm.records:
+                left_out += record.verdict == "failed"
+                if record.seed in robust and record.verdict != "failed":
+                    accuracies = robust[record.seed].mean(), clean[record.seed].mean()
+                    found.append((record, *accuracies, (record.field, config.settings.training, record.substeps)))
+    schemes = {record.scheme for record, *_ in found}
+    if len(schemes) < FEWEST:
+        raise InputError(
+            f"a relation between schemes needs {FEWEST} of them at least, got {len(schemes)}: {listed(sorted(schemes))}"
+        )
+    names = dict.fromkeys(row.metric for record, *_ in found for row in record.stability)
+
+    def values(name: str) -> np.ndarray:
+        known = (measures.mean_of(record, name) for record, *_ in found)
+        return np.array([np.nan if value is None else value for value in known])
+
+    predictors = {name: values(name) for name in names}
+    predictors = {name: known for name, known in predictors.items() if len(set(known[np.isfinite(known)])) > 1}
+    records, robust, clean, strata = zip(*found)
+    nets = Nets(np.array(robust), [r.scheme for r in records], strata, [r.seed for r in records])
+    given = {CLEAN: np.array(clean)} | ({NORM: predictors[NORM]} if NORM in predictors else {})
+    expected = dict.fromkeys(STABLER_IF_LARGER, 1)
+    related = relations(predictors, nets, given=given, expected=expected)
+    order = {SUPPORTED: 0, REFUTED: 1, UNKNOWN: 2}
+    related.sort(key=lambda r: (order[r.verdict], -abs(r.between.value) if r.between else 0))
+    return Study(
+        tuple(config for config, _ in runs), compared.attack_at(compared.middle), nets, left_out, predictors, tuple(related)
+    )
+
+
+def sentences(found: Study) -> list[str]:
+    """The answer: one sentence, and what limits it."""
+    named = {
+        verdict: [
+            f"{_name(r.predictor)} ({r.between.value:+.2f})" for r in found.relations if r.verdict == verdict and r.between
+        ]
+        for verdict in (SUPPORTED, REFUTED)
+    }
+    parts = [f"{verdict}: {', '.join(names)}" for verdict, names in named.items() if names] or [
+        "none is supported, none refuted"
+    ]
+    rest = sum(r.verdict == UNKNOWN for r in found.relations)
+    schemes, trainings = len(set(found.nets.scheme)), dict.fromkeys(c.settings.training for c in found.runs)
+    told = [
+        f"Of {count(len(found.relations), 'predictor')} of robustness ({found.attack}) over {count(schemes, 'scheme')}, "
+        f"{count(len(found.nets.robust), 'net')}, {found.runs[0].dataset}, {listed(trainings)} training: {'; '.join(parts)}"
+        f"{f'; {rest} cannot be told' * bool(rest)}."
+    ]
+    if found.left_out:
+        told.append(f"{count(found.left_out, 'net')} failed the audit and {'is' if found.left_out == 1 else 'are'} left out.")
+    partly = [r for r in found.relations if r.schemes < r.total]
+    if partly:
+        listing = ", ".join(f"{_name(r.predictor)} on {r.schemes}" for r in partly)
+        told.append(f"Not known for all {partly[0].total} schemes, and compared where they are known: {listing}.")
+    return told
+
+
+def table(found: Study) -> list[tuple]:
+    """Rows of strings, the header first."""
+    others = (CLEAN, NORM) if NORM in found.values else (CLEAN,)
+    names = {CLEAN: "given clean accuracy", NORM: "given \u2016hJ\u2016"}
+    rows: list[tuple] = [
+        (
+            "predictor",
+            "schemes",
+            "between schemes",
+            "interval, all together",
+            "p, adjusted",
+            "cluster bootstrap",
+            "within schemes",
+            *(names[other] for other in others),
+            "unseen pairs ordered rightly, %",
+            "verdict",
+        )
+    ]
+    for r in found.relations:
+        rows.append(
+            (
+                _name(r.predictor),
+                f"{r.schemes} of {r.total}" if r.schemes < r.total else str(r.schemes),
+                f"{r.between.value:+.2f}" if r.between else "",
+                _interval(r.between),
+                "" if r.p is None or r.between is None else f"{r.p:.3f}",
+                _interval(r.bootstrap),
+                _both(r.within),
+                *(_both(r.given.get(other)) for other in others),
+                "" if r.order is None else f"{100 * r.order:.0f}",
+                r.verdict,
+            )
+        )
+    return rows
+
+
+def write_study(found: Study, folder: Path) -> None:
+    """relation.html and figures/ in a folder."""
+    note = (
+        "Rank correlations, on ranks within each field and training; a scheme, the mean over its nets, is one observation. "
+        "Between schemes: the interval inverts an exact test and holds for all predictors together. Within: nets of a scheme, "
+        "which differ in their seed. Given: what clean accuracy, or the size of the Jacobian, leaves of the correlation "
+        "between schemes. Unseen pairs: what the other schemes say of two; half by chance. Supported: only correlations of "
+        f"the sign that stability would give; refuted: none of at least {WEAK} with that sign. No correlation is a cause."
+    )
+    shown = [r for r in found.relations if r.between][:DRAWN]
+    parts = [
+        Figure(
+            figures.save(_scatter(found, r.predictor), folder / "figures", r.predictor),
+            f"{_name(r.predictor)} against robust accuracy: rank correlation between schemes "
+            f"{r.between.value:+.2f}. Large: a scheme, the mean of its nets in one field and training; small: its nets. "
+            "Axes do not start at zero.",
+            index,
+        )
+        for index, r in enumerate(shown, 1)
+        if r.between
+    ]
+    meanings = {_name(r.predictor): measures.meaning(r.predictor) for r in found.relations}
+    commands = {f"{c.settings.training} training": c.command for c in found.runs}
+    write_page(
+        folder / "relation.html",
+        "Does the stability of a scheme go with robustness?",
+        f"{count(len(set(found.nets.scheme)), 'scheme')} on {found.runs[0].dataset}",
+        sentences(found),
+        [
+            Section("Predictors", (Table(table(found), range(1, len(table(found)[0]) - 1)), Text(note, note=True))),
+            Section("Figures", tuple(parts)),
+            Section("What they are", (Terms(meanings),)),
+            Section("Runs", (Terms(commands),)),
+        ],
+        "Smoke run: every path once, in seconds. The numbers mean nothing." if any(c.smoke for c in found.runs) else "",
+    )
+
+
+@matplotlib.rc_context(figures.STYLE)
+def _scatter(found: Study, predictor: str) -> Drawing:
+    drawing = Drawing(figsize=(7, 4))
+    axes, x, y = drawing.subplots(), found.values[predictor], 100 * found.nets.robust
+    for index, stratum in enumerate(dict.fromkeys(found.nets.stratum)):
+        own = np.array([s == stratum for s in found.nets.stratum]) & np.isfinite(x)
+        colour = figures.PALETTE[index % len(figures.PALETTE)]
+        axes.plot(x[own], y[own], ".", color=colour, ms=3, alpha=0.5)
+        for scheme in dict.fromkeys(found.nets.scheme):
+            nets = own & np.array([s == scheme for s in found.nets.scheme])
+            if nets.any():
+                axes.plot(x[nets].mean(), y[nets].mean(), "o", color=colour, ms=7, mec="white")
+                axes.annotate(
+                    scheme.split("(")[0], (x[nets].mean(), y[nets].mean()), (4, 4), textcoords="offset points", fontsize=6
+                )
+        field, training, _ = stratum
+        axes.plot([], [], "o", color=colour, label=f"{field}, {training} training")
+    axes.set(xlabel=_name(predictor), ylabel=f"right under {found.attack}, %")
+    drawing.legend(loc="outside upper left", ncols=2)
+    return drawing
+
+
+def _name(predictor: str) -> str:
+    return predictor.replace("_", " ")
+
+
+def _interval(estimate: Estimate | None) -> str:
+    return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]" if estimate else ""
+
+
+def _both(estimate: Estimate | None) -> str:
+    return f"{estimate.value:+.2f} {_interval(estimate)}" if estimate else ""

@@ -1,0 +1,82 @@
+"""Does the stability of a scheme go with robustness? Every predictor against exact-gradient robust accuracy, over many schemes.
+
+    python experiments/relate.py --schemes all --seeds 0,1,2,3,4,5,6,7 --training standard,pgd --out runs/relation
+
+Each training is a run of compare_schemes.py in a folder of its own under --out, and can be resumed as one. --runs relates
+finished ones. --out receives relation.html, relation.csv and figures.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import odenets
+from experiments.compare_schemes import cases_of
+from experiments.harness.command import Parser, parse_choice, parse_fields, parse_schemes, run_cli, show_table, split_top_level
+from experiments.harness.experiment import add_arguments, conduct, make_config
+from experiments.harness.report.study import sentences, study, table, write_study
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.folder import read_config, saving
+from experiments.harness.run.schema import Record
+from experiments.harness.statistics.association import FEWEST
+from experiments.harness.training.losses import METHODS
+from odenets.errors import InputError
+
+
+@run_cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    parser = Parser(prog="relate.py", description=__doc__.split("\n\n")[0])
+    add_arguments(parser)
+    parser.add_argument(
+        "--fields", default="residual", help=f"comma-separated specs of what is integrated: {', '.join(odenets.list_fields())}"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", metavar="FOLDER", help="relate these runs of compare_schemes.py, and train nothing"
+    )
+    args = parser.parse_args(argv)
+    out = Path(args.out or f"runs/relation-{time.strftime('%Y%m%d-%H%M%S')}")
+    folders, code = [Path(folder) for folder in args.runs or ()], 0
+    if not folders:
+        trainings = list(dict.fromkeys(split_top_level(args.training)))
+        for training in trainings:
+            parse_choice(training, "--training", tuple(METHODS))
+        if len(parse_schemes(args.schemes)) < FEWEST:
+            raise InputError(f"a relation between schemes needs {FEWEST} of them at least, got --schemes {args.schemes}")
+        if not trainings:
+            raise InputError(f"--training is empty; choose from {', '.join(METHODS)}")
+        for training in trainings:
+            args.training, args.out = training, str(out / training)
+            config = make_config(args, "compare_schemes", (1,), parse_fields(args.fields))
+            code = max(code, conduct(config, cases_of, args))
+            folders.append(out / training)
+    found = study([_read(folder) for folder in folders])
+    with saving(out):
+        out.mkdir(parents=True, exist_ok=True)
+    rows = table(found)
+    with saving(out / "relation.html"):
+        write_study(found, out)
+    with saving(out / "relation.csv"), open(out / "relation.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    wide = show_table(Console(), "Predictors of robustness", [(*row[:5], *row[-2:]) for row in rows], keys=1)
+    for sentence in sentences(found):
+        wide.print(sentence, markup=False, highlight=False)
+    wide.print(f"Page: {(out / 'relation.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _read(folder: Path) -> tuple[RunConfig, list[Record]]:
+    """A run that is not worked at here."""
+    config = read_config(folder / "config.json")
+    if "schemes" not in config:
+        raise InputError(f"{folder} holds no run of compare_schemes.py")
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return RunConfig.from_json(config), [Record.from_json(json.loads(line)) for line in lines if line]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,112 @@
+"""The relation of predictors and robustness over runs: its page, its table, and what cannot be compared."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from records import config, measurement, record, verdict
+
+from experiments import relate
+from experiments.harness.report.study import sentences, study, table
+from experiments.harness.run.schema import Metric
+
+SCHEMES = ("explicit_euler", "midpoint", "heun", "rk4", "implicit_euler", "trapezoid", "sdirk2", "gauss4")
+N = 300
+
+
+def run_of(training, seeds=4, **changes):
+    """Robustness falls with log_norm from scheme to scheme; kreiss is known for half of them, step_norm is noise."""
+    random, records = np.random.default_rng(len(training)), []
+    for index, scheme in enumerate(SCHEMES):
+        for seed in range(seeds):
+            rates = (0.95, 0.5 - 0.05 * index + 0.02 * random.normal())
+            measured = tuple(
+                measurement("pgd20" if eps else "clean", eps, random.random(N) < rate) for eps, rate in zip((0.0, 0.1), rates)
+            )
+            rows = [("log_norm", 0.3 + 0.1 * index), ("step_norm", random.normal()), ("lipschitz", 1 + random.random())]
+            rows += [("kreiss", 2 + random.random())] if index < 4 else []
+            stability = tuple(Metric(0, 0, name, value + 0.01 * random.normal()) for name, value in rows)
+            records.append(record(scheme, seed, training=training, measurements=measured, stability=stability))
+    made = config(SCHEMES, tuple(range(seeds)), epsilons=(0.1,), **changes)
+    return replace(made, settings=replace(made.settings, training=training)), records
+
+
+def write(folder, made, records):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(made.to_json()))
+    (folder / "records.jsonl").write_text("".join(json.dumps(r.to_json()) + "\n" for r in records))
+    return str(folder)
+
+
+def test_a_predictor_that_is_there_is_supported_and_the_answer_names_its_size():
+    found = study([run_of("standard"), run_of("pgd")])
+    first = found.relations[0]
+    assert (first.predictor, first.verdict, first.schemes) == ("log_norm", "supported", 8) and first.between.value < -0.9
+    assert not any(r.verdict == "supported" for r in found.relations[1:]) and len(found.nets.robust) == 64
+    said = sentences(found)
+    assert "supported: log norm (-" in said[0] and "8 schemes, 64 nets, digits, standard, pgd training" in said[0]
+    header, *rows = table(found)
+    assert {len(row) for row in rows} == {len(header)}
+    for row in rows:
+        assert not row[4] or row[2], "no p-value without an effect"
+
+
+def test_what_is_known_for_half_of_the_schemes_is_compared_there():
+    made, records = run_of("standard")
+    known = [replace(r, stability=(*r.stability, Metric(0, 0, "kreiss", 1.0 + r.seed))) for r in records[16:20]]
+    found = study([(made, [*records[:16], *known, *records[20:]])])
+    kreiss = next(r for r in found.relations if r.predictor == "kreiss")
+    assert (kreiss.schemes, kreiss.total) == (5, 8)
+    assert any(
+        "Not known for all 8 schemes, and compared where they are known: kreiss on 5" in text for text in sentences(found)
+    )
+
+
+def test_nets_that_failed_their_audit_are_left_out():
+    made, records = run_of("standard")
+    found = study([(made, [replace(records[0], audit=verdict(False)), *records[1:]])])
+    assert (
+        found.left_out == 1 and len(found.nets.robust) == 31 and "1 net failed the audit and is left out." in sentences(found)
+    )
+
+
+def test_the_page_of_finished_runs(tmp_path, capsys):
+    folders = [write(tmp_path / training, *run_of(training)) for training in ("standard", "pgd")]
+    assert relate.main(["--runs", *folders, "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "relation.html").read_text(encoding="utf-8")
+    assert "supported: log norm" in page and "log_norm.png" in {p.name for p in (tmp_path / "out" / "figures").iterdir()}
+    rows = list(csv.reader((tmp_path / "out" / "relation.csv").open(encoding="utf-8")))
+    assert rows[1][0] == "log norm" and rows[1][-1] == "supported"
+    assert "relation.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dataset": "mnist"}, "these runs cannot be compared: dataset 'digits' and 'mnist'"),
+        ({"attacks": ("fgsm",)}, "attacks"),
+        ({"splits": "per-seed"}, "splits 'fixed' and 'per-seed'"),
+    ],
+)
+def test_runs_that_cannot_be_compared_say_why(changes, sentence):
+    with pytest.raises(ValueError, match="cannot be compared") as error:
+        study([run_of("standard"), run_of("pgd", **changes)])
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--schemes", "explicit,heun"], "needs 5 of them at least"),
+        (["--schemes", "all", "--training", "loud"], "unknown --training 'loud'"),
+        (["--schemes", "all", "--training", ","], "--training is empty"),
+        (["--runs", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_command_lines(options, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        relate.main([*options, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
