@@ -77,7 +77,7 @@ def test_the_page_of_finished_runs(tmp_path, capsys):
     assert relate.main(["--runs", *folders, "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "relation.html").read_text(encoding="utf-8")
     assert "supported: log norm" in page and "log_norm.png" in {p.name for p in (tmp_path / "out" / "figures").iterdir()}
-    rows = list(csv.reader((tmp_path / "out" / "relation.csv").open(encoding="utf-8")))
+    rows = list(csv.reader((tmp_path / "out" / "relation.csv").read_text(encoding="utf-8").splitlines()))
     assert rows[1][0] == "log norm" and rows[1][-1] == "supported"
     assert "relation.html" in capsys.readouterr().out
 
