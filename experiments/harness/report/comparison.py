@@ -228,13 +228,24 @@ def _solver(found, folder):
         "Evaluations of f for each equation. Seconds are of one net on this machine: schemes are compared at equal "
         "weights, not at equal cost."
     )
+    along = [Text(f"{arm.label} was {said}") for arm in found.arms if (said := _approximately(arm))]
     told = [
         Text(f"{arm.label}, seed {record.seed}: {record.unsolved}")
         for arm in found.arms
         for record in arm.records
         if record.unsolved
     ]
-    return Section("Solver and cost", (Table(rows, range(1, 12)), Text(note, note=True), *told))
+    return Section("Solver and cost", (Table(rows, range(1, 12)), Text(note, note=True), *along, *told))
+
+
+def _approximately(arm):
+    """How the nets of an arm were trained where that was along an approximate gradient, else nothing."""
+    loose = sorted({r.trained_as for r in arm.records if odenets.get_scheme(r.trained_as).approximate_gradient})
+    if not loose:
+        return ""
+    cosines = [epoch.gradient_cosine for r in arm.records for epoch in r.history if epoch.gradient_cosine is not None]
+    close = f"; its cosine to the exact one, on a batch at the end of each epoch, was at least {min(cosines):.3f}" if cosines else ""
+    return f"trained along an approximate gradient ({', '.join(loose)}){close}."
 
 
 def _tolerance(spec):

@@ -18,6 +18,7 @@ from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.augmentation import augment
 from experiments.harness.training.data import Split
 from experiments.harness.training.epoch import Epoch
+from experiments.harness.training.gradient import exact_backward, gradient_cosine, is_approximate
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
 from odenets.errors import Divergence
@@ -152,6 +153,9 @@ def _close_epoch(net, data, settings, book, steps, say):
     """Judge the epoch that has ended, keep its weights if none was better, and tell of overfitting to single steps."""
     net.eval()
     epoch = Epoch(book["epoch"] + 1, book["loss"] / steps, accuracy(net, data.held_out))
+    if is_approximate(net):
+        batch = data.train.first(settings.batch_size)
+        epoch = replace(epoch, gradient_cosine=gradient_cosine(net, batch.images, batch.labels))
     score, history = epoch.held_out, [Epoch(**entry) for entry in book["history"]]
     if settings.training != "standard":
         epoch = replace(epoch, **_held_out_attacks(net, data, settings.train_epsilon))
@@ -178,10 +182,11 @@ def _held_out_attacks(net, data, epsilon):
     """Accuracies on held-out images under a short PGD and under FGSM; a twentieth as many images as are trained on, but 256."""
     split = data.held_out.first(max(256, len(data.train) // 20))
     threat, pair = stability.Linf(epsilon), (split.images, split.labels)
-    attacked = {
-        "held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
-        "held_out_fgsm": stability.fgsm(net, *pair, threat),
-    }
+    with exact_backward(net):
+        attacked = {
+            "held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
+            "held_out_fgsm": stability.fgsm(net, *pair, threat),
+        }
     return {name: accuracy(net, Split(images, split.labels)) for name, images in attacked.items()}
 
 

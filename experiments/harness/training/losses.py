@@ -1,4 +1,4 @@
-"""What is minimised in training: one function for each method, all of them along the exact gradient of the scheme.
+"""What is minimised in training: one function for each method; the attacks in them follow the exact gradient of the scheme.
 
 Each takes the same arguments and returns the loss of a batch, a scalar, differentiable in the parameters:
     net: x -> logits (B, classes). In training mode: our nets have GroupNorm, for which the mode makes no difference.
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import odenets
+from experiments.harness.training.gradient import exact_backward
 
 # Steps of the training attack where the user names none; the other methods make one step. Its size in units of epsilon, or 1.
 STEPS = {"pgd": 7, "summed": 3, "trades": 10}
@@ -128,7 +129,8 @@ def _ascend(net, x, delta, objective, settings):
     warm, indices = odenets.WarmStart(net), torch.arange(len(x))
     for _ in range(settings.train_steps):
         point = (x + delta).clamp(0, 1).requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(warm(point, indices)), point)
+        with exact_backward(net):
+            (gradient,) = torch.autograd.grad(objective(warm(point, indices)), point)
         delta = _clipped(point.detach() - x + settings.train_step_size * gradient.sign(), settings)
     return (x + delta).clamp(0, 1)
 
