@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from odenets.nets.stage import ODEStage, stages
@@ -31,7 +30,7 @@ class WarmStart(nn.Module):
         self._indices: Tensor | None = None
         self._known: dict[tuple[ODEStage, int], list[tuple[Tensor, Tensor]]] = {}
 
-    def forward(self, x: State, indices: Counts | None = None) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: State, indices: Counts | None = None) -> Tensor:
         """net(x) for images (B, ...).
 
         Args:

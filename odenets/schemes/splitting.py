@@ -17,6 +17,7 @@ from odenets.schemes.scheme import GRADIENTS, Scheme
 from odenets.schemes.solving import SolvingScheme
 from odenets.schemes.tableaux import EXPLICIT_EULER, HEUN, IMPLICIT_MIDPOINT
 from odenets.solve.log import Record
+from odenets.solve.precision import check_precision
 from odenets.types import Field, State, Time
 
 SKEW = ("implicit_midpoint", "exponential_euler")
@@ -79,6 +80,7 @@ class Splitting(SolvingScheme):
 
     def step(self, f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
         """One step; see `Scheme.step`."""
+        check_precision(y, self)
         parts, passed = getattr(f, "parts", (f,)), 0.0
         for part, scheme, share in self.moves:
             if part < len(parts):

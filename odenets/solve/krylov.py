@@ -95,7 +95,10 @@ def gmres(apply, b, tol, max_iterations, memory=30, stop="sample"):
     scale = row_norm(b.detach())
     x, r, norm = torch.zeros_like(b), b, scale
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    weight = unit[:, 0] if stop == "batch" else None
+    weight = None
+    if stop == "batch":  # the rows in units of the largest, whose squares do not underflow
+        weight = torch.where(scale > 0, unit[:, 0], 0)
+        weight = weight / weight.amax().clamp_min(tiny)
 
     def unsolved(norm):
         alone = ~(norm <= tol * scale)  # NaN is unsolved, and never converges

@@ -244,8 +244,12 @@ def _approximately(arm):
     if not loose:
         return ""
     cosines = [epoch.gradient_cosine for r in arm.records for epoch in r.history if epoch.gradient_cosine is not None]
-    close = f"; its cosine to the exact one, on a batch at the end of each epoch, was at least {min(cosines):.3f}" if cosines else ""
-    return f"trained along an approximate gradient ({', '.join(loose)}){close}."
+    near = (
+        f"; its cosine to the exact one, on a batch at the end of each epoch, was at least {min(cosines):.3f}"
+        if cosines
+        else ""
+    )
+    return f"trained along an approximate gradient ({', '.join(loose)}){near}."
 
 
 def _tolerance(spec):

@@ -1,4 +1,4 @@
-"""Training along a gradient that is looser than its steps (`backward_tol`, `backward_stop`): where it is one, and how far off."""
+"""Training along a gradient that is looser than the steps (`backward_tol`, `backward_stop`): where it is, and how far off."""
 
 import math
 from collections.abc import Iterator
