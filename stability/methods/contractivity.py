@@ -5,7 +5,7 @@ import numpy as np
 ROUNDING = 1e-10  # a sign counts from here on
 
 
-def ssp_coefficient(A, b):
+def ssp_coefficient(A: np.ndarray, b: np.ndarray) -> float:
     """Radius of absolute monotonicity: the largest r with K (I + rK)^-1 >= 0, (I + rK)^-1 1 >= 0, K = [[A, 0], [b, 0]].
 
     Up to h = r * h_Euler the scheme keeps every convex bound that explicit Euler keeps at h_Euler. inf for implicit
@@ -17,7 +17,7 @@ def ssp_coefficient(A, b):
     K = np.zeros((s + 1, s + 1))
     K[:s, :s], K[s, :s] = A, b
 
-    def monotone(r):
+    def monotone(r: float) -> bool:
         try:
             inverse = np.linalg.inv(np.eye(s + 1) + r * K)
         except np.linalg.LinAlgError:
@@ -40,7 +40,7 @@ def ssp_coefficient(A, b):
     return low
 
 
-def is_algebraically_stable(A, b):
+def is_algebraically_stable(A: np.ndarray, b: np.ndarray) -> bool:
     """Whether b >= 0 and diag(b) A + A^T diag(b) - b b^T >= 0: then non-expansive flows give non-expansive steps.
 
     Source: Burrage & Butcher (1979); Hairer & Wanner II (1996), definition IV.12.5.

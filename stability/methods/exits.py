@@ -10,6 +10,7 @@ Source: Trefethen (2013), Approximation Theory and Approximation Practice, chapt
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
 
+from odenets.schemes import Scheme
 from stability.errors import InputError
 
 STABLE = 1e-10  # |R| <= 1 + STABLE counts as stable
@@ -25,13 +26,13 @@ _TO_COEFFICIENTS = np.linalg.inv(chebvander(2 * _NODES - 1, DEGREE)).T
 _PROVEN = (1 + 1.5 * STABLE) ** 2  # the rest is room for rounding, where |R| passes 1 + STABLE at a small angle
 
 
-def modulus(scheme, z):
+def modulus(scheme: Scheme, z: np.ndarray) -> np.ndarray:
     """|R(z)|, with overflow and poles as inf."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return np.nan_to_num(abs(scheme.amplification(z)), nan=np.inf, posinf=np.inf)
 
 
-def first_exits(scheme, directions, panel=1.2):
+def first_exits(scheme: Scheme, directions: np.ndarray, panel: float = 1.2) -> np.ndarray:
     """The radius at which each ray from 0 leaves |R| <= 1: where |R| passes 1 on its way beyond 1 + `STABLE`.
 
     An R that touches 1, or exceeds it by rounding, is inside. 0 where growth begins at the origin.
@@ -76,7 +77,9 @@ def first_exits(scheme, directions, panel=1.2):
     return _where_growth_begins(scheme, directions, found)
 
 
-def _examine(scheme, directions, ray, left, right):
+def _examine(
+    scheme: Scheme, directions: np.ndarray, ray: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of panels: whether |R| <= 1 is proven throughout, up to STABLE, and the first node outside, inf where none is."""
     radii = left[:, None] + (right - left)[:, None] * _NODES
     growth = np.minimum(modulus(scheme, radii * directions[ray, None]), 1e3)
@@ -88,7 +91,7 @@ def _examine(scheme, directions, ray, left, right):
     return proven, np.where(beyond.any(1), radii[np.arange(len(radii)), beyond.argmax(1)], np.inf)
 
 
-def _where_growth_begins(scheme, directions, found):
+def _where_growth_begins(scheme: Scheme, directions: np.ndarray, found: np.ndarray) -> np.ndarray:
     """From the radius at which |R| exceeds 1 + STABLE back to where it passed 1.
 
     Beside the imaginary axis the two lie far apart: |R| = 1 + c r^p needs a while to show, and no step at all is stable there.

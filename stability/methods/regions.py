@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from odenets.schemes import Scheme, get_scheme
 from stability.errors import InputError
@@ -16,6 +17,7 @@ from stability.methods.contractivity import is_algebraically_stable, ssp_coeffic
 from stability.methods.exits import FARTHEST, first_exits, modulus
 
 ROUNDING = 1e-8  # relative to the largest modulus, how far off an eigenvalue may be: what `stability.spectrum` converges to
+Window = tuple[float, float, float, float]
 FINE = 1.01  # panels of the two intervals, on which even a narrow gap of an R that is not smooth shall be found
 
 
@@ -41,11 +43,11 @@ class Region:
     a_alpha: float
     ssp: float | None
     algebraically_stable: bool | None
-    window: tuple
+    window: Window
     resolution: int
 
     @cached_property
-    def grid(self):
+    def grid(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(x, y, |R|) of shapes (columns,), (rows,), (rows, columns), ready for contour plots."""
         left, right, bottom, top = self.window
         spacing = max(right - left, top - bottom) / (self.resolution - 1)
@@ -54,7 +56,7 @@ class Region:
         return x, y, modulus(self.scheme, x + 1j * y[:, None])
 
 
-def region(scheme, window=None, resolution=401):
+def region(scheme: str | Scheme, *, window: Window | None = None, resolution: int = 401) -> Region:
     """Stability region and what follows from it.
 
     Args:
@@ -75,9 +77,9 @@ def region(scheme, window=None, resolution=401):
     if resolution < 2:
         raise InputError(f"resolution must be at least 2, got {resolution}")
     if window is not None:
-        window = tuple(float(edge) for edge in window)
         if len(window) != 4 or not (window[0] < window[1] and window[2] < window[3]) or not np.isfinite(window).all():
             raise InputError(f"window must be (left, right, bottom, top), left < right and bottom < top, got {window}")
+    tableau = scheme.tableau
     real, imaginary = map(float, first_exits(scheme, np.array([-1, 1j]), FINE))
     a_stable = real == imaginary == np.inf and _is_a_stable(scheme)
     return Region(
@@ -87,8 +89,8 @@ def region(scheme, window=None, resolution=401):
         a_stable,
         a_stable and _vanishes_at_infinity(scheme),
         _sector(scheme, real, a_stable),
-        scheme.tableau and ssp_coefficient(scheme.tableau.A, scheme.tableau.b),
-        scheme.tableau and is_algebraically_stable(scheme.tableau.A, scheme.tableau.b),
+        None if tableau is None else ssp_coefficient(tableau.A, tableau.b),
+        None if tableau is None else is_algebraically_stable(tableau.A, tableau.b),
         window or _window(scheme),
         resolution,
     )
@@ -115,7 +117,7 @@ class StableStep:
     growth_ratio: np.ndarray
 
 
-def snapped(eigenvalues, rounding=ROUNDING):
+def snapped(eigenvalues: ArrayLike, rounding: float = ROUNDING) -> np.ndarray:
     """Eigenvalues with those that lie on the imaginary axis, or at 0, up to rounding put there: Re (and Im) are 0.
 
     The sign of Re then tells contracting, kept and expanding modes apart, for every reader alike. The band is as wide as the
@@ -133,12 +135,14 @@ def snapped(eigenvalues, rounding=ROUNDING):
     return np.where(abs(z) <= band, 0, np.where(abs(z.real) <= band, z - z.real, z))
 
 
-def growth_factors(scheme, z, rounding=ROUNDING):
+def growth_factors(scheme: Scheme, z: ArrayLike, rounding: float = ROUNDING) -> np.ndarray:
     """|R(z)| at eigenvalues z = h lambda of an operator, taken for `snapped`; overflow and poles as inf."""
     return modulus(scheme, snapped(z, rounding))
 
 
-def largest_stable_step(scheme, eigenvalues, step_size=1.0, rounding=ROUNDING):
+def largest_stable_step(
+    scheme: str | Scheme, eigenvalues: ArrayLike, *, step_size: float = 1.0, rounding: float = ROUNDING
+) -> StableStep:
     """The largest step at which a scheme keeps every mode from growing that the flow does not expand; the others apart.
 
     Args:
@@ -180,38 +184,39 @@ def largest_stable_step(scheme, eigenvalues, step_size=1.0, rounding=ROUNDING):
     )
 
 
-def _is_a_stable(scheme):
+def _is_a_stable(scheme: Scheme) -> bool:
     # Denser towards the axis, where an analytic R has its maximum; pi/2 and pi included.
     angles = np.pi / 2 * (1 + np.linspace(0, 1, 121) ** 3)
     return bool(np.isinf(first_exits(scheme, np.where(angles == np.pi / 2, 1j, np.exp(1j * angles)))).all())
 
 
-def _vanishes_at_infinity(scheme):
+def _vanishes_at_infinity(scheme: Scheme) -> bool:
     # Its size alone would not tell R(infinity) = 1e-3 from a slow decay: the roots of BDF2 go as |z|^(-1/2).
     directions = np.exp(1j * np.linspace(np.pi / 2, np.pi, 31))
     far, near = (modulus(scheme, radius * directions) for radius in (FARTHEST, FARTHEST / 100))
     return bool(((far < 1e-2) & (far <= 0.2 * near)).all())
 
 
-def _sector(scheme, real_interval, a_stable):
+def _sector(scheme: Scheme, real_interval: float, a_stable: bool) -> float:
     if a_stable or np.isfinite(real_interval):
         return 90.0 if a_stable else 0.0
 
-    def stays(degrees):
+    def stays(degrees: np.ndarray) -> np.ndarray:
         return np.isinf(first_exits(scheme, -np.exp(1j * np.deg2rad(degrees))))
 
     angles = np.linspace(0, 90, 91)
     inside = stays(angles)
     if inside.all():
         return 90.0
-    low, high = angles[max(inside.argmin(), 1) - 1], angles[max(inside.argmin(), 1)]
+    first = max(int(inside.argmin()), 1)
+    low, high = angles[first - 1], angles[first]
     while high - low > 1e-5:
         middle = (low + high) / 2
         low, high = (middle, high) if stays(np.array([middle]))[0] else (low, middle)
     return float(low)
 
 
-def _window(scheme):
+def _window(scheme: Scheme) -> Window:
     radii = np.geomspace(0.05, 1e4, 1200)[:, None]
     z = radii * np.exp(1j * np.linspace(0, np.pi, 181))
     stable = modulus(scheme, z) <= 1

@@ -1,12 +1,14 @@
 """What makes a network grow by its eigenvalues, and what helps: a remedy is tried in the same terms before it is named."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from odenets.schemes import get_scheme
+from odenets.schemes import Scheme, get_scheme
 from stability.linear.spectra import ritz_values, spectral_norm, spectrum, tolerance
 from stability.methods.regions import growth_factors, largest_stable_step, snapped
 from stability.network.places import Place
@@ -30,34 +32,39 @@ class Modes:
     held: np.ndarray
 
 
-def modes_of(place, dimension, blocks):
+def modes_of(place: Place, dimension: int, blocks: int) -> Modes:
     """The `Modes` of a place, one of so many blocks: a sketch of its eigenvalues, and the extreme ones converged beyond it."""
     f, y, k = place.increment, place.state, min(2, place.state[0].numel())
-    z = torch.cat(
+    found = torch.cat(
         [
             ritz_values(f, y, dimension),
             *(spectrum(f, y, k, which, CLOSE, max_products=4 * dimension).values for which in ("LM", "LR")),
         ],
         1,
     )
-    z = snapped(z.resolve_conj().numpy(), tolerance(y, None)).ravel()
+    z = snapped(found.resolve_conj().numpy(), tolerance(y, None)).ravel()
     z = np.where(z.imag < 0, z.conj(), z)
     return Modes(place, z, place.substeps * z.real <= math.log(TOLERABLE) / blocks)
 
 
-def _all(block):
+Chosen = Callable[[Modes], slice | np.ndarray]  # which modes of a block
+
+
+def _all(block: Modes) -> slice:
     return slice(None)
 
 
-def _held(block):
+def _held(block: Modes) -> np.ndarray:
     return block.held
 
 
-def _expanding(block):
+def _expanding(block: Modes) -> np.ndarray:
     return ~block.held
 
 
-def log_growth(block, modes=_all, scheme=None, substeps=None, rate=0.0):
+def log_growth(
+    block: Modes, modes: Chosen = _all, *, scheme: Scheme | None = None, substeps: int | None = None, rate: float = 0.0
+) -> float:
     """Logarithm of the largest growth over a block by R at the eigenvalues; under another scheme or number of substeps, or with
     -rate y added to the field, where these are given."""
     place, scheme = block.place, scheme or block.place.scheme
@@ -70,29 +77,29 @@ def log_growth(block, modes=_all, scheme=None, substeps=None, rate=0.0):
     return n * math.log(max(float(growth_factors(scheme, z, 0).max()), 1e-300))
 
 
-def _total(blocks, modes=_all, **change):
+def _total(blocks: list[Modes], modes: Chosen = _all, **change: Any) -> float:
     """Logarithm of the growth over all blocks, where none makes up for another."""
     return sum(max(0.0, log_growth(block, modes, **change)) for block in blocks)
 
 
-def _cures(blocks, modes, **change):
+def _cures(blocks: list[Modes], modes: Chosen, **change: Any) -> bool:
     """Whether some modes no longer grow after a change, and all of them together less than before."""
     return _total(blocks, modes, **change) <= math.log(TOLERABLE) and _total(blocks, **change) < _total(blocks)
 
 
-def _fewest(blocks, modes, **change):
+def _fewest(blocks: list[Modes], modes: Chosen, **change: Any) -> int | None:
     """The smallest larger number of substeps that cures; None if none does that is sensible."""
     more = range(1 + max(block.place.substeps for block in blocks), MOST_STEPS + 1)
     return next((n for n in more if _cures(blocks, modes, substeps=n, **change)), None)
 
 
-def _a_stable(blocks, modes, **change):
+def _a_stable(blocks: list[Modes], modes: Chosen, **change: Any) -> str | None:
     """ "an A-stable scheme such as ..." with one that cures; None if none of those known does."""
     names = (name for name in A_STABLE if _cures(blocks, modes, scheme=get_scheme(name), **change))
     return next((f"an A-stable scheme such as {name}" for name in names), None)
 
 
-def _growing(blocks, modes):
+def _growing(blocks: list[Modes], modes: Chosen) -> list[Modes]:
     """The blocks where some modes grow by more than their share of what is tolerable, the worst first; [] if all do not."""
     if _total(blocks, modes) <= math.log(TOLERABLE):
         return []
@@ -100,7 +107,7 @@ def _growing(blocks, modes):
     return sorted(found, key=lambda block: -log_growth(block, modes))
 
 
-def advice(blocks, most, broken, unsolved):
+def advice(blocks: list[Modes], most: Modes, broken: tuple[float, int] | None, unsolved: float | None) -> Iterator[str]:
     """Every cause of growth with the blocks where it acts, and what helps against it, in sentences.
 
     Args:
@@ -127,7 +134,7 @@ def advice(blocks, most, broken, unsolved):
         )
 
 
-def _of_the_step(blocks, strained, most):
+def _of_the_step(blocks: list[Modes], strained: list[Modes], most: Modes) -> str:
     place, z = strained[0].place, strained[0].z[strained[0].held]
     R = growth_factors(place.scheme, z, 0)
     mode, grown = z[R.argmax()], times(log_growth(strained[0], _held))
@@ -144,16 +151,17 @@ def _of_the_step(blocks, strained, most):
     return _sentence(strained, most, f"{cause}{remedy}.")
 
 
-def _of_the_field(blocks, expanding, most):
+def _of_the_field(blocks: list[Modes], expanding: list[Modes], most: Modes) -> str:
     rate = _rounded_up(max(block.z.real.max() / block.place.step_size for block in expanding))
     # The rate moves the contracting modes too, out of the region of an explicit scheme with long steps.
+    more: str | None
     if _cures(blocks, _all, rate=rate):
         more = ""
     elif substeps := _fewest(blocks, _all, rate=rate):
         more = f" with {substeps} substeps"
     else:
         scheme = _a_stable(blocks, _all, rate=rate)
-        more = scheme and f" with {scheme}"
+        more = f" with {scheme}" if scheme else None
     damped = "" if more is None else f"field='damped(rate={rate:.2g})'{more} or "
     return _sentence(
         expanding,
@@ -164,7 +172,7 @@ def _of_the_field(blocks, expanding, most):
     )
 
 
-def _sentence(found, most, text):
+def _sentence(found: list[Modes], most: Modes, text: str) -> str:
     """What is so in the blocks that were found, by the name of the first, unless that is the one spoken of already."""
     others = f"{len(found) - 1} other block{'s' * (len(found) > 2)} " if len(found) > 1 else ""
     if found[0] is most:
@@ -174,17 +182,17 @@ def _sentence(found, most, text):
     return f"{where}{text}"[0].upper() + f"{where}{text}"[1:]
 
 
-def norm(block):
+def norm(block: Modes) -> float:
     """||hJ||, the largest of all images."""
     return float(spectral_norm(block.place.increment, block.place.state, tol=CLOSE).max())
 
 
-def times(growth):
+def times(growth: float) -> float:
     """The factor of which this is the logarithm."""
     return math.exp(growth) if growth < 700 else math.inf
 
 
-def _rounded_up(value):
+def _rounded_up(value: float) -> float:
     """Up to one digit."""
     unit = 10.0 ** math.floor(math.log10(value))
     return unit * math.ceil(value / unit)

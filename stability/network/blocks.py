@@ -5,16 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
 
 import odenets
+from odenets.schemes import Scheme
 from stability.linear.jacobian import dense_jacobians
 from stability.linear.kreiss import kreiss_constant
 from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum, tolerance
 from stability.methods.regions import ROUNDING, growth_factors, largest_stable_step, snapped
-from stability.network.growth import lyapunov_exponents
-from stability.network.places import places
+from stability.network.growth import Exponents, lyapunov_exponents
+from stability.network.places import Place, places
 from stability.network.steps import step_norm, step_radius
+from stability.types import Map, PerSample, Progress, State
 
+Some = PerSample  # of the first samples only
 NORM_TOL = 1e-2  # of norms' residuals: extreme eigenvalues of symmetric operators, whose error is of its square
 
 
@@ -40,20 +45,20 @@ class BlockDynamics:
     block: int
     step_size: float
     substeps: int
-    ritz: torch.Tensor
-    amplification: torch.Tensor | None
-    eigenvalues: torch.Tensor | None
-    growth: torch.Tensor | None
-    largest_step: torch.Tensor | None
-    log_norm: torch.Tensor
-    lipschitz: torch.Tensor
-    kreiss: torch.Tensor
-    step_norm: torch.Tensor | None
-    step_radius: torch.Tensor | None
+    ritz: Complex[Tensor, "batch m"]
+    amplification: Float[Tensor, "batch m"] | None
+    eigenvalues: Complex[Tensor, "few n"] | None
+    growth: Float[Tensor, "few n"] | None
+    largest_step: PerSample | None
+    log_norm: PerSample
+    lipschitz: PerSample
+    kreiss: Some
+    step_norm: PerSample | None
+    step_radius: PerSample | None
     rounding: float = ROUNDING
 
     @property
-    def order_star(self):
+    def order_star(self) -> Float[Tensor, "batch m"] | None:
         """(B, m) |R(z)| / |exp(z)| at the Ritz values: above 1 the step grows more than the flow. None without R.
 
         Source: Wanner, Hairer, Norsett (1978), BIT 18.
@@ -61,14 +66,16 @@ class BlockDynamics:
         return None if self.amplification is None else self.amplification / self.ritz.real.exp()
 
     @property
-    def expanding_share(self):
+    def expanding_share(self) -> Some | None:
         """(b,) share of all eigenvalues with Re > 0, where every consistent scheme grows; None where they are unknown."""
         if self.eigenvalues is None:
             return None
         return torch.from_numpy(snapped(self.eigenvalues.numpy(), self.rounding).real > 0).double().mean(1)
 
 
-def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
+def block_dynamics(
+    place: Place, dimension: int = 40, *, dense_limit: int = 0, dense_samples: int | None = None
+) -> BlockDynamics:
     """The dynamics of one block.
 
     Args:
@@ -105,7 +112,16 @@ def block_dynamics(place, dimension=40, dense_limit=0, dense_samples=None):
     )
 
 
-def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1e-6, progress=lambda done, total: None):
+def dynamics(
+    net: nn.Module,
+    x: State,
+    dimension: int = 40,
+    *,
+    dense_limit: int = 0,
+    dense_samples: int | None = None,
+    step_tol: float = 1e-6,
+    progress: Progress = lambda done, total: None,
+) -> list[BlockDynamics]:
     """The dynamics of every block of a network at the states that images run through.
 
     Args:
@@ -125,12 +141,14 @@ def dynamics(net, x, dimension=40, dense_limit=0, dense_samples=None, step_tol=1
     with odenets.tightened(net, step_tol):
         along = places(net, x)
         for place in along:
-            found.append(block_dynamics(place, dimension, dense_limit, dense_samples))
+            found.append(block_dynamics(place, dimension, dense_limit=dense_limit, dense_samples=dense_samples))
             progress(len(found), len(along))
     return found
 
 
-def stage_exponents(net, x, k=1, tol=1e-3, max_rounds=20, step_tol=1e-6):
+def stage_exponents(
+    net: nn.Module, x: State, *, k: int = 1, tol: float = 1e-3, max_rounds: int = 20, step_tol: float = 1e-6
+) -> tuple[list[Exponents], Exponents]:
     """Finite-time Lyapunov exponents of the discrete steps, for each stage over its own time, and end to end.
 
     Args:
@@ -145,25 +163,26 @@ def stage_exponents(net, x, k=1, tol=1e-3, max_rounds=20, step_tol=1e-6):
         along = places(net, x)
         for index, stage in enumerate(odenets.stages(net).values()):
             blocks = [place for place in along if place.stage == index]
-            maps = [stage] if not stage.scheme.one_step else [place.advance for place in blocks]
+            maps: list[Map] = [stage] if not stage.scheme.one_step else [place.advance for place in blocks]
             length = stage.interval * len(stage.fields)
-            found.append(lyapunov_exponents(maps, blocks[0].state, min(k, blocks[0].state[0].numel()), length, tol, max_rounds))
+            start = blocks[0].state
+            found.append(lyapunov_exponents(maps, start, min(k, start[0].numel()), time=length, tol=tol, max_rounds=max_rounds))
             time += length
-        return found, lyapunov_exponents(net, x, k, time, tol, max_rounds)
+        return found, lyapunov_exponents(net, x, k, time=time, tol=tol, max_rounds=max_rounds)
 
 
-def _amplification(scheme, z, rounding):
+def _amplification(scheme: Scheme, z: Tensor, rounding: float) -> Tensor:
     """`growth_factors` of a complex tensor on the host."""
     return torch.from_numpy(growth_factors(scheme, z.numpy(), rounding))
 
 
-def _largest_steps(scheme, z, h, rounding):
+def _largest_steps(scheme: Scheme, z: Complex[Tensor, "batch m"], h: float, rounding: float) -> PerSample:
     # Eigenvalues of a real matrix come in conjugate pairs, which a scheme treats alike: half of them will do.
     steps = [largest_stable_step(scheme, row[row.imag >= 0].numpy() / h, rounding=rounding).step for row in z]
     return torch.tensor(steps, dtype=torch.float64)
 
 
-def _eigenvalues(J):
+def _eigenvalues(J: np.ndarray) -> np.ndarray:
     """(n,) all eigenvalues of J (n, n): those of C Q, where J = Q C has low rank, as with units that rest; and zeros."""
     Q, R, order = scipy.linalg.qr(J, pivoting=True)
     size = abs(np.diag(R))
@@ -173,7 +192,7 @@ def _eigenvalues(J):
     return np.concatenate([np.linalg.eigvals(C @ Q[:, :rank]).astype(complex), np.zeros(len(J) - rank)])
 
 
-def _kreiss(f, y, dimension):
+def _kreiss(f: Map, y: State, dimension: int) -> PerSample:
     rightmost = spectrum(f, y, 1, "LR")
     known = rightmost.converged[:, 0]
     values = torch.full((len(y),), torch.nan, dtype=torch.float64)

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 import odenets
 from stability.methods.regions import growth_factors, largest_stable_step
 from stability.network.advice import advice, log_growth, modes_of, norm, times
-from stability.network.places import places
+from stability.network.places import Place, places
+from stability.types import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +37,15 @@ class Explanation:
     lipschitz: float | None
     broken: str | None
     unsolved: float | None
-    advice: tuple
+    advice: tuple[str, ...]
     growth: float | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         happened = [f"NaN or Inf appears {self.broken}"] if self.broken else []
         if self.unsolved:
             happened.append(f"{100 * self.unsolved:.0f} % of the images leave an equation unsolved")
         opening = f"{' and '.join(happened)}. " if happened else ""
-        if self.stage is None:
+        if self.stage is None or self.rightmost is None:
             return f"{opening}{' '.join(self.advice)}"
         where = f"Stage {self.stage}, block {self.block} ({self.scheme}, h = {self.step_size:.3g}): "
         growth = (
@@ -62,7 +64,7 @@ class Explanation:
         return f"{opening}{where}{facts}{' '.join(self.advice)}"
 
 
-def explain(net, x, dimension=40):
+def explain(net: nn.Module, x: State, *, dimension: int = 40) -> Explanation:
     """Where and why a network's states grow, or its equations stay unsolved.
 
     Args:
@@ -130,7 +132,7 @@ def explain(net, x, dimension=40):
 
 
 @torch.no_grad()
-def _first_broken(net, x, along):
+def _first_broken(net: nn.Module, x: State, along: list[Place]) -> tuple[float, int] | None:
     """(stage, block) where a state or its slope is first not finite; (inf, 0) behind all; None nowhere."""
     for place in along:
         if not (place.state.isfinite().all() and place.slope(place.state).isfinite().all()):
@@ -138,5 +140,5 @@ def _first_broken(net, x, along):
     return None if net(x.clone()).isfinite().all() else (math.inf, 0)
 
 
-def _number(z):
+def _number(z: complex) -> str:
     return f"{z.real:.3g}" if abs(z.imag) < 1e-12 * max(1, abs(z)) else f"{z.real:.3g}{z.imag:+.3g}i"

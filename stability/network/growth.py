@@ -1,15 +1,22 @@
 """How perturbations grow along a network: measured, as the linearised steps say, and as R(h J) of each block says."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from odenets.nets.guard import guarded
+from odenets.nets.stage import ODEStage
+from odenets.types import Field, Time, Trajectory
 from stability.errors import InputError
 from stability.linear.jacobian import check_mode, check_state, linearised, load_decompositions, repeated
 from stability.network.places import check_net, trajectories
 from stability.random import direction
 from stability.scaling import scaled_norm
+from stability.types import Flags, Map, PerSample, Product, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +32,13 @@ class Growth:
         field at the start of each step. NaN behind the stages, at the input, and for schemes without a one-step R.
     """
 
-    places: tuple
-    measured: torch.Tensor
-    linear: torch.Tensor
-    predicted: torch.Tensor
+    places: tuple[tuple[int, int], ...]
+    measured: Float[Tensor, "places batch"]
+    linear: Float[Tensor, "places batch"]
+    predicted: Float[Tensor, "places batch"]
 
 
-def growth(net, x, delta):
+def growth(net: nn.Module, x: State, delta: State) -> Growth:
     """Follow a perturbation through a network.
 
     Args:
@@ -53,12 +60,12 @@ def growth(net, x, delta):
     if not bool((size > 0).all() and size.isfinite().all()):
         raise InputError(f"delta must be finite and not zero for any sample; its norms are {size.tolist()}")
 
-    def along(x):
+    def along(x: State) -> tuple[Tensor, ...]:
         found, output = trajectories(net, x)
         stages.extend(stage for stage, _ in found)
         return (x, *(states for _, states in found), output)
 
-    stages = []
+    stages: list[ODEStage] = []
     base, tangents = _tangents(along, x, delta)
     stages.clear()
     with torch.no_grad():
@@ -79,7 +86,7 @@ def growth(net, x, delta):
     return Growth(tuple(labels), *(torch.stack(curve).div(size).cpu() for curve in (measured, linear, predicted)))
 
 
-def _predicted(stage, states, v):
+def _predicted(stage: ODEStage, states: Trajectory, v: State) -> list[PerSample]:
     """Norms (B,) of v at the beginning of a stage and behind each block, each step multiplying it by R(h J)."""
     sizes = [scaled_norm(v)]
     if not (stage.scheme.one_step and stage.scheme.has_R):
@@ -98,21 +105,22 @@ def _predicted(stage, states, v):
     return sizes
 
 
-def _linearised(field):
+def _linearised(field: Field) -> Field:
     """The linear field v -> J(y) v on pairs (v, y): y stays, so that a step multiplies v by R(h J(y)).
 
     The state travels with its sample, for a solver evaluates parts of a batch.
     """
     evaluate = guarded(field)
 
-    def f(t, pair):
+    def f(t: Time, pair: State) -> State:
         v, y = pair.unbind(1)
         image = torch.func.jvp(lambda y: evaluate(t, y), (y.detach(),), (v,))[1]
         return torch.stack([image, torch.zeros_like(v)], 1)
 
+    linear: Any = f
     if hasattr(field, "parts"):
-        f.parts = tuple(_linearised(part) for part in field.parts)
-    return f
+        linear.parts = tuple(_linearised(part) for part in field.parts)
+    return linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +130,14 @@ class Exponents:
     values: (B, k). converged: (B,) bool, the last round moved none by more than the tolerance. rounds: of the iteration.
     """
 
-    values: torch.Tensor
-    converged: torch.Tensor
+    values: Float[Tensor, "batch k"]
+    converged: Flags
     rounds: int
 
 
-def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
+def lyapunov_exponents(
+    maps: Map | Sequence[Map], y: State, k: int = 4, *, time: float = 1.0, tol: float = 1e-6, max_rounds: int = 100
+) -> Exponents:
     """log(sigma_i)/time of the k leading singular values sigma_i of the Jacobian of maps applied one after the other.
 
     Directions are pushed through one map after the other and made orthonormal by QR behind each, so that nothing overflows
@@ -184,7 +194,7 @@ def lyapunov_exponents(maps, y, k=4, time=1.0, tol=1e-6, max_rounds=100):
     return Exponents((values / time).cpu(), (change <= tol).cpu() | (p == y[0].numel()), rounds)
 
 
-def _states(maps, y):
+def _states(maps: list[Map], y: State) -> list[State]:
     """Where each map begins, and where the last one ends."""
     check_state(y)
     states = [y]
@@ -195,17 +205,18 @@ def _states(maps, y):
     return states
 
 
-def _columns(product, Q):
+def _columns(product: Product, Q: Float[Tensor, "batch n p"]) -> Float[Tensor, "batch m p"]:
     """(B, m, p) products with the columns of Q (B, n, p)."""
     return product(Q.mT.reshape(-1, Q.shape[1])).reshape(len(Q), Q.shape[2], -1).mT
 
 
-def _tangents(f, y, v):
+def _tangents(f: Callable[[State], tuple[Tensor, ...]], y: State, v: State) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(values, J v for each of them) of a function that returns a tuple."""
     load_decompositions()
     try:
         with torch.no_grad():
-            return torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.clone(),))
+            values, images = torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.clone(),))[:2]
+            return values, images
     except (RuntimeError, NotImplementedError):
         # An operation without forward mode, such as the backward pass of GroupNorm in ie_skip: the pullback is linear in its
         # cotangent, and the pullback of that is J v. Implicit steps refuse this way, but offer the other.

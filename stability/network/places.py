@@ -1,16 +1,19 @@
 """One pass along a network of ODE stages: the state at every block, and what acts on it there."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import odenets
 from odenets.nets.guard import guarded
+from odenets.nets.stage import ODEStage
 from odenets.schemes import Scheme
+from odenets.types import Field, Trajectory
 from stability.errors import InputError
 from stability.linear.jacobian import check_state
+from stability.types import Map, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,27 +26,27 @@ class Place:
 
     stage: int
     block: int
-    field: Callable
+    field: Field
     time: float
     step_size: float
     substeps: int
     scheme: Scheme
-    state: torch.Tensor
+    state: State
 
-    def slope(self, y):
+    def slope(self, y: State) -> State:
         """dy/dt at the beginning of the block."""
         return guarded(self.field)(self.time, y)
 
-    def increment(self, y):
+    def increment(self, y: State) -> State:
         """h f(y): its Jacobian has the eigenvalues h lambda."""
         return self.step_size * self.slope(y)
 
-    def step(self, y):
+    def step(self, y: State) -> State:
         """The first time step of the block; not for multistep schemes, whose step depends on more than y."""
         return self.scheme.step(guarded(self.field), self.time, y, self.step_size)
 
     @property
-    def undo(self):
+    def undo(self) -> Map | None:
         """The inverse of `step` where that takes no solve, else None: a step of the adjoint scheme with -h.
 
         The mirror of explicit Euler has it. Source: Hairer, Lubich & Wanner (2006), section II.3.
@@ -53,7 +56,7 @@ class Place:
             return None
         return lambda y: y - self.step_size * guarded(self.field)(self.time + self.step_size, y)
 
-    def advance(self, y):
+    def advance(self, y: State) -> State:
         """All time steps of the block, with the same exception."""
         f = guarded(self.field)
         for k in range(self.substeps):
@@ -61,7 +64,7 @@ class Place:
         return y
 
 
-def trajectories(net, x):
+def trajectories(net: nn.Module, x: State) -> tuple[list[tuple[ODEStage, Trajectory]], Tensor]:
     """Run `net` once and keep what happens inside its stages.
 
     Args:
@@ -72,12 +75,12 @@ def trajectories(net, x):
         ([(stage, states)], output): the stages in the order in which they run, each with its trajectory
         (1 + fields * substeps, B, ...).
     """
-    found = []
+    found: list[tuple[ODEStage, Trajectory]] = []
 
-    def ask(stage, args, kwargs):
+    def ask(stage: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return args, {**kwargs, "trajectory": True}
 
-    def keep(stage, args, states):
+    def keep(stage: Any, args: tuple, states: Tensor) -> Tensor:
         found.append((stage, states))
         return states[-1].clone()  # the next layer may write into it
 
@@ -95,7 +98,7 @@ def trajectories(net, x):
     return found, output
 
 
-def places(net, x):
+def places(net: nn.Module, x: State) -> list[Place]:
     """The blocks of a network, in order, each as a `Place` with the states that enter it.
 
     Args:
@@ -124,7 +127,7 @@ def places(net, x):
     ]
 
 
-def check_net(net, x):
+def check_net(net: nn.Module, x: State) -> None:
     """ValueError where a network cannot be analysed at x."""
     if not odenets.stages(net):
         raise InputError(f"{type(net).__name__} has no ODEStage; odenets.convert makes them of a torchvision ResNet's blocks")

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from stability.methods.regions import ROUNDING
+from stability.network.blocks import BlockDynamics
+from stability.types import PerSample
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,14 @@ class Predictor:
     formula: str
     meaning: str
     source: str
-    value: Callable
+    value: Callable[[BlockDynamics], PerSample | None]
 
 
-def _of_growth(reduce):
+def _of_growth(reduce: Callable[[Tensor], Tensor]) -> Callable[[BlockDynamics], PerSample | None]:
     return lambda block: None if block.growth is None else reduce(block.growth)
 
 
-def _excess(block):
+def _excess(block: BlockDynamics) -> PerSample | None:
     if block.amplification is None:
         return None
     # A mode that decays slower than the flow's does no harm: growth counts from 1 on.
@@ -140,13 +143,13 @@ PREDICTORS = {
 }
 
 
-def predictors(block):
+def predictors(block: BlockDynamics) -> dict[str, PerSample]:
     """{name: (samples,) tensor} of a `BlockDynamics`, without those that are unknown for its scheme or its size."""
     found = {name: entry.value(block) for name, entry in PREDICTORS.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def lipschitz_bound(blocks):
+def lipschitz_bound(blocks: list[BlockDynamics]) -> PerSample | None:
     """(B,) upper bound of the local Lipschitz constant of the stages in sequence: the product of their steps' norms.
 
     Of blocks with one step each (else the norm of the first step stands for the others, and it is no bound). None with a
@@ -154,6 +157,5 @@ def lipschitz_bound(blocks):
 
     Source: Szegedy et al. (2014), Intriguing properties of neural networks.
     """
-    if any(block.step_norm is None or block.substeps > 1 for block in blocks):
-        return None
-    return torch.stack([block.step_norm for block in blocks]).prod(0)
+    norms = [block.step_norm for block in blocks if block.step_norm is not None and block.substeps == 1]
+    return torch.stack(norms).prod(0) if len(norms) == len(blocks) else None

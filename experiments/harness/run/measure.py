@@ -83,7 +83,7 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
         the most reliable.
     """
     net, images = copy.deepcopy(net).double(), images.double()
-    blocks = stability.dynamics(net, images, dimension, DENSE_LIMIT, DENSE_IMAGES, progress=progress)
+    blocks = stability.dynamics(net, images, dimension, dense_limit=DENSE_LIMIT, dense_samples=DENSE_IMAGES, progress=progress)
     rows = [
         _row(block.stage, block.block, name, value) for block in blocks for name, value in stability.predictors(block).items()
     ]
