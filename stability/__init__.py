@@ -8,33 +8,50 @@ from stability.attacks.gradient import fgsm, pgd
 from stability.attacks.judge import WorstCase, worst_case
 from stability.attacks.random_search import noise, square
 from stability.attacks.threats import L2, Linf
-from stability.linear.arnoldi import krylov_memory
+from stability.linear.arnoldi import Memory, krylov_memory
+from stability.linear.eigenpairs import Spectrum
 from stability.linear.jacobian import dense_jacobians, jacobian
-from stability.linear.kreiss import kreiss_constant
-from stability.linear.normality import departure_from_normality
-from stability.linear.numerical_range import numerical_range
-from stability.linear.pseudospectra import pseudospectrum
-from stability.linear.singular import singular_values
+from stability.linear.kreiss import Kreiss, kreiss_constant
+from stability.linear.normality import Departure, departure_from_normality
+from stability.linear.numerical_range import NumericalRange, numerical_range
+from stability.linear.pseudospectra import Pseudospectrum, pseudospectrum
+from stability.linear.singular import SingularValues, singular_values
 from stability.linear.spectra import log_norm, ritz_values, spectral_norm, spectrum
-from stability.masking.audit import audit
+from stability.masking.audit import Audit, audit
 from stability.masking.roots import path_dependent
-from stability.masking.subject import before_the_judge, cold_judge
+from stability.masking.subject import Check, before_the_judge, cold_judge
 from stability.methods.contraction import Contraction, contraction
-from stability.methods.regions import growth_factors, largest_stable_step, region, snapped
+from stability.methods.regions import Region, StableStep, growth_factors, largest_stable_step, region, snapped
 from stability.network.blocks import BlockDynamics, block_dynamics, dynamics, stage_exponents
-from stability.network.explain import explain
-from stability.network.growth import growth, lyapunov_exponents
+from stability.network.explain import Explanation, explain
+from stability.network.growth import Exponents, Growth, growth, lyapunov_exponents
 from stability.network.penalty import log_norm_penalty
-from stability.network.places import places
-from stability.network.predictors import PREDICTORS, lipschitz_bound, predictors
+from stability.network.places import Place, places
+from stability.network.predictors import PREDICTORS, Predictor, lipschitz_bound, predictors
 
 __all__ = [
     "Attack",
+    "Audit",
     "BlockDynamics",
+    "Check",
     "Contraction",
+    "Departure",
+    "Explanation",
+    "Exponents",
+    "Growth",
+    "Kreiss",
     "L2",
     "Linf",
+    "Memory",
+    "NumericalRange",
     "PREDICTORS",
+    "Place",
+    "Predictor",
+    "Pseudospectrum",
+    "Region",
+    "SingularValues",
+    "Spectrum",
+    "StableStep",
     "WorstCase",
     "apgd",
     "attack_shorthands",

@@ -18,7 +18,10 @@ EXACT = 160  # up to so many entries the basis fills the space, where its size i
 
 
 class Memory(NamedTuple):
-    """What a Krylov computation will hold: bytes for each sample, samples at once, bytes at the peak."""
+    """What a Krylov computation will hold.
+
+    bytes_per_sample: bytes for each sample. chunk: samples at once. bytes: at the peak.
+    """
 
     bytes_per_sample: int
     chunk: int

@@ -21,7 +21,7 @@ class Place:
     """A block of a network and the states that enter it.
 
     stage, block: indices. field: f(t, y). time: at which the block begins. step_size: h. substeps: steps in the block.
-    state: (B, ...).
+    scheme: which integrates it. state: (B, ...).
     """
 
     stage: int

@@ -17,7 +17,11 @@ from stability.types import PerSample
 
 @dataclass(frozen=True)
 class Predictor:
-    """name: as in tables. formula: in TeX. meaning: a line. value: BlockDynamics -> (samples,), or None where unknown."""
+    """A scalar of a block.
+
+    name: as in tables. formula: in TeX. meaning: a line. source: book or article. value: BlockDynamics -> (samples,), or None
+        where unknown.
+    """
 
     name: str
     formula: str
