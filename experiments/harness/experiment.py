@@ -180,6 +180,7 @@ def make_config(args, script, substeps, fields=("residual",)):
         budget=budget,
         seeds_at_most=at_most,
         looks=looks,
+        reported=tuple(before.get("reported", ())),
         smoke=args.smoke,
     )
     if args.smoke:
@@ -282,6 +283,7 @@ def conduct(config, cases_of, args):
     run.write_tables()
     with console.status("drawing the report"), saving(run.path("report.html")):
         report.write_report(found, run.path("report.html"))
+    run.note_report(len(config.seeds))
     _print_summary(console, found, failures, run.path("report.html"))
     return 1 if failures else 0
 

@@ -95,3 +95,13 @@ def test_what_was_fixed_stays_fixed(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(other, "--resume")
     assert "looks was [] and is now" in capsys.readouterr().err, "who has looked already cannot begin to look by plan"
+
+
+def test_seeds_that_are_added_after_a_report_are_no_plan(runs, tmp_path):
+    out, caveat = tmp_path / "run", "The run was reported after 3 seeds and then went on"
+    options = ["--schemes", "explicit,heun", "--out", str(out)]
+    compare_schemes.main([*options, "--seeds", "0,1,2"])
+    assert json.loads((out / "config.json").read_text())["reported"] == [3]
+    assert caveat not in (out / "report.html").read_text()
+    compare_schemes.main([*options, "--seeds", "0,1,2,3", "--resume"])
+    assert json.loads((out / "config.json").read_text())["reported"] == [3, 4] and caveat in (out / "report.html").read_text()

@@ -166,6 +166,7 @@ def _untrusted(arm, eps):
 def caveats(found):
     """Sentences on what the figures of this run do not show; each only where it applies."""
     config, n, records = found.config, len(found.config.seeds), found.records
+    earlier = [seeds for seeds in config.reported if seeds < n]
     attacks = sorted(found.attacks())
     missing = [
         f"{arm.name}, seed {seed}"
@@ -215,6 +216,11 @@ def caveats(found):
             1 < n < 6,
             f"{count(len(config.seeds), 'seed')}: the interval is {stdtrit(n - 1, 0.975):.1f} standard errors to either side: "
             "differences of some points can hide in it. \u201cCannot tell yet\u201d is not \u201cequal\u201d.",
+        ),
+        (
+            earlier and not config.looks,
+            f"The run was reported after {', '.join(map(str, earlier))} seeds and then went on: verdicts that are read, and read "
+            "again with more seeds, are false more often than in 5 % of tables. --until-clear plans for that.",
         ),
         (
             config.splits == "fixed",

@@ -19,6 +19,7 @@ INCIDENTAL = (
     "checkpoint_seconds",
     "budget",
     "seeds_at_most",
+    "reported",
 )
 
 
@@ -30,6 +31,7 @@ class RunConfig:
     as the command line names it. epsilons: radii in pixel units. audit: which nets. budget: in seconds. data: {split: images}.
     splits: whether all seeds share their images. margin: of equivalence, a share of the images. looks: numbers of seeds after
     which a run that ends when it is clear is looked at; none: one look, at all seeds. Both are fixed before anything is seen.
+    reported: numbers of seeds at which there was a report.
     environment: versions and machine. The rest is as its option says.
     """
 
@@ -55,6 +57,7 @@ class RunConfig:
     splits: str = "fixed"
     margin: float = 0.02
     looks: tuple[int, ...] = ()
+    reported: tuple[int, ...] = ()
     device: str = "cpu"
     workers: int | None = None
     budget: float | None = None

@@ -102,6 +102,13 @@ class Run:
             self.config["seeds"].append(seed)
             self._write_config()
 
+    def note_report(self, seeds):
+        """Note on the disk that so many seeds have been reported on; what else stands there stays as it was."""
+        config = read_config(self.path("config.json"))
+        if seeds not in config.setdefault("reported", []):
+            config["reported"].append(seeds)
+            write_atomically(self.path("config.json"), json.dumps(config, indent=2) + "\n")
+
     def missing(self, cases):
         """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
         found = {}
