@@ -219,8 +219,8 @@ def caveats(found):
         ),
         (
             earlier and not config.looks,
-            f"The run was reported after {', '.join(map(str, earlier))} seeds and then went on: verdicts that are read, and read "
-            "again with more seeds, are false more often than in 5 % of tables. --until-clear plans for that.",
+            f"The run was reported after {', '.join(map(str, earlier))} seeds and then went on: verdicts that are read, and "
+            "read again with more seeds, are false more often than in 5 % of tables. --until-clear plans for that.",
         ),
         (
             config.splits == "fixed",
