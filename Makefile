@@ -54,11 +54,7 @@ test-perturbed: setup
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default $(PYTEST) $(PERTURBED)
 
 bench: setup
-	$(BIN)/python experiments/benchmarks/cost.py
-	$(BIN)/python experiments/benchmarks/peers.py
-	$(BIN)/python experiments/benchmarks/spectra.py
-	$(BIN)/python experiments/benchmarks/attacks.py
-	$(BIN)/python experiments/benchmarks/audit.py
+	$(BIN)/python experiments/benchmarks/run.py --out runs/bench.json
 
 clean:
 	rm -rf $(VENV) runs site build *.egg-info

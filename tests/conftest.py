@@ -3,14 +3,17 @@
 from collections import defaultdict
 from contextlib import nullcontext
 
-import pretend
 import pytest
 import torch
 import typechecked
 
+from experiments.benchmarks import pretend
+
 typechecked.install()  # before anything imports the packages
 torch.set_num_threads(1)  # small problems; and results do not depend on the machine's cores
 ACCELERATOR = "cuda" if torch.cuda.is_available() else pretend.NAME  # torch knows one at a time
+if ACCELERATOR == pretend.NAME:
+    pretend.install()
 
 
 @pytest.fixture(params=["cpu", ACCELERATOR])

@@ -1,8 +1,6 @@
 """Our attacks beside foolbox's, torchattacks' and the reference AutoAttack's: the same weights, images, radius and step.
 
-    python experiments/benchmarks/attacks.py [--device auto] [--only NAME,...] [--out FILE.json]
-
-About 15 minutes on 2 cores. Peers that are not installed are named and skipped; `pip install -e ".[attacks-bench]"` gets them.
+Peers that are not installed are named and skipped; `pip install -e ".[attacks-bench]"` gets them.
 It is an extra of its own, best in an environment of its own: torchattacks pins requests to a version of 2020.
 """
 
@@ -14,8 +12,7 @@ import torch
 import odenets
 import stability
 from experiments.benchmarks import libraries as peers
-from experiments.benchmarks.cost import TRAINING, fastest, run_benchmarks
-from experiments.harness.command import run_cli
+from experiments.benchmarks.timing import TRAINING, fastest
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 
@@ -87,8 +84,8 @@ def reference(device, smoke):
     if peers.peer("pyautoattack") is None:
         yield "pyautoattack is not installed: skipped", None, None
         return
-    # One seed against another differs by about a point: the mean of eight tells a difference of one.
-    seeds, steps, queries = (1, 5, 5) if smoke else (8, 100, 300)
+    # One seed against another differs by about a point: the mean of four tells a difference of one.
+    seeds, steps, queries = (1, 5, 5) if smoke else (4, 100, 300)
 
     def settings(reference):
         reference.apgd.n_restarts, reference.square.n_queries = 1, queries
@@ -129,16 +126,3 @@ def _means(functions, seeds, device):
         ]
         seconds = [sum(pair) for pair in zip(seconds, fastest(runs, 1, device))]
     return [sum(own) / seeds for own in found], seconds
-
-
-BENCHMARKS = {"pgd": pgd, "reference": reference}
-
-
-@run_cli
-def main(argv=None):
-    """The script."""
-    return run_benchmarks(__file__, __doc__.split("\n\n")[0], BENCHMARKS, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

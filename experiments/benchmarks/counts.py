@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,11 +63,11 @@ def count(run: Callable[[], object]) -> Counts:
 class _Counting(TorchDispatchMode):
     """The dispatcher's operations by whether a device took part, whether they launch, whether the host waits."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[tuple[bool, str, bool, bool]] = Counter()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
         devices = {tensor.device.type for tensor in tensors} - {"meta"}
@@ -89,12 +90,12 @@ class _Counting(TorchDispatchMode):
         return Counts(kernels, synchronisations, dict(operations.most_common()))
 
 
-def _is_view(function):
+def _is_view(function: Any) -> bool:
     returned = [value.alias_info for value in function._schema.returns]
     return bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
 
 
-def _indexed_by_mask(name, args):
+def _indexed_by_mask(name: str, args: Any) -> bool:
     """Indexing by a mask looks for its nonzero entries first; assigning one number through it does not."""
     if name not in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
         return False

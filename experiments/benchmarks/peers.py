@@ -1,13 +1,9 @@
 """Other libraries beside ours on the same problems, as ratios measured side by side in this run.
 
-    python experiments/benchmarks/peers.py [--device auto] [--only NAME,...] [--out FILE.json]
-
-About 6 minutes on 2 cores. Peers that are not installed are named and skipped; `pip install -e ".[bench]"` gets
+Peers that are not installed are named and skipped; `pip install -e ".[bench]"` gets
 torchode, torchdyn and torchdeq, and torchdiffeq's implicit_euler is in its git version alone. Evaluations are rows of f
 and of its transposed products, counted alike in the field itself; failures are judged by what was returned.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -15,11 +11,9 @@ from torch.nn import functional as F
 
 import odenets
 from experiments.benchmarks import libraries as peers
-from experiments.benchmarks.cost import TRAINING, fastest, run_benchmarks
 from experiments.benchmarks.memory import peak_bytes
-from experiments.harness.command import run_cli
+from experiments.benchmarks.timing import fastest, trained_on_digits
 from experiments.harness.training import data
-from experiments.harness.training import loop as training
 from odenets.solve.nonlinear import Broyden
 
 
@@ -90,11 +84,7 @@ class _Counted(torch.autograd.Function):
 
 def _trained_blocks(scheme, device, smoke):
     """Pairs (block, its inputs on test images) of the small net trained on digits with `scheme`."""
-    digits = data.load("digits", None)
-    digits = data.Data("digits", 10, *(split.to(device) for split in (digits.train, digits.held_out, digits.test)))
-    torch.manual_seed(0)
-    net, pairs = odenets.ode_resnet_small(scheme=scheme).to(device), []
-    training.train(net, digits, replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, 0)
+    (net, digits), pairs = trained_on_digits(scheme, device, smoke), []
     hooks = [
         stage.register_forward_hook(lambda stage, inputs, _: pairs.extend(_inputs(stage, *inputs)))
         for stage in odenets.stages(net).values()
@@ -246,23 +236,3 @@ def compiled(device, smoke):
         yield f"fixed iterations, {label}: time compiled / not compiled", seconds[0] / seconds[1], 1.0
     difference = (fast(y).detach() - expected).norm() / expected.norm()
     yield "fixed iterations: relative difference compiled", float(difference), None
-
-
-BENCHMARKS = {
-    "fixed_grid": fixed_grid,
-    "torchdeq": against_torchdeq,
-    "large": large_states,
-    "memory": peak_memory,
-    "step": training_step,
-    "compiled": compiled,
-}
-
-
-@run_cli
-def main(argv=None):
-    """The script."""
-    return run_benchmarks(__file__, __doc__.split("\n\n")[0], BENCHMARKS, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,8 +1,6 @@
 """Eigenvalues of Jacobians beside LAPACK and ARPACK, as ratios measured side by side in this run.
 
-    python experiments/benchmarks/spectra.py [--device auto] [--only NAME,...] [--out FILE.json]
-
-About 10 minutes on 2 cores. dense_4096 is the dense Jacobian of a block of 16x16x16 and LAPACK, dense_1024 the
+dense_4096 is the dense Jacobian of a block of 16x16x16 and LAPACK, dense_1024 the
 same on 16x8x8. ARPACK is looped over a few images and its mean time taken for all: once as SciPy's users
 would, on `stability.jacobian(f, y)` and its forward products, once on its transpose, whose backward products keep their
 graph and are as cheap as ours.
@@ -17,9 +15,8 @@ from torch.nn import functional as F
 
 import odenets
 import stability
-from experiments.benchmarks.cost import fastest, run_benchmarks
 from experiments.benchmarks.memory import peak_bytes
-from experiments.harness.command import run_cli
+from experiments.benchmarks.timing import fastest
 from experiments.harness.training import data
 
 WANTED = {"k": 6, "which": "LR"}
@@ -115,16 +112,3 @@ def _timed(function, device):
     result = []
     (seconds,) = fastest([lambda: result.append(function())], 1, device)
     return seconds, result[0]
-
-
-BENCHMARKS = {"dense_1024": dense_1024, "images": images, "batches": batches, "dense_4096": dense_4096}
-
-
-@run_cli
-def main(argv=None):
-    """The script."""
-    return run_benchmarks(__file__, __doc__.split("\n\n")[0], BENCHMARKS, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,9 +7,11 @@ the CPU (`twin`), and an operation runs on views of the twins. Installed once in
 """
 
 import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -24,59 +26,65 @@ NUMBERS = {"where", "masked_fill", "masked_fill_", "fill_", "fill", "index_fill"
 _torchs, _default = torch.Generator, torch.Generator()
 
 
-_owned = set()
+_owned: set[int] = set()
+_torch: Any = torch
+
+
+def _address(generator: Any) -> int:
+    return generator._cdata
 
 
 class Generator(torch.Generator):
     """Random numbers of the pretend device; torch hands it to kernels as one of its own class."""
 
-    def __init__(self):
-        _owned.add(self._cdata)
-        weakref.finalize(self, _owned.discard, self._cdata)
+    def __init__(self) -> None:
+        _owned.add(_address(self))
+        weakref.finalize(self, _owned.discard, _address(self))
 
     @property
-    def device(self):
+    def device(self) -> torch.device:  # type: ignore[override]
+        """The pretend one."""
         return torch.device(NAME, 0)
 
 
 class _Constructor(type):
     """`torch.Generator` as it stands in torch, but for generators of this device."""
 
-    def __call__(cls, device="cpu"):
+    def __call__(cls, device: Any = "cpu") -> torch.Generator:
         return Generator() if torch.device(device).type == NAME else _torchs(device)
 
-    def __instancecheck__(cls, instance):
+    def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, _torchs)
 
 
 class _Module:
     """What torch asks of `torch.pretend`."""
 
-    def is_initialized(self):
+    def is_initialized(self) -> bool:
         return True
 
-    def is_available(self):
+    def is_available(self) -> bool:
         return True
 
-    def current_device(self):
+    def current_device(self) -> int:
         return 0
 
-    def device_count(self):
+    def device_count(self) -> int:
         return 1
 
-    def _is_in_bad_fork(self):
+    def _is_in_bad_fork(self) -> bool:
         return False
 
-    def manual_seed_all(self, seed):
+    def manual_seed_all(self, seed: int) -> None:
         _default.manual_seed(seed + 1)  # a device has its own numbers
 
-    def get_rng_state(self, device=None):
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
         return _default.get_state()
 
-    def set_rng_state(self, state, device=None):
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
         _default.set_state(state)
 
-    def get_amp_supported_dtype(self):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
 
@@ -94,7 +102,7 @@ class _Traits:
 
 
 @cache
-def _traits(operation):
+def _traits(operation: Any) -> _Traits:
     schema = operation._schema
     name = schema.name.removeprefix("aten::")
     writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
@@ -106,7 +114,7 @@ def _traits(operation):
     )
 
 
-def _twin(tensor):
+def _twin(tensor: Any) -> torch.Tensor:
     """The CPU's view of the numbers of a device's tensor."""
     there = torch.empty(0, dtype=tensor.dtype)
     there.set_(tensor.untyped_storage().twin, tensor.storage_offset(), tensor.size(), tensor.stride())
@@ -114,29 +122,30 @@ def _twin(tensor):
     return torch._neg_view(there) if tensor.is_neg() else there
 
 
-def _strided(tensor, like):
+def _strided(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return _aten.as_strided.default.redispatch(_META, tensor, like.size(), like.stride(), like.storage_offset())
 
 
-def _labelled(there):
+def _labelled(there: torch.Tensor) -> torch.Tensor:
     """A new tensor of the device with these numbers."""
     tensor = torch._C._acc.create_empty_tensor(there.size(), there.dtype)
-    tensor.untyped_storage().twin = there.untyped_storage()
+    storage: Any = tensor.untyped_storage()
+    storage.twin = there.untyped_storage()
     # Says too how many bytes the storage has.
-    return _reset(tensor, tensor.untyped_storage(), there.storage_offset(), there.size(), there.stride())
+    return _reset(tensor, storage, there.storage_offset(), there.size(), there.stride())
 
 
-def _mapped(function, value):
+def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return function(value)
     return type(value)(_mapped(function, part) for part in value) if type(value) in (list, tuple) else value
 
 
-def _refuse(device):
+def _refuse(device: Any) -> NoReturn:
     raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and {device}!")
 
 
-def _run(operation, *args, **kwargs):
+def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
     """One operation: refused where CUDA refuses it, else run on the twins."""
     traits, pairs, run = _traits(operation), [], operation
     kwargs = {**kwargs}
@@ -145,9 +154,9 @@ def _run(operation, *args, **kwargs):
         kwargs["device"] = _CPU
     if traits.draws:
         kwargs["generator"] = _own(kwargs.get("generator"))
-    foreign = []
+    foreign: list[torch.Tensor] = []
 
-    def there(tensor):
+    def there(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device.type != NAME:
             foreign.append(tensor)
             return tensor
@@ -168,7 +177,7 @@ def _run(operation, *args, **kwargs):
     same = {id(twin): tensor for tensor, twin in pairs}
     stored = {twin.untyped_storage()._cdata: tensor for tensor, twin in pairs}
 
-    def here(found):
+    def here(found: torch.Tensor) -> torch.Tensor:
         if id(found) in same:
             return same[id(found)]
         base = stored.get(found.untyped_storage()._cdata)
@@ -179,7 +188,7 @@ def _run(operation, *args, **kwargs):
     return _mapped(here, result)
 
 
-def _check(traits, foreign, args, kwargs):
+def _check(traits: _Traits, foreign: list[torch.Tensor], args: Any, kwargs: dict[str, Any]) -> None:
     """Raise where CUDA would: CPU tensors among the device's, but for numbers and indices."""
     written = [args[i] for i in traits.writes if i < len(args)] + [kwargs[n] for n in traits.written if n in kwargs]
     if any(tensor is value for tensor in foreign for value in written):
@@ -196,18 +205,18 @@ def _check(traits, foreign, args, kwargs):
         raise RuntimeError("Trying to pass too many CPU scalars to non-CPU kernel!")
 
 
-def _own(generator):
+def _own(generator: torch.Generator | None) -> torch.Generator:
     """The device's default generator for None."""
-    if generator is not None and generator._cdata not in _owned:
+    if generator is not None and _address(generator) not in _owned:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
     return _default if generator is None else generator
 
 
-def _reset(tensor, storage, offset, size, stride):
+def _reset(tensor: torch.Tensor, storage: Any, offset: Any, size: Any, stride: Any) -> torch.Tensor:
     return _aten.set_.source_Storage_storage_offset.redispatch(_META, tensor, storage, offset, size, stride)
 
 
-def _copy_from(source, target, non_blocking=False):
+def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     """The one operation that may cross between devices."""
     for tensor in (source, target):
         if tensor.device.type not in (NAME, "cpu"):
@@ -217,24 +226,24 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
-def _convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    return _run(_aten.convolution.default, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+def _convolution(*args: Any) -> Any:
+    return _run(_aten.convolution.default, *args)
 
 
-def _convolution_backward(grad, x, weight, stride, padding, dilation, transposed, output_padding, groups, mask):
-    settings = (None, stride, padding, dilation, transposed, output_padding, groups, mask)
-    return _run(_aten.convolution_backward.default, grad, x, weight, *settings)
+def _convolution_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *settings: Any) -> Any:
+    no_bias = None
+    return _run(_aten.convolution_backward.default, grad, x, weight, no_bias, *settings)
 
 
-def _zeros(size, dtype=None, layout=None, device=None, pin_memory=None):
+def _zeros(size: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None) -> torch.Tensor:
     return _labelled(torch.zeros(size, dtype=dtype))
 
 
-def _kernel(name):
+def _kernel(name: str) -> Callable[..., Any]:
     operation, overload = name.partition(".")[::2]
     operation = getattr(getattr(_aten, operation), overload or "default")
 
-    def kernel(*args, **kwargs):
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         return _run(operation, *args, **kwargs)
 
     return kernel
@@ -247,11 +256,11 @@ OWN = {
     "_efficientzerotensor": _zeros,
     "set_.source_Storage_storage_offset": _reset,
 }
-_libraries = []
+_libraries: list[torch.library.Library] = []
 
 
-def install():
-    """Register the device "pretend" in this process."""
+def install() -> None:
+    """Register the device "pretend" in this process, before its first backward pass: then autograd counts the devices."""
     if _libraries:
         return
     _setup_privateuseone_for_python_backend(NAME, _Module())
@@ -270,14 +279,14 @@ def install():
         aten.impl(name, function, "PrivateUse1")
     for key in ("Conjugate", "Negative"):  # copying resolves them, and resolving them copies
         aten.impl("_copy_from", torch.library.fallthrough_kernel, key)
-    torch.Generator = _Constructor("Generator", (), {})
+    _torch.Generator = _Constructor("Generator", (), {})
     # Copied and pickled by way of their values: torch would read the device's storage, where nothing is.
     has_storage = torch._C._has_storage
-    torch._C._has_storage = lambda tensor: tensor.device.type != NAME and has_storage(tensor)
+    _torch._C._has_storage = lambda tensor: tensor.device.type != NAME and has_storage(tensor)
 
 
 @contextmanager
-def device():
+def device() -> Iterator[torch.device]:
     """The device, while parameters stay the same objects when they move, as CUDA's do."""
     install()
     torch.__future__.set_swap_module_params_on_conversion(True)
