@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from odenets.errors import InputError
 from odenets.nets import fields
+from odenets.nets.certifiable import at_limit, certifiable_small
 from odenets.nets.convert import convert
 from odenets.nets.fields import get_field, list_fields
 from odenets.nets.resnet import (
@@ -49,6 +50,8 @@ __all__ = [
     "channels_last",
     "converged",
     "convert",
+    "at_limit",
+    "certifiable_small",
     "evaluate",
     "fields",
     "get_field",

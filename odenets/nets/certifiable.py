@@ -1,0 +1,186 @@
+"""Networks that are non-expansive from pixel to logit: isometries around stages of fields with proofs.
+
+Nothing here couples images, and nothing divides by what it sees: GroupNorm, LayerNorm and a hidden 1/std have no place.
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odenets.errors import InputError
+from odenets.nets.fields import get_field
+from odenets.nets.layers import basic_layers
+from odenets.nets.monotone import GradientFlow, Monotone
+from odenets.nets.stage import ODEStage
+from odenets.schemes import Scheme, Tableau, get_scheme
+from odenets.types import State
+
+Images = Float[Tensor, "batch channels height width"]
+
+
+class Centre(nn.Module):
+    """y - value: an isometry."""
+
+    def __init__(self, value: float = 0.5) -> None:
+        super().__init__()
+        self.value = float(value)
+
+    def forward(self, y: State) -> State:
+        """(B, ...) -> (B, ...)."""
+        return y - self.value
+
+
+class PadChannels(nn.Module):
+    """Channels of zeros behind those that come: an isometry.
+
+    Args:
+        channels: How many there are afterwards.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, y: Images) -> Images:
+        """(B, C, H, W) -> (B, channels, H, W), C at most channels."""
+        if y.shape[1] > self.channels:
+            raise InputError(f"PadChannels pads to {self.channels} channels, but {y.shape[1]} came: take more")
+        return F.pad(y, (0, 0, 0, 0, 0, self.channels - y.shape[1]))
+
+
+class ScaledPool(nn.Module):
+    """size x size average pooling, multiplied by size: of norm 1 in L2, where the plain one has 1/size.
+
+    Args:
+        size: Pixels along each side of a window; the windows do not overlap.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, y: Images) -> Images:
+        """(B, C, H, W) -> (B, C, H / size, W / size)."""
+        return self.size * F.avg_pool2d(y, self.size)
+
+
+class CayleyConv(nn.Module):
+    """A 1x1 convolution by a matrix with orthonormal rows or columns: an isometry where outputs >= inputs, else a projection.
+
+    With U square and V the rest of the free weights, A = U - U^T + V^T V has positive semi-definite symmetric part, and
+    Q = [(I - A)(I + A)^-1; -2 V (I + A)^-1] has Q^T Q = I.
+
+    Args:
+        inputs, outputs: Channels.
+
+    Source: Trockman & Kolter (2021), Orthogonalizing convolutional layers with the Cayley transform, appendix on non-square.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.free = nn.Parameter(torch.randn(max(inputs, outputs), min(inputs, outputs)) / math.sqrt(max(inputs, outputs)))
+        self.wide = outputs < inputs
+
+    def matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """The matrix Q, or its transpose."""
+        n = self.free.shape[1]
+        U, V = self.free[:n], self.free[n:]
+        identity = torch.eye(n, dtype=U.dtype, device=U.device)
+        A = U - U.mT + V.mT @ V
+        Q = torch.linalg.solve(identity + A, torch.cat([identity - A, -2 * V]), left=False)
+        return Q.mT if self.wide else Q
+
+    def forward(self, y: Images) -> Images:
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        return F.conv2d(y, self.matrix()[:, :, None, None])
+
+
+class UnitRows(nn.Module):
+    """A linear layer whose rows have norm 1; how far two of them lie apart is between 0 and 2, and not sqrt 2.
+
+    Args:
+        features, classes: Sizes.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.free = nn.Parameter(torch.randn(classes, features) / math.sqrt(features))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    @property
+    def weight(self) -> Float[Tensor, "classes features"]:
+        """The rows."""
+        return F.normalize(self.free, dim=1)
+
+    def forward(self, y: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        return F.linear(y, self.weight, self.bias)
+
+
+def certifiable_small(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    size: int = 28,
+    scheme: str | Scheme | Tableau = "splitting",
+    field: str = "monotone",
+    width: int = 16,
+    depths: tuple[int, ...] = (2, 2),
+    substeps: int = 1,
+) -> nn.Sequential:
+    """A network that `stability.certify` proves: pixel-unshuffle, stages of fields with proofs, scaled pooling, unit rows.
+
+    Explicit steps, and those of a splitting, are brought to their limit; see `at_limit`.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        size: Their height and width, a multiple of 4 (of 8 for two stages).
+        scheme: Spec or `Scheme`, for all stages.
+        field: "monotone", "gradient_flow", "skew" or "inf_monotone".
+        width: Channels of the first stage, at least in_channels times 4; of the next ones twice as many each.
+        depths: Fields of each stage. Between two stages the image is unshuffled, and a `CayleyConv` keeps half of its channels.
+        substeps: Steps for each field.
+    """
+    if size % 2 ** len(depths) or size < 2 ** len(depths):
+        raise InputError(f"size must be a multiple of {2 ** len(depths)} for {len(depths)} stages, got {size}")
+    if width < 4 * in_channels:
+        raise InputError(f"width must be at least 4 * in_channels = {4 * in_channels}, got {width}")
+    build, pixels, channels = get_field(field).build, size // 2, width
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["centre"], layers["unshuffle"], layers["pad"] = Centre(), nn.PixelUnshuffle(2), PadChannels(width)
+    for n, depth in enumerate(depths):
+        if n:
+            layers[f"unshuffle{n}"], layers[f"mix{n}"] = nn.PixelUnshuffle(2), CayleyConv(4 * channels, 2 * channels)
+            pixels, channels = pixels // 2, 2 * channels
+        stage = ODEStage([build(basic_layers, channels) for _ in range(depth)], scheme, substeps=substeps)
+        layers[f"stage{n}"] = at_limit(stage, (channels, pixels, pixels))
+    pool = next(k for k in (3, 2, 1) if pixels % k == 0 and pixels > k) if pixels > 1 else 1
+    layers["pool"], layers["flatten"] = ScaledPool(pool), nn.Flatten()
+    layers["head"] = UnitRows(channels * (pixels // pool) ** 2, num_classes)
+    return nn.Sequential(layers)
+
+
+@torch.no_grad()
+def at_limit(stage: ODEStage, shape: tuple[int, int, int]) -> ODEStage:
+    """Scale the weights of gradient flows so that an explicit step of the stage is the largest that is proven; in place.
+
+    Stages without an explicit step stay as they are: implicit ones need no such bound. In training, after each step of the
+    optimiser: the weights are then projected onto those at the limit.
+
+    Args:
+        stage: Whose fields are `GradientFlow` or `Monotone`; others are left alone.
+        shape: Channels, height and width of its states.
+    """
+    scheme = get_scheme(stage.scheme)
+    explicit = not scheme.implicit or bool(scheme.moves)
+    for field in stage.fields if explicit else ():
+        flow = field.flow if isinstance(field, Monotone) else field
+        if isinstance(flow, GradientFlow):
+            forward = flow.constants(2, shape).forward  # 2/||K||^2
+            # A rounding below the limit, so that weights rounded to float32 are not above it.
+            flow.conv.weight.mul_(math.sqrt(forward / stage.step_size * (1 - 1e-5)) if forward < math.inf else 1.0)
+    return stage
