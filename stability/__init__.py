@@ -8,6 +8,7 @@ from stability.attacks.gradient import fgsm, pgd
 from stability.attacks.judge import WorstCase, worst_case
 from stability.attacks.random_search import noise, square
 from stability.attacks.threats import L2, Linf
+from stability.certificates.certify import Budget, Certificate, certify
 from stability.linear.arnoldi import Memory, krylov_memory
 from stability.linear.eigenpairs import Spectrum
 from stability.linear.jacobian import dense_jacobians, jacobian
@@ -34,6 +35,8 @@ __all__ = [
     "Audit",
     "BlockDynamics",
     "Check",
+    "Budget",
+    "Certificate",
     "Contraction",
     "Departure",
     "Explanation",
@@ -59,6 +62,7 @@ __all__ = [
     "autoattack",
     "before_the_judge",
     "block_dynamics",
+    "certify",
     "cold_judge",
     "contraction",
     "dense_jacobians",

@@ -52,6 +52,14 @@ KNOWN = {
         "stability.linear",
         "stability.network",
     ],
+    "stability/certificates": [
+        "odenets",
+        "stability.errors",
+        "stability.types",
+        "stability.methods",
+        "stability.attacks",
+        "stability.certificates",
+    ],
     "stability/masking": [
         "odenets",
         "stability.errors",

@@ -166,7 +166,7 @@ def certifiable_small(
 
 @torch.no_grad()
 def at_limit(stage: ODEStage, shape: tuple[int, int, int]) -> ODEStage:
-    """Scale the weights of gradient flows so that an explicit step of the stage is the largest that is proven; in place.
+    """Scale the weights of gradient flows so that ||K||^2 h = 2, the limit of explicit Euler and of Heun; in place.
 
     Stages without an explicit step stay as they are: implicit ones need no such bound. In training, after each step of the
     optimiser: the weights are then projected onto those at the limit.

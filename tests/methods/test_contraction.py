@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from certified import SHAPE, field, worst_ratio
 
 import odenets
 import stability
-from stability.methods.contraction import cocoercive_limit
+from stability.methods.contraction import _residual_constant, cocoercive_limit
 
 STABLE = ["implicit_euler", "implicit_midpoint", "gauss4", "gauss6", "radau3", "radau5", "lobatto_iiic4", "norsett3"]
-# h L up to which steps on gradient flows are proven, to the digits given: Sanz-Serna & Zygalakis (2020) and the references there.
+# h L up to which steps on gradient flows are proven, to the digits given: Sanz-Serna & Zygalakis (2020), Dahlquist & Jeltsch.
 LIMITS = {
     "explicit_euler": 2,
     "heun": 2,
@@ -181,3 +182,51 @@ def test_strict_monotonicity_contracts():
     assert stability.contraction("implicit", Damped(), 4.0).factor == pytest.approx(1 / 3)
     assert stability.contraction("implicit", Damped(), 4.0).factor_inf == pytest.approx(1 / 3)
     assert stability.contraction("implicit_midpoint", Damped(), 0.5).factor == 1
+
+
+@pytest.mark.parametrize("name", [n for n in odenets.list_schemes() if odenets.get_scheme(n).implicit])
+def test_residuals_move_the_end_of_a_step_by_no_more_than_their_constant(name):
+    """On linear monotone fields the end of a step is linear in the residuals: the norm of that map stays below the constant."""
+    tableau = odenets.get_scheme(name).tableau
+    if tableau is None or (constant := _residual_constant(tableau)) == math.inf:
+        return
+    first = int(tableau.A.any(axis=1).argmax())  # the stages before are explicit, and exact
+    A, b, s = tableau.A[first:, first:], tableau.b[first:], tableau.stages - first
+    B = np.zeros_like(A)
+    for i, j in tableau.blocks:
+        if i >= first:
+            B[i - first : j - first, i - first : j - first] = A[i - first : j - first, i - first : j - first]
+    generator, largest, n = np.random.default_rng(0), 0.0, 3
+    for h in (0.1, 1.0, 10.0, 1e3):
+        for _ in range(40):
+            K, S = generator.normal(size=(2, n, n))
+            M = generator.random() * (S - S.T) - generator.random() * K.T @ K
+            stages = np.linalg.solve(np.eye(s * n) - h * np.kron(A, M), np.kron(A @ np.linalg.inv(B), np.eye(n)))
+            end = np.kron((np.linalg.inv(A).T @ b)[None], np.eye(n)) @ stages
+            largest = max(largest, np.linalg.norm(end, 2))
+    assert largest <= constant * (1 + 1e-9) and constant <= 20 * largest
+    published = {"implicit_euler": 1, "implicit_midpoint": 2, "radau3": 6.0, "gauss4": 7.7, "radau5": 39, "gauss6": 45}
+    assert constant <= published.get(name, math.inf)
+
+
+@pytest.mark.parametrize("tol", [1e-3, 0.3])
+@pytest.mark.parametrize("name", ["implicit_euler", "implicit_midpoint"])
+def test_what_counts_as_converged_may_expand_and_its_residual_says_by_how_much(name, tol):
+    flow, generator = field("gradient_flow", gain=2.0), torch.Generator().manual_seed(0)
+    h, c = 20 * flow.constants(2, SHAPE).forward / 2, _residual_constant(odenets.get_scheme(name).tableau)
+    stage = odenets.ODEStage(flow, f"{name}(tol={tol})", interval=h)
+    x, d = torch.randn(2, 300, *SHAPE, generator=generator, dtype=torch.float64)
+    d = d * torch.randn(300, 1, 1, 1, generator=generator, dtype=torch.float64).mul(1.5).sub(1).exp()
+
+    def run(y):
+        end = stage(y)
+        inner = y + (end - y) / c  # the stage that the step's end was made of
+        return end, (inner - y - h / c * flow(0.0, inner)).flatten(1).norm(dim=1)
+
+    with torch.no_grad():
+        for _ in range(4):
+            (a, rho_a), (b, rho_b) = run(x), run(x + d)
+            apart, before = (b - a).flatten(1).norm(dim=1), d.flatten(1).norm(dim=1)
+            assert ((apart - c * (rho_a + rho_b)) <= before * (1 + 1e-9)).all()
+            d = (b - a) / apart.clamp_min(1e-12).view(-1, 1, 1, 1) * before.view(-1, 1, 1, 1)
+    assert tol < 0.3 or (apart > before).any()  # a relative tolerance certifies nothing

@@ -1,0 +1,1 @@
+"""What cannot be broken: radii inside which no perturbation changes a prediction, by theorem."""
