@@ -20,6 +20,7 @@ from odenets.schemes import Scheme, Tableau, get_scheme
 from odenets.types import State
 
 Images = Float[Tensor, "batch channels height width"]
+Others = Float[Tensor, "batch outputs rows columns"]  # after a layer that changes their sizes
 
 
 class Centre(nn.Module):
@@ -45,7 +46,7 @@ class PadChannels(nn.Module):
         super().__init__()
         self.channels = channels
 
-    def forward(self, y: Images) -> Images:
+    def forward(self, y: Images) -> Others:
         """(B, C, H, W) -> (B, channels, H, W), C at most channels."""
         if y.shape[1] > self.channels:
             raise InputError(f"PadChannels pads to {self.channels} channels, but {y.shape[1]} came: take more")
@@ -63,7 +64,7 @@ class ScaledPool(nn.Module):
         super().__init__()
         self.size = size
 
-    def forward(self, y: Images) -> Images:
+    def forward(self, y: Images) -> Others:
         """(B, C, H, W) -> (B, C, H / size, W / size)."""
         return self.size * F.avg_pool2d(y, self.size)
 
@@ -94,7 +95,7 @@ class CayleyConv(nn.Module):
         Q = torch.linalg.solve(identity + A, torch.cat([identity - A, -2 * V]), left=False)
         return Q.mT if self.wide else Q
 
-    def forward(self, y: Images) -> Images:
+    def forward(self, y: Images) -> Others:
         """(B, inputs, H, W) -> (B, outputs, H, W)."""
         return F.conv2d(y, self.matrix()[:, :, None, None])
 
