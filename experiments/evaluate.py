@@ -11,6 +11,7 @@ import hashlib
 import time
 from argparse import BooleanOptionalAction
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 
 import torch
@@ -162,7 +163,7 @@ def _digest(net):
 
 def _measure(run, config, subjects, test, console):
     """Measure what the records lack, one line a measurement, so that a killed run loses one at most."""
-    threat = THREATS[config.threat]
+    threat, clean = THREATS[config.threat], cache(lambda net: evaluation.judge_clean(net, test))
     try:
         done = {evaluation_report.key(record): record for record in run.records}
     except ValueError as error:
@@ -180,7 +181,7 @@ def _measure(run, config, subjects, test, console):
             progress.update(task, description=f"{subject.name}: {name}{at}, {gradient}")
             start = time.perf_counter()
             try:
-                found = _measured(subject.net, test, name, epsilon, gradient, threat, config)
+                found = _measured(subject.net, test, name, epsilon, gradient, threat, config, clean)
             except Exception as error:  # of a user's network in the backward pass, of memory that is too small
                 told = keep(failure_of(error), run.folder, FAILED)
                 raise InputError(
@@ -192,11 +193,11 @@ def _measure(run, config, subjects, test, console):
             progress.advance(task)
 
 
-def _measured(net, test, name, epsilon, gradient, threat, config):
+def _measured(net, test, name, epsilon, gradient, threat, config, clean):
     if name == "audit":
         extent = FULL if config.audit == "full" else WHOLE
         return {"audit": evaluation.measure_audit(net, test, epsilon, config.audit_images, threat, extent)}
-    return {"measurements": (evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat),)}
+    return {"measurements": (evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat, clean(net)),)}
 
 
 def _plan(net, config):

@@ -5,28 +5,30 @@ from math import ceil
 
 import torch
 
-from stability.attacks.ascent import ascend
+from stability.attacks.ascent import Attacked, Looking, ascend
 from stability.attacks.images import check_count, indexed
 from stability.attacks.threats import confine, rows
+from stability.types import Flags, Images, Indices, Labels, Net, PerSample, Threat
 
 MOMENTUM, RISING = 0.75, 0.75  # alpha and rho of the paper
 
 
 @indexed
 def apgd(
-    net,
-    x,
-    y,
-    threat,
-    steps=100,
-    loss="cross_entropy",
-    restarts=1,
-    targets=None,
-    random_start=True,
-    generator=None,
-    indices=None,
-    batch_size=512,
-):
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    steps: int = 100,
+    loss: str = "cross_entropy",
+    *,
+    restarts: int = 1,
+    targets: int | None = None,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    indices: Indices | None = None,
+    batch_size: int = 512,
+) -> Images:
     """Auto-PGD, images that have fallen leaving the batch.
 
     Steps start at 2 * epsilon. At checkpoints an image's step is halved, and it goes back to its best point, where too few of
@@ -54,16 +56,16 @@ def apgd(
         threat,
         partial(_climb, threat=threat, steps=steps),
         loss,
-        restarts,
-        targets,
-        random_start,
-        generator,
-        indices,
-        batch_size,
+        restarts=restarts,
+        targets=targets,
+        random_start=random_start,
+        generator=generator,
+        indices=indices,
+        batch_size=batch_size,
     )
 
 
-def checkpoints(steps):
+def checkpoints(steps: int) -> list[int]:
     """The steps after which step sizes are reconsidered: in shares p of all steps, p' = p + max(p - p_before - 0.03, 0.06)."""
     before, share, found = 0.0, 0.22, []
     while share <= 1:
@@ -72,7 +74,9 @@ def checkpoints(steps):
     return found
 
 
-def _climb(look, point, images, safe, threat, steps):
+def _climb(
+    look: Looking, point: Images, images: Attacked, safe: Threat, threat: Threat, steps: int
+) -> tuple[Images, PerSample, Flags]:
     best, score = point.clone(), torch.full_like(point.flatten(1)[:, 0], -torch.inf)
     fallen, alive = torch.zeros_like(images.y, dtype=torch.bool), torch.arange(len(point), device=point.device)
     size, rises, halved = torch.full_like(score, 2 * threat.epsilon), torch.zeros_like(score), torch.zeros_like(fallen)

@@ -2,7 +2,9 @@
 
 import logging
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -10,11 +12,23 @@ from stability.attacks.images import attacking, check_count, check_images, check
 from stability.attacks.threats import L2, Linf
 from stability.errors import InputError, MissingExtra
 from stability.random import given_or_new
+from stability.types import Images, Labels, Net, Threat
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 
 
-def autoattack(net, x, y, threat, version="standard", attacks=None, configure=None, generator=None, batch_size=250):
+def autoattack(
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    version: str = "standard",
+    *,
+    attacks: Iterable[str] | None = None,
+    configure: Callable[[Any], object] | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 250,
+) -> Images:
     """AutoAttack as its authors wrote it, an attack for `worst_case`: `functools.partial(autoattack, threat=threat)`.
 
     Its noise depends on the batch, and what it stops at is its own; `worst_case` with it counts what calling it would.
@@ -78,7 +92,7 @@ def autoattack(net, x, y, threat, version="standard", attacks=None, configure=No
         return reference.run_standard_evaluation(x, y, batch_size=batch_size)[0].detach()
 
 
-def _aim(reference, classes):
+def _aim(reference: Any, classes: int) -> None:
     """No more targets than wrong classes: the package would index beyond them."""
     if classes < 4 and {"apgd-t", "fab-t"} & {*reference.attacks_to_run}:
         raise InputError(
@@ -90,14 +104,14 @@ def _aim(reference, classes):
 
 
 @contextmanager
-def _undisturbed():
+def _undisturbed() -> Iterator[None]:
     """Keep the tracing function, which the package sets to None, and drop its warning of dynamic defences.
 
     Any forward pass that differentiates, as that of ie_skip does, sets that warning off, and from then on any other does
     until the process ends. The audit tells what it wants to know.
     """
 
-    def relevant(record):
+    def relevant(record: logging.LogRecord) -> bool:
         return "dynamic defense" not in record.getMessage()
 
     logger, trace = logging.getLogger("auto-attack"), sys.gettrace()

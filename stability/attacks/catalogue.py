@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,6 +19,7 @@ from stability.attacks.losses import objective_named
 from stability.attacks.random_search import noise, square
 from stability.errors import InputError, MissingExtra
 from stability.specs import canonical, read_arguments, read_name
+from stability.types import Images, Indices, Labels, Net, Threat
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Attack(ABC):
     name: ClassVar[str]
     follows_gradient: ClassVar[bool] = True
     count: ClassVar[str | None] = None
-    words: ClassVar[dict] = {}
-    package: ClassVar[tuple | None] = None
+    words: ClassVar[dict[str, dict[str, Any]]] = {}
+    package: ClassVar[tuple[str, str] | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if type(field.default) is int and (field.default or value):  # 0 stands for "none" where it is the default
@@ -45,19 +46,27 @@ class Attack(ABC):
                 objective_named(value)
 
     @abstractmethod
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """Adversarial images like x, (B, ...); arguments as for `pgd`."""
 
-    def bound(self, threat, seed):
+    def bound(self, threat: Threat, seed: int) -> "Bound":
         """The attack on images alone, as `worst_case` takes it: its noise depends on the seed and an image's index."""
         return Bound(self, threat, seed)
 
     @property
-    def parameters(self):
+    def parameters(self) -> dict[str, tuple[Any, Any]]:
         """{name: (value, default)} in declared order."""
         return {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
 
-    def __str__(self):
+    def __str__(self) -> str:
         changed = {key: value for key, (value, default) in self.parameters.items() if value != default and key != self.count}
         number = getattr(self, self.count) if self.count else ""
         for word, settings in self.words.items():
@@ -71,12 +80,12 @@ class Bound:
     """An attack with its threat and the seed of its noise: (net, x, y, indices) -> images, the same at every call."""
 
     attack: Attack
-    threat: object
+    threat: Threat
     seed: int
 
     takes_indices: ClassVar[bool] = True
 
-    def __call__(self, net, x, y, indices=None):
+    def __call__(self, net: Net, x: Images, y: Labels, indices: Indices | None = None) -> Images:
         """Adversarial images like x."""
         return self.attack(net, x, y, self.threat, torch.Generator().manual_seed(self.seed), indices)
 
@@ -89,7 +98,15 @@ class FGSM(Attack):
 
     name = "fgsm"
 
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """See `Attack`."""
         return fgsm(net, x, y, threat, self.loss, indices=indices)
 
@@ -109,7 +126,15 @@ class PGD(Attack):
     name, count = "pgd", "steps"
     words = {"margin": {"loss": "margin"}, "dlr": {"loss": "dlr"}, "momentum": {"momentum": 1.0}}
 
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """See `Attack`."""
         return pgd(
             net,
@@ -119,10 +144,10 @@ class PGD(Attack):
             self.steps,
             self.relative_step * threat.epsilon / self.steps,
             self.loss,
-            self.restarts,
-            self.random_start,
-            generator,
-            indices,
+            restarts=self.restarts,
+            random_start=self.random_start,
+            generator=generator,
+            indices=indices,
             momentum=self.momentum,
             targets=self.targets or None,
         )
@@ -140,10 +165,27 @@ class APGD(Attack):
     name, count = "apgd", "steps"
     words = {"ce": {"loss": "cross_entropy"}, "dlr": {"loss": "dlr"}, "t": {"loss": "dlr", "targets": 9}}
 
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """See `Attack`."""
         return apgd(
-            net, x, y, threat, self.steps, self.loss, self.restarts, self.targets or None, generator=generator, indices=indices
+            net,
+            x,
+            y,
+            threat,
+            self.steps,
+            self.loss,
+            restarts=self.restarts,
+            targets=self.targets or None,
+            generator=generator,
+            indices=indices,
         )
 
 
@@ -155,7 +197,15 @@ class Square(Attack):
 
     name, count, follows_gradient = "square", "queries", False
 
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """See `Attack`."""
         return square(net, x, y, threat, queries=self.queries, generator=generator, indices=indices)
 
@@ -168,7 +218,15 @@ class Noise(Attack):
 
     name, count, follows_gradient = "noise", "draws", False
 
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """See `Attack`."""
         return noise(net, x, y, threat, draws=self.draws, generator=generator, indices=indices)
 
@@ -181,21 +239,29 @@ class AutoAttack(Attack):
 
     name, package = "autoattack", ("pyautoattack", "autoattack")
 
-    def __call__(self, net, x, y, threat, generator=None, indices=None):
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
         """See `Attack`."""
         return autoattack(net, x, y, threat, version=self.version, generator=generator)
 
 
-ATTACKS = {attack.name: attack for attack in (FGSM, PGD, APGD, Square, Noise, AutoAttack)}
+ATTACKS: dict[str, Any] = {attack.name: attack for attack in (FGSM, PGD, APGD, Square, Noise, AutoAttack)}
 _SHORTHAND = re.compile(r"(?P<name>[a-z]+)(?P<count>[1-9]\d*)?(-(?P<word>[a-z]+))?")
 
 
-def list_attacks():
+def list_attacks() -> list[str]:
     """The names of all attacks."""
     return [*ATTACKS]
 
 
-def shorthands():
+def shorthands() -> list[str]:
     """How attacks can be named for short, N being a whole number: for help and messages."""
     return [
         f"{attack.name}{'N' * bool(attack.count)}{word}"
@@ -204,7 +270,7 @@ def shorthands():
     ]
 
 
-def get_attack(spec):
+def get_attack(spec: str | Attack) -> Attack:
     """The attack that a spec or a shorthand names: "pgd(steps=20,loss=margin)", or for short "pgd20-margin".
 
     An `Attack` is returned as it is.
@@ -215,12 +281,13 @@ def get_attack(spec):
     """
     if isinstance(spec, Attack):
         return spec
+    attack: Attack
     short = _SHORTHAND.fullmatch(spec.strip()) if isinstance(spec, str) else None
-    if short and (attack := ATTACKS.get(short["name"])) and (attack.count or not short["count"]):
-        settings = attack.words.get(short["word"]) if short["word"] else {}
+    if short and (kind := ATTACKS.get(short["name"])) and (kind.count or not short["count"]):
+        settings = kind.words.get(short["word"]) if short["word"] else {}
         if settings is None:
             raise InputError(f"unknown attack {spec!r}; choose from {_choice()}")
-        attack = attack(**settings, **({attack.count: int(short["count"])} if short["count"] else {}))
+        attack = kind(**settings, **({kind.count: int(short["count"])} if short["count"] else {}))
     elif isinstance(spec, str) and "(" in spec:
         name, arguments = read_name(spec, "attack", list_attacks(), {})
         declared = {field.name: field.default for field in fields(ATTACKS[name])}
@@ -234,7 +301,7 @@ def get_attack(spec):
     return attack
 
 
-def _choice():
+def _choice() -> str:
     return (
         f"{', '.join(shorthands())}, N being a number of steps, queries or draws, such as pgd20, or a spec such as "
         "pgd(steps=20,loss=margin)"

@@ -8,22 +8,33 @@ and each time the network is shown an image of their own dtype that lies in the 
 what is judged and returned.
 """
 
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 
 import torch
 
-from stability.attacks.ascent import ascend, in_parts, look
+from stability.attacks.ascent import Attacked, Looking, ascend, in_parts, look
 from stability.attacks.images import attacking, check_count, check_images, identities, indexed, told
 from stability.attacks.losses import objective_named
 from stability.attacks.threats import check_threat, confine, rows, shrunk
 from stability.errors import InputError
+from stability.types import Flags, Images, Indices, Labels, Net, PerSample, Threat
 
 KEEP = ("best", "last")
+Stepping = Callable[[Images, Images, Images], tuple[Images, Images]]  # (point, gradient, direction) -> (next point, direction)
 
 
 @indexed
-def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512, indices=None):
+def fgsm(
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    loss: str = "cross_entropy",
+    batch_size: int = 512,
+    indices: Indices | None = None,
+) -> Images:
     """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
     x = check_images(x, y)
     check_threat(threat)
@@ -39,22 +50,23 @@ def fgsm(net, x, y, threat, loss="cross_entropy", batch_size=512, indices=None):
 
 @indexed
 def pgd(
-    net,
-    x,
-    y,
-    threat,
-    steps=20,
-    step_size=None,
-    loss="cross_entropy",
-    restarts=1,
-    random_start=True,
-    generator=None,
-    indices=None,
-    batch_size=512,
-    momentum=0.0,
-    targets=None,
-    keep="best",
-):
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    steps: int = 20,
+    step_size: float | None = None,
+    loss: str = "cross_entropy",
+    *,
+    restarts: int = 1,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    indices: Indices | None = None,
+    batch_size: int = 512,
+    momentum: float = 0.0,
+    targets: int | None = None,
+    keep: str = "best",
+) -> Images:
     """Projected gradient ascent on the loss, images that have fallen leaving the batch.
 
     Args:
@@ -102,10 +114,25 @@ def pgd(
     if keep == "last" and (restarts != 1 or targets is not None):
         raise InputError(f"keep='last' goes with one untargeted run, got {restarts} restarts and targets {targets}")
     climb = partial(_last if keep == "last" else _walk, step=partial(_step, threat, step_size, momentum), steps=steps)
-    return ascend(net, x, y, threat, climb, loss, restarts, targets, random_start, generator, indices, batch_size)
+    return ascend(
+        net,
+        x,
+        y,
+        threat,
+        climb,
+        loss,
+        restarts=restarts,
+        targets=targets,
+        random_start=random_start,
+        generator=generator,
+        indices=indices,
+        batch_size=batch_size,
+    )
 
 
-def _step(threat, step_size, momentum, point, gradient, direction):
+def _step(
+    threat: Threat, step_size: float, momentum: float, point: Images, gradient: Images, direction: Images
+) -> tuple[Images, Images]:
     """(the next point, the direction it was taken along)."""
     if momentum:
         size = gradient.flatten(1).abs().sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -113,7 +140,9 @@ def _step(threat, step_size, momentum, point, gradient, direction):
     return point + step_size * threat.steepest(gradient), gradient
 
 
-def _walk(look, point, images, safe, step, steps):
+def _walk(
+    look: Looking, point: Images, images: Attacked, safe: Threat, step: Stepping, steps: int
+) -> tuple[Images, PerSample, Flags]:
     best, highest = point.clone(), torch.full_like(point.flatten(1)[:, 0], -torch.inf)
     fallen, alive = torch.zeros_like(images.y, dtype=torch.bool), torch.arange(len(point), device=point.device)
     direction = torch.zeros_like(point)
@@ -135,7 +164,9 @@ def _walk(look, point, images, safe, step, steps):
     return best, highest, fallen
 
 
-def _last(look, point, images, safe, step, steps):
+def _last(
+    look: Looking, point: Images, images: Attacked, safe: Threat, step: Stepping, steps: int
+) -> tuple[Images, PerSample, Flags]:
     direction = torch.zeros_like(point)
     for _ in range(steps):
         point, direction = step(point, look(point, images).gradient, direction)

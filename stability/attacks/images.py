@@ -1,17 +1,20 @@
 """What every attack asks of a network, images and labels, and the noise that belongs to an image."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stability.errors import InputError
+from stability.types import Flags, Images, Indices, Labels, Logits, Net
 
 ROUNDING = 1e-6  # beyond [0, 1]: what a resize or a change of precision leaves behind
 
 
-def check_images(x, y):
+def check_images(x: Any, y: Any) -> Images:
     """The images, clipped to [0, 1] where they lie outside by rounding, up to 1e-6: the ball is then that of the clipped ones.
 
     Refuses what is no batch of images in [0, 1] with its labels.
@@ -32,7 +35,7 @@ def check_images(x, y):
     return x if excess <= 0 else x.detach().clamp(0, 1)
 
 
-def check_logits(logits, y, trusted=None):
+def check_logits(logits: Any, y: Labels, trusted: Flags | None = None) -> None:
     """Refuse what is no tensor of logits, a wrong shape, values that tell no class, and labels that the logits know nothing of.
 
     Values are looked at where `trusted`. Single classes may be -inf, masked; NaN, +inf and an image without a class may not.
@@ -45,8 +48,8 @@ def check_logits(logits, y, trusted=None):
     if logits.shape[1] < 2:
         raise InputError("the network must tell at least 2 classes apart, its logits have 1: nothing could be misclassified")
     held = logits if trusted is None else logits[trusted]
-    for found, name in ((torch.isnan(held), "NaN"), (held == torch.inf, "+Inf")):
-        if bool(found.any()):
+    for bad, name in ((torch.isnan(held), "NaN"), (held == torch.inf, "+Inf")):
+        if bool(bad.any()):
             raise InputError(f"the logits hold {name}: check the weights")
     if bool((held == -torch.inf).all(1).any()):
         raise InputError("the logits of an image are all -Inf: no class is left for it")
@@ -55,13 +58,13 @@ def check_logits(logits, y, trusted=None):
         raise InputError(f"labels must lie in 0 to {logits.shape[1] - 1}, theirs reach from {low} to {high}")
 
 
-def check_count(name, value):
+def check_count(name: str, value: object) -> None:
     """Refuse what is no whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def identities(indices, x):
+def identities(indices: Any, x: Images) -> Indices:
     """(B,) on the host, the identity of each image: `indices`, or by default its position."""
     indices = torch.arange(len(x)) if indices is None else torch.as_tensor(indices).cpu()
     if indices.shape != (len(x),) or indices.dtype.is_floating_point:
@@ -71,13 +74,13 @@ def identities(indices, x):
     return indices
 
 
-def indexed(call):
+def indexed(call: Any) -> Any:
     """Mark a function as one that takes `indices`, the identity of each image."""
     call.takes_indices = True
     return call
 
 
-def takes_indices(call):
+def takes_indices(call: Any) -> bool:
     """Whether a net or an attack says that it takes `indices`, by its attribute `takes_indices`.
 
     A functools.partial says what its function does, unless it has been given them.
@@ -87,29 +90,29 @@ def takes_indices(call):
     return getattr(call, "takes_indices", False)
 
 
-def told(call):
+def told(call: Any) -> Callable[..., Any]:
     """A net as (x, indices) -> logits, an attack as (net, x, y, indices) -> images, whether it takes `indices` or not."""
     if takes_indices(call):
         return lambda *given: call(*given[:-1], indices=given[-1])
     return lambda *given: call(*given[:-1])
 
 
-def evaluated(net, x):
+def evaluated(net: Net, x: Images) -> Logits:
     """net(x), x unharmed: networks begin with in-place layers, or normalise their images where they lie."""
     return net(x.clone())
 
 
-def split(size, *tensors):
+def split(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The parts of several tensors, `size` rows at once."""
     return zip(*(tensor.split(size) for tensor in tensors))
 
 
 @contextmanager
-def evaluating(net):
+def evaluating(net: object) -> Iterator[Any]:
     """Within the context a module and its submodules are in eval mode; afterwards each is in the mode it was in."""
     modes = {module: module.training for module in net.modules()} if isinstance(net, nn.Module) else {}
     try:
-        if modes:
+        if isinstance(net, nn.Module):
             net.eval()
         yield net
     finally:
@@ -118,7 +121,7 @@ def evaluating(net):
 
 
 @contextmanager
-def attacking(net):
+def attacking(net: object) -> Iterator[None]:
     """`evaluating`, with gradients to be had whatever the mode outside."""
     with evaluating(net), torch.inference_mode(False), torch.enable_grad():
         yield

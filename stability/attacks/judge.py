@@ -1,14 +1,17 @@
 """The judge of attacks: it alone projects, evaluates again and counts."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from stability.attacks.images import check_count, check_images, check_logits, evaluating, told
 from stability.attacks.threats import check_threat, held
 from stability.errors import InputError
+from stability.types import Flags, Images, Judge, Labels, Logits, Net, Threat
 
 MISCLASSIFIED, SURVIVED = -2, -1  # in WorstCase.broken_by, beside the indices of attacks
 
@@ -25,15 +28,25 @@ class WorstCase:
     back.
     """
 
-    robust: torch.Tensor
-    broken_by: torch.Tensor
-    untrusted: torch.Tensor
-    x_adv: torch.Tensor
-    names: tuple
+    robust: Tensor
+    broken_by: Tensor
+    untrusted: Tensor
+    x_adv: Tensor
+    names: tuple[str, ...]
     question: str
 
 
-def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=None):
+def worst_case(
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    attacks: Iterable[Callable[..., Any] | tuple[str, Callable[..., Any]]],
+    judge: Judge | None = None,
+    *,
+    batch_size: int = 512,
+    state: WorstCase | None = None,
+) -> WorstCase:
     """Let attacks at a network, and judge: project, evaluate again, count. Survivors alone go on to the next attack.
 
     Args:
@@ -68,9 +81,10 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
         if not callable(attack):
             raise InputError(f"an attack must be a callable (net, x, y) -> images, or a pair (name, callable), got {attack!r}")
     x = x.detach().clone()
+    before: tuple[str, ...] = ()
     if state is None:
         wrong, untrusted = _judged(judge, net, x, y, batch_size)
-        broken_by, best, before = torch.where(wrong, MISCLASSIFIED, torch.full_like(y, SURVIVED)), x.clone(), ()
+        broken_by, best = torch.where(wrong, MISCLASSIFIED, torch.full_like(y, SURVIVED)), x.clone()
     else:
         broken_by, untrusted, best, before = _taken_up(state, x, y, threat)
     for index, (name, attack) in enumerate(pairs, len(before)):
@@ -84,16 +98,16 @@ def worst_case(net, x, y, threat, attacks, judge=None, batch_size=512, state=Non
     return WorstCase(broken_by == SURVIVED, broken_by, untrusted, best, names, _question(x, y, threat if names else None))
 
 
-def _question(x, y, threat):
+def _question(x: Images, y: Labels, threat: Threat | None) -> str:
     """What is asked of a network, in 64 characters; the same wherever the tensors lie. Without attacks it has no threat."""
     ball = "none" if threat is None else f"{type(threat).__name__} {float(threat.epsilon)!r}"
     digest = hashlib.sha256(f"{ball} {x.dtype} {tuple(x.shape)}".encode())
     for tensor in (x, y):
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _taken_up(state, x, y, threat):
+def _taken_up(state: WorstCase | None, x: Images, y: Labels, threat: Threat) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     """Copies of (broken_by, untrusted, x_adv, names) of a state, on the device of x."""
     if not isinstance(state, WorstCase):
         raise InputError(f"state must be a WorstCase, got {type(state).__name__}; WorstCase(**loaded) makes one of its vars()")
@@ -101,10 +115,11 @@ def _taken_up(state, x, y, threat):
         raise InputError(
             "the state is of other images, other labels or another threat than those given: its survivors have not met this one"
         )
-    return (*(values.to(x.device, copy=True) for values in (state.broken_by, state.untrusted, state.x_adv)), state.names)
+    broken_by, untrusted, best = (values.to(x.device, copy=True) for values in (state.broken_by, state.untrusted, state.x_adv))
+    return broken_by, untrusted, best, state.names
 
 
-def _returned(name, moved, x):
+def _returned(name: str, moved: Any, x: Images) -> Images:
     """What an attack made of x, in the type of x and on its device; ValueError where that is no such images."""
     if not isinstance(moved, torch.Tensor) or moved.is_complex() or moved.shape != x.shape:
         found = f"{moved.dtype} {tuple(moved.shape)}" if isinstance(moved, torch.Tensor) else type(moved).__name__
@@ -115,14 +130,14 @@ def _returned(name, moved, x):
     return moved
 
 
-def _held(point, centre, threat):
+def _held(point: Images, centre: Images, threat: Threat) -> Images:
     """`point` where it keeps to the ball and the box, bit for bit; else its projection."""
     size = threat.size(point.double() - centre.double())
     kept = (size <= threat.epsilon * (1 + 1e-6)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
     return torch.where(kept.view(-1, *[1] * (point.dim() - 1)), point, held(point, centre, threat))
 
 
-def _judged(judge, net, x, y, batch_size):
+def _judged(judge: Callable[..., Any], net: Net, x: Images, y: Labels, batch_size: int) -> tuple[Flags, Flags]:
     wrong, untrusted = [], []
     with evaluating(net), torch.no_grad():
         for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
@@ -132,12 +147,12 @@ def _judged(judge, net, x, y, batch_size):
     return torch.cat(wrong), torch.cat(untrusted)
 
 
-def _judge(judge):
+def _judge(judge: Any) -> Callable[..., Any]:
     """A judge as (x, y) -> (logits, trusted), whether it takes labels or not."""
     return judge if getattr(judge, "takes_labels", False) else lambda x, y: judge(x)
 
 
-def _verdict(found, y):
+def _verdict(found: Any, y: Labels) -> tuple[Logits, Flags]:
     """(logits, trusted) as a judge returned them; ValueError where it returned something else."""
     if not isinstance(found, tuple) or len(found) != 2:
         raise InputError(f"the judge must return (logits, trusted), got {type(found).__name__}")
@@ -151,5 +166,5 @@ def _verdict(found, y):
     return logits, trusted.to(y.device)
 
 
-def _name(attack):
+def _name(attack: Any) -> str:
     return getattr(getattr(attack, "func", attack), "__name__", type(attack).__name__)

@@ -4,15 +4,20 @@ With a target (B,), a wrong class for each image, they grow as the logits move t
 that a mask has taken away: losses look at those that are left. Where there is a way up for an image none of them is flat.
 """
 
+from collections.abc import Callable
 from math import log
+from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.nn import functional as F
 
 from stability.errors import InputError
+from stability.types import Images, Labels, Logits, PerSample
 
 
-def cross_entropy(logits, y, target=None):
+def cross_entropy(logits: Logits, y: Labels, target: Labels | None = None) -> PerSample:
     """Cross-entropy of the right class; minus that of the target.
 
     Where 1 - p cannot be told from 0 any more, its logarithm: the log-odds of being wrong. They grow in the same direction and
@@ -28,14 +33,14 @@ def cross_entropy(logits, y, target=None):
     return plain
 
 
-def plain_cross_entropy(logits, y, target=None):
+def plain_cross_entropy(logits: Logits, y: Labels, target: Labels | None = None) -> PerSample:
     """The same as the textbooks have it: its gradient fades, in float32 to 0, where the softmax saturates."""
     if target is None:
         return F.cross_entropy(logits, y, reduction="none")
     return -F.cross_entropy(logits, target, reduction="none")
 
 
-def margin(logits, y, target=None):
+def margin(logits: Logits, y: Labels, target: Labels | None = None) -> PerSample:
     """The largest wrong logit, or the target's, minus the right one: positive where misclassified; never saturates.
 
     Source: Carlini & Wagner (2017), the difference in objective f_6, without its softening constant.
@@ -44,7 +49,7 @@ def margin(logits, y, target=None):
     return (_largest_wrong(logits, y) if target is None else logits.gather(1, target[:, None])[:, 0]) - right
 
 
-def dlr(logits, y, target=None):
+def dlr(logits: Logits, y: Labels, target: Labels | None = None) -> PerSample:
     """Difference of logits ratio: the margin over a spread of the logits, which no scaling of the logits changes.
 
     The spread is that of the largest and the third logit; with a target, of the largest and the mean of the third and the
@@ -72,17 +77,23 @@ def dlr(logits, y, target=None):
     return gap / torch.where(tells, spread, 1.0)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr, "plain_cross_entropy": plain_cross_entropy}
+Objective = Callable[..., PerSample]  # (logits, y, target=None)
+LOSSES: dict[str, Objective] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "plain_cross_entropy": plain_cross_entropy,
+}
 
 
-def objective_named(name):
+def objective_named(name: str) -> Objective:
     """The loss (logits, y, target=None) -> (B,) that a name stands for."""
     if name not in LOSSES:
         raise InputError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
     return LOSSES[name]
 
 
-def input_gradient(loss, x, logits=None, precise=None):
+def input_gradient(loss: Tensor, x: Images, logits: Logits | None = None, precise: Any = None) -> Images | None:
     """Of the sum of a loss with respect to images; None where autograd sees no way from one to the other.
 
     Args:
@@ -102,7 +113,7 @@ def input_gradient(loss, x, logits=None, precise=None):
     return torch.autograd.grad(logits, x, slope.to(logits.dtype), allow_unused=True)[0]
 
 
-def likeliest_wrong(logits, y, count):
+def likeliest_wrong(logits: Logits, y: Labels, count: int) -> Int[Tensor, "batch count"]:
     """The `count` wrong classes of largest logit, (B, count), the largest first.
 
     Where a mask leaves fewer of them, these in turn: nothing leads to a class whose logit is -inf.
@@ -114,10 +125,10 @@ def likeliest_wrong(logits, y, count):
     return classes.gather(1, torch.arange(count, device=logits.device) % left)
 
 
-def _log_odds(logits, y):
+def _log_odds(logits: Logits, y: Labels) -> PerSample:
     """Of being wrong: log((1 - p) / p) for the probability p of the right class."""
     return logits.scatter(1, y[:, None], -torch.inf).logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
 
 
-def _largest_wrong(logits, y):
+def _largest_wrong(logits: Logits, y: Labels) -> PerSample:
     return logits.scatter(1, y[:, None], -torch.inf).amax(1)

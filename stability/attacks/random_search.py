@@ -1,16 +1,21 @@
 """Attacks that look at logits alone, never at a gradient: noise, and the Square attack."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from stability.attacks.ascent import in_parts, look
+from stability.attacks.ascent import Attacked, Telling, in_parts, look
 from stability.attacks.images import check_count, check_images, evaluating, identities, indexed, told
 from stability.attacks.losses import margin
 from stability.attacks.threats import L2, Linf, check_threat, confine, shrunk
 from stability.errors import InputError
 from stability.random import generators, seeds
+from stability.types import Images, Indices, Labels, Net, Threat
 
+Draw = Callable[[torch.Generator, torch.Size, torch.dtype], Tensor]
+Propose = Callable[[int, Tensor, Tensor], Tensor]
 PLACES = ("ball", "edge")
 BLOCK = 64  # queries whose random numbers are drawn at once
 # The queries after which the share of pixels that Square changes at once is halved, for 10,000 queries in all.
@@ -18,7 +23,18 @@ HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 
 
 @indexed
-def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=None, batch_size=512):
+def noise(
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Linf | L2,
+    draws: int = 100,
+    where: str = "ball",
+    *,
+    generator: torch.Generator | None = None,
+    indices: Indices | None = None,
+    batch_size: int = 512,
+) -> Images:
     """Random perturbations: what any attack must beat, and what none needs a gradient for.
 
     Args:
@@ -38,7 +54,7 @@ def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=No
     if where not in PLACES:
         raise InputError(f"where must be one of {', '.join(PLACES)}, got {where!r}")
 
-    def draw(generator, shape, dtype):
+    def draw(generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return (threat.random_start if where == "ball" else threat.random_edge)(shape, generator, dtype)
 
     return _search(
@@ -57,7 +73,18 @@ def noise(net, x, y, threat, draws=100, where="ball", generator=None, indices=No
 
 
 @indexed
-def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=None, batch_size=512):
+def square(
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    queries: int = 1000,
+    share: float = 0.8,
+    *,
+    generator: torch.Generator | None = None,
+    indices: Indices | None = None,
+    batch_size: int = 512,
+) -> Images:
     """The Square attack: random search that recolours one square window at a time and keeps what raises the margin.
 
     Args:
@@ -84,17 +111,29 @@ def square(net, x, y, threat, queries=1000, share=0.8, generator=None, indices=N
     if not isinstance(threat, Linf | L2):
         raise InputError(f"square knows Linf and L2, got {threat!r}")
 
-    def draw(generator, shape, dtype):
+    def draw(generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.rand((BLOCK, numbers + shape[0]), generator=generator, dtype=dtype)
 
-    def proposal(query, drawn, delta):
+    def proposal(query: int, drawn: Tensor, delta: Images) -> Images:
         halvings = sum(query * 10_000 > halving * queries for halving in HALVINGS)
         return propose(_side(share / 2**halvings, delta, threat), drawn, delta, threat.epsilon)
 
     return _search(net, x, y, threat, queries, partial(start, threat.epsilon), draw, proposal, generator, indices, batch_size)
 
 
-def _search(net, x, y, threat, queries, start, draw, propose, generator, indices, batch_size):
+def _search(
+    net: Net,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    queries: int,
+    start: Draw,
+    draw: Draw,
+    propose: Propose,
+    generator: torch.Generator | None,
+    indices: Indices | None,
+    batch_size: int,
+) -> Images:
     """Random search: start(generator, shape, dtype) -> (...) and draw(...) -> (block, ...) belong to one image,
     propose(query, drawn (B, ...), delta (B, ...)) -> new perturbations (B, ...) to all that are left."""
     x = check_images(x, y)
@@ -108,7 +147,9 @@ def _search(net, x, y, threat, queries, start, draw, propose, generator, indices
     return torch.cat(found).to(x.dtype)
 
 
-def _part(net, images, threat, queries, start, draw, propose, base):
+def _part(
+    net: Telling, images: Attacked, threat: Threat, queries: int, start: Draw, draw: Draw, propose: Propose, base: int
+) -> Images:
     x, safe, alive = images.x, shrunk(threat, images.x), torch.arange(len(images.x), device=images.x.device)
     own = generators(images.indices, base)
     point = confine(x + _each(start, own, x), x, safe)
@@ -130,11 +171,11 @@ def _part(net, images, threat, queries, start, draw, propose, base):
     return best
 
 
-def _each(draw, own, x):
+def _each(draw: Draw, own: list[torch.Generator], x: Images) -> Tensor:
     return torch.stack([draw(generator, x.shape[1:], x.dtype) for generator in own]).to(x.device)
 
 
-def _side(share, delta, threat):
+def _side(share: float, delta: Images, threat: Threat) -> int:
     """Side of the window that changes; for L2 at least 3 and odd, so that it has a centre."""
     height, width = delta.shape[2:]
     side = max(1, round((share * height * width) ** 0.5))
@@ -143,33 +184,33 @@ def _side(share, delta, threat):
     return min(side, height, width)
 
 
-def _corner(drawn, side, delta):
+def _corner(drawn: Tensor, side: int, delta: Images) -> tuple[Tensor, ...]:
     """First rows and columns (B,) of windows within the image, from two uniform numbers each."""
     free = torch.tensor(delta.shape[2:], device=delta.device) - side + 1
     return (drawn * free).long().clamp_max(free - 1).unbind(1)
 
 
-def _signs(drawn):
+def _signs(drawn: Tensor) -> Tensor:
     return torch.where(drawn < 0.5, -1.0, 1.0).to(drawn)
 
 
-def _stripes(epsilon, generator, shape, dtype):
+def _stripes(epsilon: float, generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Vertical stripes of one pixel, each channel its own."""
     return epsilon * _signs(torch.rand((shape[0], 1, shape[2]), generator=generator, dtype=dtype)).expand(shape)
 
 
-def _recolour(side, drawn, delta, epsilon):
+def _recolour(side: int, drawn: Tensor, delta: Images, epsilon: float) -> Images:
     row, column = _corner(drawn[:, :2], side, delta)
     down, across = (torch.arange(size, device=delta.device) for size in delta.shape[2:])
     inside = _within(down, row, side)[:, None, :, None] & _within(across, column, side)[:, None, None, :]
     return torch.where(inside, epsilon * _signs(drawn[:, 2:])[:, :, None, None], delta)
 
 
-def _within(places, first, side):
+def _within(places: Tensor, first: Tensor, side: int) -> Tensor:
     return (places >= first[:, None]) & (places < first[:, None] + side)
 
 
-def _hill(height, width):
+def _hill(height: int, width: int) -> Tensor:
     """A hill in the middle of a rectangle: at distance d, the larger of the two coordinates', sum 1/j^2 over j > d."""
     n = max(height, width) // 2
     distance = torch.maximum((torch.arange(height) - height // 2).abs()[:, None], (torch.arange(width) - width // 2).abs())
@@ -177,14 +218,14 @@ def _hill(height, width):
     return sums.flip(0)[distance.clamp_max(n)] * (distance <= n)
 
 
-def _dipole(side):
+def _dipole(side: int) -> Tensor:
     """A hill beside a valley in a square, of norm 1."""
     upper = _hill(side // 2, side)
     both = torch.cat([upper, -_hill(side - side // 2, side)])
     return both / both.norm()
 
 
-def _tiles(epsilon, generator, shape, dtype):
+def _tiles(epsilon: float, generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Five by five dipoles, each of a random sign for each channel and turned at random, of norm epsilon together."""
     channels, height, width = shape
     side = max(1, min(height, width) // 5)
@@ -200,7 +241,7 @@ def _tiles(epsilon, generator, shape, dtype):
     return epsilon * delta / delta.norm()
 
 
-def _move_mass(side, drawn, delta, epsilon):
+def _move_mass(side: int, drawn: Tensor, delta: Images, epsilon: float) -> Images:
     """Empty one window, and give what it held, and what the budget leaves, to another in the direction of a dipole."""
     tiny = torch.finfo(delta.dtype).tiny
     count, channels = delta.shape[:2]
@@ -224,5 +265,5 @@ def _move_mass(side, drawn, delta, epsilon):
     return moved
 
 
-def _norm(window):
+def _norm(window: Tensor) -> Tensor:
     return window.square().sum((1, 2), keepdim=True).sqrt()

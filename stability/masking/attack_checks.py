@@ -1,18 +1,23 @@
 """Checks of the audit that compare attacks, one function each: a `Case` in, a `Check` out."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from odenets import stages
+from odenets.schemes import Scheme
 from stability.attacks.images import evaluated, indexed
 from stability.attacks.judge import MISCLASSIFIED
 from stability.attacks.random_search import square
-from stability.masking.subject import Check, allowed, before_the_judge, configured
+from stability.attacks.threats import resized
+from stability.masking.subject import Case, Check, allowed, before_the_judge, configured
+from stability.types import Images, Indices, Labels
 
 
-def moved(case, least=0.1, typical=0.5):
+def moved(case: Case, least: float = 0.1, typical: float = 0.5) -> Check:
     """Fails where attacks leave images where they are: a robust accuracy is then that of images nobody attacked.
 
     Of each image that is left standing: how far the last attack went, as a share of what ball and box allow. Rounding may
@@ -36,7 +41,7 @@ def moved(case, least=0.1, typical=0.5):
     )
 
 
-def more_steps(case):
+def more_steps(case: Case) -> Check:
     """Fails where a longer attack breaks many images that shorter ones did not: they had not converged.
 
     Each of `case.many_steps` may find 2 % of the images: an honest PGD-20 leaves about one in a hundred to PGD-1000,
@@ -59,7 +64,7 @@ def more_steps(case):
     )
 
 
-def other_losses(case):
+def other_losses(case: Case) -> Check:
     """Fails where the margin loss breaks many images that cross-entropy left: the scale of the logits then hides them.
 
     The margin grows with the logits' scale as its gradient does, so that no scale can saturate it. It may find 5 %: on
@@ -75,7 +80,7 @@ def other_losses(case):
     )
 
 
-def large_epsilon(case):
+def large_epsilon(case: Case) -> Check:
     """Fails where images survive although the ball holds every image there is: the attack is then led astray."""
     name, count = "large_epsilon", len(case.x)
     with torch.no_grad():
@@ -83,7 +88,7 @@ def large_epsilon(case):
         constant = len(predicted.unique()) == 1 and bool((case.net(_probes(case)).argmax(1) == predicted[0]).all())
     if constant or not bool((predicted == case.y).any()):
         return Check(name, None, {}, {}, "the network tells none of these images apart: there is nothing to break")
-    everything = replace(case.threat, epsilon=float(case.threat.size(torch.ones_like(case.x[:1], dtype=torch.float64))))
+    everything = resized(case.threat, float(case.threat.size(torch.ones_like(case.x[:1], dtype=torch.float64))))
     # From the images themselves: a random start in so large a ball is an attack that needs no gradient.
     attack = partial(case.attack, threat=everything, random_start=False)
     verdict = case.judged([("short", attack()), ("long", attack(steps=100, loss="margin"))], everything, case.clean)
@@ -98,7 +103,7 @@ def large_epsilon(case):
     )
 
 
-def _probes(case, count=8):
+def _probes(case: Case, count: int = 8) -> Images:
     """Images unlike the sample, of its shape: even greys, and uniform noise. Images of one class need not betray a class."""
     shape = (count, *case.x.shape[1:])
     grey = torch.linspace(0, 1, count).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
@@ -106,7 +111,7 @@ def _probes(case, count=8):
     return torch.cat([grey, noise]).to(case.x)
 
 
-def black_box(case):
+def black_box(case: Case) -> Check:
     """Fails where an attack that sees no gradient breaks images that the white-box attacks left: gradients mislead them.
 
     It may find 2 %: a search from other starting points now and then finds what gradients from one do not. Of SODEF the
@@ -116,7 +121,7 @@ def black_box(case):
         return Check("black_box", None, {}, {}, "the Square attack needs images (B, channels, height, width)")
 
     @indexed
-    def attack(net, x, y, indices):
+    def attack(net: nn.Module, x: Images, y: Labels, indices: Indices) -> Images:
         generator = torch.Generator().manual_seed(case.seed)
         return square(net, x, y, case.threat, case.queries, generator=generator, indices=indices, batch_size=case.batch_size)
 
@@ -132,7 +137,7 @@ def black_box(case):
     )
 
 
-def transfer(case):
+def transfer(case: Case) -> Check:
     """Fails where images crafted on another scheme, same weights and substeps, break what the white-box attacks left.
 
     Each scheme may find 2 % of the images, held to it on its own: it is one more restart too, and over many of them what
@@ -144,9 +149,9 @@ def transfer(case):
         return Check(name, None, {}, {}, "no stage can run another scheme" if not own else "no scheme but its own was named")
     blown_up = []
 
-    def crafted_on(source):
+    def crafted_on(source: Scheme) -> Callable[..., Any]:
         @indexed
-        def attack(net, x, y, indices):
+        def attack(net: nn.Module, x: Images, y: Labels, indices: Indices) -> Images:
             try:
                 with configured(net, scheme=source, gradient="exact"):
                     return case.attack()(net, x, y, indices)
@@ -158,7 +163,7 @@ def transfer(case):
 
     found = dict(zip(map(str, sources), case.broken_further([(str(source), crafted_on(source)) for source in sources])))
     count, limit = len(case.x), allowed(0.02, len(case.x))
-    strongest = max(found, key=found.get)
+    strongest = max(found, key=found.__getitem__)
     without = f"; nothing could be crafted on {', '.join(blown_up)}" if blown_up else ""
     return Check(
         name,

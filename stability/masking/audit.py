@@ -1,11 +1,13 @@
 """Is the robustness real, or are the gradients masked? A list of checks, each able to fail."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 import odenets
+from odenets.schemes import Scheme
 from stability.attacks.images import check_images, check_logits, evaluated, evaluating
 from stability.attacks.losses import input_gradient
 from stability.attacks.threats import check_threat
@@ -15,20 +17,21 @@ from stability.masking.forward_checks import connected_root, deterministic, solv
 from stability.masking.gradient_checks import exact_gradient, finite_differences, zero_gradients
 from stability.masking.subject import Case, Check
 from stability.random import given_or_new
+from stability.types import Images, Labels, Threat
 
 
 @dataclass(frozen=True)
 class Audit:
     """Outcome of an audit: its checks, in the order of `CHECKS`. `str` gives one line for each."""
 
-    checks: tuple
+    checks: tuple[Check, ...]
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         """No check failed; checks that do not apply do not count."""
         return all(check.passed is not False for check in self.checks)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join(map(str, self.checks))
 
 
@@ -55,8 +58,19 @@ SOURCES = ("explicit_euler", "rk4", "ie_skip")
 
 
 def audit(
-    net, x, y, threat, steps=20, many_steps=200, checks=None, generator=None, batch_size=512, queries=200, sources=SOURCES
-):
+    net: nn.Module,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    *,
+    steps: int = 20,
+    many_steps: int | Iterable[int] = 200,
+    checks: Iterable[str] | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 512,
+    queries: int = 200,
+    sources: Iterable[str | Scheme] = SOURCES,
+) -> Audit:
     """Look for the marks of masked gradients: a network that only seems robust because attacks are led astray.
 
     Thresholds are shares of the images; a check fails when more images offend than such a share would produce by chance
@@ -92,7 +106,7 @@ def audit(
     many_steps = (many_steps,) if isinstance(many_steps, int) else tuple(many_steps)
     if not many_steps or any(more <= less for less, more in zip((steps, *many_steps), many_steps)):
         raise InputError(f"many_steps must ascend from steps on, got {many_steps} after {steps}")
-    sources = tuple(map(odenets.get_scheme, sources))
+    schemes = tuple(map(odenets.get_scheme, sources))
     x = check_images(x, y)
     check_threat(threat)
     generator = given_or_new(generator)
@@ -105,10 +119,10 @@ def audit(
         chosen = [name for name in CHECKS if checks is None or name in checks]
         if input_gradient(logits, first) is None:
             return Audit(tuple(_without_gradient(name) for name in chosen))
-        case = Case(net, x, y, threat, steps, many_steps, queries, sources, seed, batch_size)
+        case = Case(net, x, y, threat, steps, many_steps, queries, schemes, seed, batch_size)
         return Audit(tuple(CHECKS[name](case) for name in chosen))
 
 
-def _without_gradient(name):
+def _without_gradient(name: str) -> Check:
     reason = "the logits do not depend on the images as far as autograd can see, so that no gradient attack can work"
     return Check(name, False if name in ("zero_gradients", "finite_differences") else None, {}, {}, reason)

@@ -1,15 +1,19 @@
 """Checks of the audit that look at the forward pass, one function each: a `Case` in, a `Check` out."""
 
+from typing import Any, cast
+
 import torch
+from torch import Tensor
 
 from odenets import WarmStart, evaluate, stages, tightened
 from stability.attacks.images import evaluated, split
 from stability.attacks.judge import MISCLASSIFIED
 from stability.masking.roots import off_path, solving
-from stability.masking.subject import JUDGE_TOLERANCE, Check, allowed
+from stability.masking.subject import JUDGE_TOLERANCE, Case, Check, allowed
+from stability.types import Logits, PerSample
 
 
-def deterministic(case, images=64, limit=1e-3):
+def deterministic(case: Case, images: int = 64, limit: float = 1e-3) -> Check:
     """Fails where an image's logits change from call to call, or with the images beside it in a batch.
 
     Differences count relative to the spread of an image's logits. Rounding changes with the shape of a batch by about
@@ -45,7 +49,7 @@ def deterministic(case, images=64, limit=1e-3):
     )
 
 
-def solver(case):
+def solver(case: Case) -> Check:
     """Fails where images leave equations unsolved: adversarial ones for the judge, any at the net's own settings.
 
     Logits of an unsolved equation mean nothing, and an attack can hide behind them. An honest net leaves a per cent or
@@ -54,7 +58,7 @@ def solver(case):
     if not any(stage.scheme.implicit for stage in case.iterated):
         return Check("solver", None, {}, {}, "no stage solves an equation to a tolerance")
     count, limit = len(case.x), allowed(0.02, len(case.x))
-    own = {name: outcome for name, (_, outcome) in case.own.items()} | {"judged": case.tight["adversarial"][1]}
+    own: dict[str, Any] = {name: outcome for name, (_, outcome) in case.own.items()} | {"judged": case.tight["adversarial"][1]}
     unsolved = {name: int((~outcome.converged).sum()) for name, outcome in own.items()}
     untrusted = int((case.white_box.untrusted & ~own["judged"].converged).sum())  # the others: see `connected_root`
     residuals = {
@@ -80,7 +84,7 @@ def solver(case):
     )
 
 
-def connected_root(case):
+def connected_root(case: Case) -> Check:
     """Fails where logits hang on the path of the solver: the function that is attacked and judged is then not defined.
 
     An implicit step may have several roots. The scheme's value is the one connected to the state as the step size grows from
@@ -91,7 +95,9 @@ def connected_root(case):
         return Check("connected_root", None, {}, {}, "no stage solves a nonlinear equation, which alone has several roots")
     with tightened(case.net, JUDGE_TOLERANCE):
         found = {
-            key: torch.cat([off_path(case.net, *part) for part in split(case.batch_size, x, logits, outcome.converged)])
+            key: torch.cat(
+                [off_path(case.net, *part) for part in split(case.batch_size, x, logits, cast(Tensor, outcome.converged))]
+            )
             for (key, x), (logits, outcome) in zip(case.points.items(), case.tight.values())
         }
     count, most = len(case.x), allowed(0.02, len(case.x))
@@ -107,7 +113,7 @@ def connected_root(case):
     )
 
 
-def tolerance(case, limit=0.02):
+def tolerance(case: Case, limit: float = 0.02) -> Check:
     """Fails where a tighter tolerance moves the answer: logits, predictions, or the robust accuracy under PGD.
 
     Logits may move by 2 % of their spread (the median over images): that carries about 2 % of the images across a
@@ -142,7 +148,7 @@ def tolerance(case, limit=0.02):
     )
 
 
-def _change(logits, reference):
+def _change(logits: Logits, reference: Logits) -> PerSample:
     """(B,) largest change of an image's logits, relative to their spread."""
     spread = (reference.amax(1) - reference.amin(1)).clamp_min(torch.finfo(reference.dtype).tiny)
     return (logits - reference).abs().amax(1) / spread

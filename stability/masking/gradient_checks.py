@@ -2,17 +2,19 @@
 
 from copy import deepcopy
 from functools import partial
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from odenets import WarmStart, evaluate, stages, tightened
 from stability.attacks.images import evaluated
 from stability.attacks.losses import input_gradient, objective_named
-from stability.masking.subject import JUDGE_TOLERANCE, PLAIN, Check, allowed, configured
+from stability.masking.subject import JUDGE_TOLERANCE, PLAIN, Case, Check, allowed, configured
+from stability.types import Images, Labels, PerSample
 
 
-def zero_gradients(case):
+def zero_gradients(case: Case) -> Check:
     """Fails where the input gradient vanishes: attacks then stand still."""
     shares = {}
     for name, loss in (("cross_entropy", PLAIN), ("margin", "margin")):
@@ -32,7 +34,7 @@ def zero_gradients(case):
     )
 
 
-def finite_differences(case, directions=7, images=64):
+def finite_differences(case: Case, directions: int = 7, images: int = 64) -> Check:
     """Fails where the gradient that attacks use is not the derivative of the loss, by central differences.
 
     Along random signs d, <g, d> errs by about ||g - gradient||, so that a few directions measure its relative error.
@@ -55,7 +57,7 @@ def finite_differences(case, directions=7, images=64):
     nearby, everyone = WarmStart(net), torch.arange(len(x))
 
     @torch.no_grad()
-    def value(x):
+    def value(x: Images) -> PerSample:
         return objective(nearby(x.clone(), everyone), y).double()
 
     generator = torch.Generator().manual_seed(case.seed)
@@ -96,7 +98,9 @@ def finite_differences(case, directions=7, images=64):
     )
 
 
-def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0.98):
+def exact_gradient(
+    case: Case, images: int = 64, limit: float = 0.999, loose_limit: float = 0.9, loose_median: float = 0.98
+) -> Check:
     """Fails where the gradient in use is not the scheme's exact one, or not that of its equations solved accurately.
 
     Counted image by image: a gradient that is wrong on a third of them has a perfect median. The tolerance has a looser
@@ -132,23 +136,23 @@ def exact_gradient(case, images=64, limit=0.999, loose_limit=0.9, loose_median=0
     )
 
 
-def _cosines(a, b):
+def _cosines(a: Tensor, b: Tensor) -> PerSample:
     """(B,) cosines of the angles between two gradients, 1 where they are equal: zeros are another check's matter."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
     return nn.functional.cosine_similarity(a, b, eps=1e-300).masked_fill((a == b).all(1), 1.0)
 
 
-def _gradient(net, x, y, loss, batch_size):
+def _gradient(net: nn.Module, x: Images, y: Labels, loss: str, batch_size: int) -> Images:
     parts = []
     for x_part, y_part in zip(x.split(batch_size), y.split(batch_size)):
         point = x_part.detach().clone().requires_grad_()
         logits = evaluated(net, point)
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))  # as attacks do
         parts.append(input_gradient(objective_named(loss)(precise, y_part), point, logits, precise))
-    return torch.cat(parts)
+    return torch.cat(cast(list[Tensor], parts))
 
 
-def _in_double(net, x):
+def _in_double(net: nn.Module, x: Images) -> tuple[nn.Module, Images]:
     """A float64 copy of the network and the images; where it cannot be had, both as they are."""
     try:
         copy = deepcopy(net).double()

@@ -1,19 +1,21 @@
 """What the checks of the audit share: the `Case` they look at, the `Check` they return, the judge."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from scipy.stats import binom
 from torch import nn
 
-from odenets import Outcome, WarmStart, evaluate, stages, tightened
+from odenets import ODEStage, Outcome, Scheme, WarmStart, evaluate, stages, tightened
 from stability.attacks.gradient import pgd
 from stability.attacks.images import evaluating, identities, indexed, split, takes_indices, told
-from stability.attacks.judge import worst_case
+from stability.attacks.judge import WorstCase, worst_case
 from stability.masking.roots import off_path
+from stability.types import Flags, Images, Indices, Labels, Logits, Net, Threat
 
 JUDGE_TOLERANCE = 1e-6
 # What others climb: the audit looks for what hides from it, and ours finds its way out of a saturated softmax.
@@ -27,11 +29,11 @@ class Check:
 
     name: str
     passed: bool | None
-    figures: dict
-    thresholds: dict
+    figures: dict[str, Any]
+    thresholds: dict[str, Any]
     reason: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name}: {'n/a' if self.passed is None else 'passed' if self.passed else 'FAILED'}, {self.reason}"
 
 
@@ -40,81 +42,85 @@ class Case:
     """What is audited, and what several checks share; see `audit` for the fields."""
 
     net: nn.Module
-    x: torch.Tensor
-    y: torch.Tensor
-    threat: object
+    x: Images
+    y: Labels
+    threat: Threat
     steps: int
-    many_steps: tuple
+    many_steps: tuple[int, ...]
     queries: int
-    sources: tuple
+    sources: tuple[Scheme, ...]
     seed: int
     batch_size: int
 
-    def attack(self, **settings):
+    def attack(self, **settings: Any) -> Callable[..., Images]:
         """PGD as it is set here, from the same noise each time, on the function that the judge evaluates."""
         return before_the_judge(self.plain_attack(**settings), self.batch_size)
 
-    def plain_attack(self, **settings):
+    def plain_attack(self, **settings: Any) -> Callable[..., Images]:
         """The same, on the network as it is set."""
 
         @indexed
-        def attack(net, x, y, indices):
+        def attack(net: Net, x: Images, y: Labels, indices: Indices) -> Images:
             generator = torch.Generator().manual_seed(self.seed)
             settings_ = {"threat": self.threat, "steps": self.steps, "loss": PLAIN, **settings}
             return pgd(net, x, y, generator=generator, indices=indices, batch_size=self.batch_size, **settings_)
 
         return attack
 
-    def judged(self, attacks, threat=None, state=None):
+    def judged(
+        self, attacks: list[tuple[str, Callable[..., Any]]], threat: Threat | None = None, state: WorstCase | None = None
+    ) -> WorstCase:
         """What attacks break under the cold judge, of all images or of those that a `WorstCase` left standing."""
         threat = threat or self.threat
-        return worst_case(self.net, self.x, self.y, threat, attacks, cold_judge(self.net), self.batch_size, state)
+        return worst_case(
+            self.net, self.x, self.y, threat, attacks, cold_judge(self.net), batch_size=self.batch_size, state=state
+        )
 
     @cached_property
-    def clean(self):
+    def clean(self) -> WorstCase:
         """The `WorstCase` without an attack, from which every attack goes on."""
         return self.judged([])
 
     @cached_property
-    def white_box(self):
+    def white_box(self) -> WorstCase:
         """PGD with `steps` steps; on its survivors with each of `many_steps`; then with a loss that never saturates."""
         longer = [(f"pgd{steps}", self.attack(steps=steps)) for steps in self.many_steps]
         return self.judged([("few", self.attack()), *longer, ("margin", self.attack(loss="margin"))], state=self.clean)
 
-    def broken_by(self, index):
+    def broken_by(self, index: int) -> int:
         """Images that the white-box attack of this place broke, of those that the ones before it left."""
         return int((self.white_box.broken_by == index).sum())
 
-    def broken_further(self, attacks):
+    def broken_further(self, attacks: list[tuple[str, Callable[..., Any]]]) -> list[int]:
         """For each attack, how many images it breaks of those that the white-box ones and those before it left."""
         verdict = self.judged(attacks, state=self.white_box)
         before = len(self.white_box.names)
         return [int((verdict.broken_by == before + index).sum()) for index in range(len(attacks))]
 
     @torch.no_grad()
-    def evaluated(self, x):
+    def evaluated(self, x: Images) -> tuple[Logits, Outcome]:
         """(logits, `Outcome`) of the network at its present settings, in batches."""
         logits, outcomes = zip(*(evaluate(self.net, part.clone()) for part in x.split(self.batch_size)))
         return torch.cat(logits), Outcome.joined(outcomes)
 
     @property
-    def points(self):
+    def points(self) -> dict[str, Images]:
         """The images, and what the white-box attacks made of them."""
         return {"clean": self.x, "adversarial": self.white_box.x_adv}
 
     @cached_property
-    def own(self):
+    def own(self) -> dict[str, tuple[Logits, Outcome]]:
         """{"clean", "adversarial"}: (logits, `Outcome`) at the network's own settings."""
         return {name: self.evaluated(x) for name, x in self.points.items()}
 
     @cached_property
-    def tight(self):
+    def tight(self) -> dict[str, tuple[Logits, Outcome]]:
         """The same at the judge's tolerance."""
         with refined(self.net):
             return {name: self.evaluated(x) for name, x in self.points.items()}
 
     @property
-    def iterated(self):
+    def iterated(self) -> list[ODEStage]:
         """The stages whose step is an iteration: only there can a gradient differ from autograd's."""
         return [stage for stage in stages(self.net).values() if stage.scheme.iterates]
 
@@ -127,7 +133,7 @@ class ColdJudge:
     tol: float
     takes_labels: ClassVar[bool] = True
 
-    def __call__(self, x, y=None):
+    def __call__(self, x: Images, y: Labels | None = None) -> tuple[Logits, Flags | None]:
         """(logits, trusted) of images (B, ...); trusted (B,) bool, None where no equation was solved."""
         with tightened(self.net, self.tol):
             logits, outcome = evaluate(self.net, x.clone())
@@ -138,7 +144,7 @@ class ColdJudge:
             return logits, solved & ~off_path(self.net, x, logits, asked)
 
 
-def cold_judge(net, tol=JUDGE_TOLERANCE):
+def cold_judge(net: nn.Module, tol: float = JUDGE_TOLERANCE) -> ColdJudge:
     """A judge for `worst_case`: solves anew to `tol` and trusts an image whose implicit solves all converged, to the roots
     connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer.
 
@@ -147,7 +153,7 @@ def cold_judge(net, tol=JUDGE_TOLERANCE):
     return ColdJudge(net, tol)
 
 
-def before_the_judge(attack, batch_size=512):
+def before_the_judge(attack: Callable[..., Any], batch_size: int = 512) -> Callable[..., Images]:
     """An attack on the function that `cold_judge` evaluates, for `worst_case`.
 
     Equations are solved to 1e-3 (or tighter, where the net's own tolerance is). An image that falls there while the judge
@@ -162,7 +168,7 @@ def before_the_judge(attack, batch_size=512):
     tell = told(attack)
 
     @indexed
-    def on_its_function(net, x, y, indices=None):
+    def on_its_function(net: nn.Module, x: Images, y: Labels, indices: Indices | None = None) -> Images:
         indices = identities(indices, x)
         eyes = WarmStart(net) if takes_indices(attack) and any(stage.scheme.solves for stage in stages(net).values()) else net
         with tightened(net, ATTACK_TOLERANCE, max_iterations=1):
@@ -181,20 +187,20 @@ def before_the_judge(attack, batch_size=512):
 
 
 @torch.no_grad()
-def _wrong(net, x, y, indices, batch_size):
+def _wrong(net: Net, x: Images, y: Labels, indices: Indices, batch_size: int) -> Flags:
     """(B,) bool, misclassified as the attack did it and the judge will."""
     with evaluating(net):
         parts = split(batch_size, x, y, indices) if len(x) else ()
         return torch.cat([y[:0] < 0, *(told(net)(part.clone(), known).argmax(1) != right for part, right, known in parts)])
 
 
-def allowed(share, count):
+def allowed(share: float, count: int) -> int:
     """Most images out of `count` that a true share would give with 95 % probability."""
     return int(binom.ppf(0.95, count, share))
 
 
 @contextmanager
-def configured(net, **settings):
+def configured(net: nn.Module, **settings: Any) -> Iterator[nn.Module]:
     """Within the context every stage has other settings (see `ODEStage.configure`); restored afterwards."""
     before = {stage: {key: getattr(stage, key) for key in settings} for stage in stages(net).values()}
     try:
@@ -207,14 +213,14 @@ def configured(net, **settings):
 
 
 @contextmanager
-def refined(net, tol=JUDGE_TOLERANCE):
+def refined(net: nn.Module, tol: float = JUDGE_TOLERANCE) -> Iterator[nn.Module]:
     """Within the context whatever is computed to a tolerance is computed to `tol`: equations and adaptive steps alike.
 
     Adaptive steps by dopri5, whose order makes that affordable.
     """
     with tightened(net, tol):  # which gives every stage its own scheme back, the adaptive ones too
         for stage in stages(net).values():
-            scheme = stage.scheme
+            scheme: Any = stage.scheme
             if scheme.adaptive:
                 stage.configure(scheme=replace(scheme, method="dopri5", rtol=min(tol, scheme.rtol), atol=min(tol, scheme.atol)))
         yield net

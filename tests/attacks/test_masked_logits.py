@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import stability
-from stability.attacks.ascent import Images, look
+from stability.attacks.ascent import Attacked, look
 from stability.attacks.images import check_logits
 from stability.attacks.losses import LOSSES, likeliest_wrong, objective_named
 from stability.errors import InputError
@@ -184,4 +184,4 @@ def test_a_gradient_that_is_none_is_refused_where_an_image_stands():
         return torch.stack([1 + (x[:, 0] - 0.5).abs().sqrt(), x[:, 1]], 1)
 
     with pytest.raises(ValueError, match="the gradient of the loss holds NaN or Inf"):
-        look(net, objective_named("margin"), point, Images(point, y, None, torch.arange(1), stability.Linf(0.1), point.dtype))
+        look(net, objective_named("margin"), point, Attacked(point, y, None, torch.arange(1), stability.Linf(0.1), point.dtype))

@@ -3,9 +3,14 @@
 from functools import partial
 
 import torch
+from audited import sample, trained
 from torch import nn
 
+import odenets
 import stability
+from experiments.harness.run import measure
+from experiments.harness.training.data import Split
+from stability.masking import subject
 
 THREAT = stability.Linf(0.1)
 
@@ -34,3 +39,49 @@ def test_the_attacks_that_worst_case_takes_are_taken():
     for attack in (told, untold):
         plain, before = (stability.worst_case(net, x, y, THREAT, [one]) for one in (attack, stability.before_the_judge(attack)))
         assert torch.equal(plain.x_adv, before.x_adv)
+
+
+def marked(call):
+    call.takes_indices = True
+    return call
+
+
+def test_an_attack_before_the_judge_starts_warm_where_it_says_whom_it_shows():
+    """PGD as it is marked, and the same attack as a plain callable (net, x, y): the latter gets the network itself."""
+    net, (x, y), threat = trained("implicit", "implicit"), sample(24), stability.Linf(0.05)
+    seen, counted = [], []
+    stage = next(iter(odenets.stages(net).values()))
+    hook = stage.register_forward_hook(lambda stage, args, value: counted.append(stage.stats.evaluations))
+
+    @marked
+    def speaking(net, x, y, indices):
+        seen.append(type(net))
+        return stability.pgd(net, x, y, threat, steps=8, indices=indices)
+
+    def plain(net, x, y):
+        seen.append(type(net))
+        return stability.pgd(net, x, y, threat, steps=8)
+
+    found, spent = [], []
+    for attack in (speaking, plain):
+        counted.clear()
+        found.append(stability.before_the_judge(attack)(net, x, y))
+        spent.append(sum(counted[1:9]))
+    hook.remove()
+    assert set(seen) == {odenets.WarmStart, type(net)} and spent[0] < 0.8 * spent[1]
+    judge = stability.cold_judge(net)
+    right = [int((judge(images)[0].argmax(1) == y).sum()) for images in found]
+    assert abs(right[0] - right[1]) <= 2
+    result = stability.worst_case(net, x, y, threat, [("plain", stability.before_the_judge(plain))], judge)
+    assert result.names == ("plain",) and torch.equal(found[1], stability.before_the_judge(plain)(net, x, y))
+
+
+def test_clean_images_are_judged_once_a_case(monkeypatch):
+    net, test, judged = trained("implicit", "implicit"), Split(*sample(16)), []
+    judge = subject.ColdJudge.__call__
+    monkeypatch.setattr(subject.ColdJudge, "__call__", lambda self, x, y=None: judged.append(x) or judge(self, x, y))
+    measured = measure.measure_accuracy(net, test, ["pgd3"], [0.02, 0.05], 0)
+    clean = [x for x in judged if torch.equal(x, test.images)]
+    assert len(clean) == 1 and len(judged) == len(measured) == 5
+    alone = measure.measure_attack(net, test, "pgd3", 0.05, "detached", 0)
+    assert alone == measured[-1]
