@@ -1,6 +1,6 @@
 """What the attacks along a gradient share: starts, targets, restarts, and images that leave once they have fallen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -143,7 +143,7 @@ def ascend(
 
 
 def _runs(
-    net: Telling, images: Attacked, threat: Threat, climb: Climb, starts: list[int | None], targets: int | None
+    net: Telling, images: Attacked, threat: Threat, climb: Climb, starts: Sequence[int | None], targets: int | None
 ) -> Images:
     safe, best, highest = shrunk(threat, images.x), images.x.clone(), torch.full_like(images.x.flatten(1)[:, 0], -torch.inf)
     alive = torch.arange(len(best), device=best.device)
