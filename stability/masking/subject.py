@@ -15,7 +15,7 @@ from stability.attacks.gradient import pgd
 from stability.attacks.images import evaluating, identities, indexed, split, takes_indices, told
 from stability.attacks.judge import WorstCase, worst_case
 from stability.masking.roots import off_path
-from stability.types import Flags, Images, Indices, Labels, Logits, Net, Threat
+from stability.types import Flags, Images, Indices, Judge, Labels, Logits, Net, Threat
 
 JUDGE_TOLERANCE = 1e-6
 # What others climb: the audit looks for what hides from it, and ours finds its way out of a saturated softmax.
@@ -25,7 +25,11 @@ ATTACK_TOLERANCE = 1e-3  # gradients at 1e-3 find what those at 1e-5 find; loose
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: passed (None: does not apply), its figures, what they are held to, and why in a sentence."""
+    """One verdict.
+
+    name: as in `CHECKS`. passed: None where the check does not apply. figures: what was found. thresholds: what figures of that
+    name are held to. reason: why, in a sentence.
+    """
 
     name: str
     passed: bool | None
@@ -144,7 +148,7 @@ class ColdJudge:
             return logits, solved & ~off_path(self.net, x, logits, asked)
 
 
-def cold_judge(net: nn.Module, tol: float = JUDGE_TOLERANCE) -> ColdJudge:
+def cold_judge(net: nn.Module, tol: float = JUDGE_TOLERANCE) -> Judge:
     """A judge for `worst_case`: solves anew to `tol` and trusts an image whose implicit solves all converged, to the roots
     connected to its states: logits that hang on the path of the solver (`path_dependent`) are nobody's answer.
 
