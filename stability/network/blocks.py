@@ -19,7 +19,7 @@ from stability.network.places import Place, places
 from stability.network.steps import step_norm, step_radius
 from stability.types import Map, PerSample, Progress, State
 
-Some = PerSample  # of the first samples only
+Some = Float[Tensor, " few"]  # of the first samples only
 NORM_TOL = 1e-2  # of norms' residuals: extreme eigenvalues of symmetric operators, whose error is of its square
 
 

@@ -4,16 +4,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 import odenets
 from odenets.nets.guard import guarded
 from odenets.nets.stage import ODEStage
 from odenets.schemes import Scheme
-from odenets.types import Field, Trajectory
+from odenets.types import Field
 from stability.errors import InputError
 from stability.linear.jacobian import check_state
 from stability.types import Map, State
+
+States = Float[Tensor, "times batch ..."]  # of a stage: each has a shape of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class Place:
         return y
 
 
-def trajectories(net: nn.Module, x: State) -> tuple[list[tuple[ODEStage, Trajectory]], Tensor]:
+def trajectories(net: nn.Module, x: State) -> tuple[list[tuple[ODEStage, States]], Tensor]:
     """Run `net` once and keep what happens inside its stages.
 
     Args:
@@ -75,7 +78,7 @@ def trajectories(net: nn.Module, x: State) -> tuple[list[tuple[ODEStage, Traject
         ([(stage, states)], output): the stages in the order in which they run, each with its trajectory
         (1 + fields * substeps, B, ...).
     """
-    found: list[tuple[ODEStage, Trajectory]] = []
+    found: list[tuple[ODEStage, States]] = []
 
     def ask(stage: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return args, {**kwargs, "trajectory": True}
