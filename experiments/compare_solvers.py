@@ -36,8 +36,10 @@ from experiments.harness.run.checkpoints import load_net
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import read_config
 from odenets.errors import InputError
-from odenets.solve.krylov import gmres, jacobian_products, row_norm
+from odenets.solve.krylov import gmres
 from odenets.solve.nonlinear import SOLVERS, Broyden
+from odenets.solve.products import jacobian_products
+from odenets.solve.rows import row_norm
 from stability import jacobian
 from stability.masking.roots import continued
 

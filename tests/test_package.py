@@ -33,7 +33,14 @@ KNOWN = {
     "odenets/schemes": ["odenets.errors", "odenets.types", "odenets.specs", "odenets.solve", "odenets.schemes"],
     "odenets/nets": ["odenets"],
     "stability/methods": ["odenets.schemes", "odenets.types", "stability.errors", "stability.types", "stability.methods"],
-    "stability/linear": ["stability.errors", "stability.types", "stability.random", "stability.scaling", "stability.linear"],
+    "stability/linear": [
+        "stability.errors",
+        "stability.types",
+        "stability.random",
+        "stability.scaling",
+        "stability.krylov",
+        "stability.linear",
+    ],
     "stability/attacks": [
         "stability.errors",
         "stability.types",

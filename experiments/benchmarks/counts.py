@@ -72,7 +72,8 @@ class _Counting(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
         devices = {tensor.device.type for tensor in tensors} - {"meta"}
         name = function._schema.name.removeprefix("aten::")
-        waits = name in WAITED_FOR or (devices > {"cpu"} and name in ("copy_", "_to_copy")) or _indexed_by_mask(name, args)
+        crosses = devices > {"cpu"} and name in ("copy_", "_to_copy") and not _is_upload(args, kwargs, result)
+        waits = name in WAITED_FOR or crosses or _indexed_by_mask(name, args)
         launches = name not in SILENT | SCALARS and not _is_view(function)
         self.calls[devices != {"cpu"}, name, launches, waits] += bool(devices)
         return result
@@ -93,6 +94,12 @@ class _Counting(TorchDispatchMode):
 def _is_view(function: Any) -> bool:
     returned = [value.alias_info for value in function._schema.returns]
     return bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
+
+
+def _is_upload(args: Any, kwargs: Any, result: Any) -> bool:
+    """A copy to the device with non_blocking=True: the host hands its numbers over and does not wait for the queue."""
+    asked = (kwargs or {}).get("non_blocking", False) or (len(args) > 2 and args[2] is True)
+    return bool(asked) and result.device.type != "cpu"
 
 
 def _indexed_by_mask(name: str, args: Any) -> bool:

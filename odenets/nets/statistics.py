@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from odenets.schemes.adaptive import AcceptedSteps
-from odenets.solve.krylov import Solution
+from odenets.solve.solution import Solution
 from odenets.types import Counts, Flags, PerSample
 
 
@@ -39,13 +39,13 @@ class StageStats:
     def _per_sample(
         self, field: str, combine: Callable[..., torch.Tensor], start: bool | float, backward: bool = False
     ) -> torch.Tensor:
-        result = torch.full((self.batch,), start, device=self.device)
+        result = torch.full((self.batch,), start)
         for solution in self.solutions:
             if solution.backward == backward:
-                values = getattr(solution, field).to(result.dtype)
+                values = getattr(solution, field).to(result)
                 part = slice(solution.start, solution.start + len(values))
                 result[part] = combine(result[part], values)
-        return result
+        return result.to(self.device)
 
     @property
     def converged(self) -> Flags:

@@ -12,9 +12,9 @@ from torch import Tensor
 from odenets.errors import InputError
 from odenets.schemes.embedded import PAIRS, EmbeddedPair
 from odenets.schemes.scheme import Scheme, combine
-from odenets.solve.krylov import as_rows
 from odenets.solve.log import Record
 from odenets.solve.precision import solving
+from odenets.solve.rows import as_rows
 from odenets.solve.transforms import dual_level, mapping, transforming
 from odenets.types import Field, PerSample, State, Time
 

@@ -13,11 +13,15 @@ from numpy.typing import ArrayLike
 
 from odenets.errors import InputError, Unsolved
 from odenets.schemes.scheme import GRADIENTS, Scheme, check_backward, with_backward_of
-from odenets.solve.krylov import Solution, as_rows, check_settings, gmres, jacobian_products, phi1
+from odenets.solve.driver import failure_sentence
+from odenets.solve.exponential import phi1
+from odenets.solve.krylov import gmres
 from odenets.solve.log import Record
-from odenets.solve.nonlinear import failure_sentence
 from odenets.solve.precision import solving
+from odenets.solve.products import jacobian_products
 from odenets.solve.root import implicit_function
+from odenets.solve.rows import as_rows
+from odenets.solve.solution import Solution, check_settings
 from odenets.solve.transforms import everywhere
 from odenets.types import Field, Product, State, Time
 

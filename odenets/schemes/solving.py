@@ -15,12 +15,13 @@ import torch
 from odenets.errors import InputError
 from odenets.schemes.scheme import Scheme, check_backward, combine, with_backward_of
 from odenets.solve.continuation import Continuation
-from odenets.solve.krylov import Solution, as_rows
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
 from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
+from odenets.solve.rows import as_rows
 from odenets.solve.scaling import scaled_norm
+from odenets.solve.solution import Solution
 from odenets.types import Field, PerSample, State, Time
 
 METHODS: dict[str, Callable[..., Callable[..., Solution]]] = {**SOLVERS, "continuation": Continuation}

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from odenets.errors import InputError, Unsolved
-from odenets.solve.krylov import Solution, row_norm
-from odenets.solve.nonlinear import Broyden, Solver, failure_sentence
+from odenets.solve.driver import Solver, failure_sentence
+from odenets.solve.nonlinear import Broyden
+from odenets.solve.rows import row_norm
+from odenets.solve.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Continuation(Solver):
         if len(rows):
             solver = Broyden(self.tol, self.max_iterations)
             found = solver(residual, z[rows], tuple(sample[rows] for sample in samples), scale[rows], floor[rows])
+            found = found.on(z.device)
             z[rows], left[rows], converged[rows] = found.value, found.residual, found.converged
             iterations[rows] += found.iterations
             spent += found.evaluations * len(rows)
@@ -99,7 +102,7 @@ class Continuation(Solver):
             length = following - s[rows]
             start = before + _column(length, z) * slope[rows]
             given = tuple(sample[rows] for sample in samples)
-            found = corrector(path, start, (following, *given), scale[rows] * length, floor[rows])
+            found = corrector(path, start, (following, *given), scale[rows] * length, floor[rows]).on(z.device)
             iterations[rows] += found.iterations
             evaluations += found.evaluations * len(rows)
             correction, covered = (_distance(found.value, point) for point in (start, before))

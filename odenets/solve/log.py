@@ -2,7 +2,7 @@
 
 import torch
 
-from odenets.solve.krylov import Solution
+from odenets.solve.solution import Solution
 from odenets.solve.transforms import transforming
 
 

@@ -11,8 +11,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from odenets.solve.attached import Lowered, attached_at_levels, attached_to_dual
-from odenets.solve.krylov import as_rows, gmres, jacobian_products
+from odenets.solve.krylov import gmres
 from odenets.solve.precision import without_autocast
+from odenets.solve.products import jacobian_products
+from odenets.solve.rows import as_rows
 from odenets.solve.transforms import dual_level, tangents, transforming
 
 

@@ -13,7 +13,7 @@ def power_of_two(v):
         return torch.ones(len(v), 1, dtype=v.real.dtype, device=v.device)
     largest = torch.linalg.vector_norm(v, torch.inf, dim=1, keepdim=True)
     mantissa, _ = torch.frexp(largest)  # in [1/2, 1), so that the quotient below is a power of two and exact
-    return torch.where((largest > 0) & torch.isfinite(largest), largest / (2 * mantissa), 1)
+    return torch.nan_to_num(largest / (2 * mantissa), nan=1.0)  # 0 / 0 and inf / inf too
 
 
 def scaled_norm(v):

@@ -16,6 +16,11 @@ def dual_level():
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def recording():
+    """Whether somebody may differentiate what is computed here, so that nothing is overwritten."""
+    return torch.is_grad_enabled() or transforming() or dual_level()
+
+
 def _stack(*kinds):
     return [entry.level() for entry in _functorch.get_interpreter_stack() or () if entry.key() in kinds]
 

@@ -1,16 +1,15 @@
-"""Batched Arnoldi: Krylov bases of many linear operators at once, growing and shrinking together on their device.
-
-Sources: Saad (2011), Numerical Methods for Large Eigenvalue Problems, chapter 6; Stewart (2001), A Krylov-Schur algorithm
-for large eigenproblems, SIAM J. Matrix Anal. Appl. 23.
-"""
+"""The Krylov process as eigenvalues need it: what it holds, where it starts, and how it goes on where a space is invariant."""
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from stability.errors import InputError
+from stability.krylov import Krylov, ended, orthogonalise
 from stability.random import direction
-from stability.scaling import power_of_two
+from stability.types import Product, Rows, State
 
 MEMORY = 2**29  # bytes of basis vectors held at once
 DIMENSION = 48  # basis vectors of a sample: fewer cost more restarts, more cost more orthogonalisation
@@ -28,7 +27,7 @@ class Memory(NamedTuple):
     bytes: int
 
 
-def krylov_memory(y, k=6, dimension=None, memory=MEMORY):
+def krylov_memory(y: State, k: int = 6, dimension: int | None = None, memory: int = MEMORY) -> Memory:
     """Bytes that `spectrum` and its kin will hold in basis vectors for states y (B, ...), told beforehand.
 
     It grows as dimension x n x samples; nothing is n x n. The batch is worked through in chunks that fit `memory`, one
@@ -40,7 +39,7 @@ def krylov_memory(y, k=6, dimension=None, memory=MEMORY):
     return memory_of(len(y), y[0].numel(), y.element_size(), k, dimension, memory)
 
 
-def memory_of(count, n, itemsize, k, dimension, memory):
+def memory_of(count: int, n: int, itemsize: int, k: int, dimension: int | None, memory: int) -> Memory:
     """`krylov_memory` for `count` vectors of n entries of `itemsize` bytes."""
     m = basis_size(n, k, dimension)
     # The basis, its better half while it is cut down, and the wanted vectors with their images, complex.
@@ -49,7 +48,7 @@ def memory_of(count, n, itemsize, k, dimension, memory):
     return Memory(each, chunk, each * chunk)
 
 
-def basis_size(n, k, dimension):
+def basis_size(n: int, k: int, dimension: int | None) -> int:
     """Vectors of a full basis: never more than n, and enough for k pairs."""
     if dimension is None:
         dimension = n if n <= EXACT else max(DIMENSION, 4 * k)
@@ -59,94 +58,60 @@ def basis_size(n, k, dimension):
     return n if dimension >= n else dimension + dimension % 2
 
 
-def kept_size(m, k):
+def kept_size(m: int, k: int) -> int:
     """Vectors that survive a restart."""
     # Even, as m is: of an even number, so many can always be kept without parting a conjugate pair.
     return min(2 * ((m + k + 1) // 4), m - 2)
 
 
-class Krylov:
-    """Orthonormal bases V (B, m + 1, n) and matrices H (B, m + 1, m) with A V_m = V_{m+1} H; apply: (B, n) -> (B, n).
+def krylov_process(apply: Product, like: Tensor, count: int, n: int, limit: int, unit: Tensor | None = None) -> Krylov:
+    """The Krylov process of `count` operators (count, n) -> (count, n), for bases of `limit` vectors and one more.
 
-    A is `apply` divided by `unit` (B, 1), by default the power of two of its first product: no square leaves its range.
+    Each sample starts with the same direction, whatever its place in the batch. An invariant subspace ends the sequence, not
+    the search: it goes on with a fresh direction, decoupled by a zero.
     """
+    return Krylov(apply, direction(n, 0).to(like).expand(count, -1), limit, unit=unit, proceed=_fresh_where_ended)
 
-    def __init__(self, apply, like, count, n, limit, unit=None):
-        self.apply, self.m, self.n, self.products, self.unit = apply, 0, n, 0, unit
-        self.V = torch.zeros(count, limit + 1, n, dtype=like.dtype, device=like.device)
-        self.H = torch.zeros(count, limit + 1, limit, dtype=like.dtype, device=like.device)
-        # The same start for every sample: what a sample gives does not depend on its place in the batch.
-        self.V[:, 0] = direction(n, 0).to(like)
 
-    def grow(self, m):
-        """Extend to dimension m <= n."""
-        for j in range(self.m, m):
-            w = self._product(j)
-            size = w.norm(dim=1)
-            w, self.H[:, : j + 1, j] = self._orthogonalise(w, j + 1, size)
-            rest = w.norm(dim=1)
-            if j + 1 == self.n:
-                break  # the space is full: what is left is rounding
-            # An invariant subspace ends the sequence, not the search: go on with a fresh direction, decoupled by a
-            # zero.
-            ended = rest <= 10 * torch.finfo(w.dtype).eps * size
-            if bool(ended.any()):
-                w = torch.where(ended[:, None], self._fresh(j + 1, self.products), w)
-            self.H[:, j + 1, j] = torch.where(ended, 0, rest)
-            self.V[:, j + 1] = w / w.norm(dim=1, keepdim=True)
-        self.m = m
+def _fresh_where_ended(krylov: Krylov, w: Rows, rest: Tensor, c: Tensor) -> tuple[Rows, Tensor, Tensor]:
+    if krylov.m + 1 == krylov.n:  # the space is full: what is left is rounding
+        return torch.zeros_like(w), torch.ones_like(rest), torch.zeros_like(rest)
+    stopped = ended(rest, c)
+    if not bool(stopped.any()):
+        return w, rest, rest
+    fresh, length = _fresh(krylov, krylov.m + 1, krylov.products)
+    return (
+        torch.where(stopped[:, None], fresh, w),
+        torch.where(stopped, length, rest),
+        torch.where(stopped, 0, rest),
+    )
 
-    def _product(self, j):
-        w = self.apply(self.V[:, j].contiguous())
-        self.products += 1
-        if self.unit is None:
-            self.unit = power_of_two(w)
-        return w / self.unit
 
-    def _fresh(self, count, seed):
-        """(B, n), orthogonal to the first `count` vectors of each basis."""
-        fresh = direction(self.n, seed).to(self.V).expand(len(self.V), -1)
-        return self._orthogonalise(fresh, count, torch.full_like(fresh[:, 0], torch.inf))[0]
+def _fresh(krylov: Krylov, count: int, seed: int) -> tuple[Rows, Tensor]:
+    """(B, n), orthogonal to the first `count` vectors of each basis, and its norms (B,)."""
+    fresh = direction(krylov.n, seed).to(krylov.V).expand(len(krylov.V), -1)
+    w, _, rest = orthogonalise(fresh, krylov.basis(count), True)
+    return w, rest
 
-    def _orthogonalise(self, w, count, size):
-        basis = self.V[:, :count]
-        c = w[:, None] @ basis.mT  # rows from the left: ten times faster on a CPU than columns from the right
-        w = torch.baddbmm(w[:, None], c, basis, alpha=-1)[:, 0]
-        # Twice is enough (Giraud, Langou, Rozloznik 2005), and once where little cancelled (Daniel et al. 1976).
-        if bool((w.norm(dim=1) < 0.7 * size).any()):
-            again = w[:, None] @ basis.mT
-            w, c = torch.baddbmm(w[:, None], again, basis, alpha=-1)[:, 0], c + again
-        return w, c[:, 0]
 
-    def hessenberg(self):
-        """(B, m + 1, m), H as a host array in float64, in units of `unit`."""
-        return self.H[:, : self.m + 1, : self.m].double().cpu().numpy()
+def grow(krylov: Krylov, m: int) -> None:
+    """Extend to dimension m <= n."""
+    while krylov.m < m:
+        krylov.step()
 
-    def select(self, rows, apply):
-        """Keep the samples `rows`, in rising order; `apply` is their operator."""
-        for place, row in enumerate(rows.tolist()):
-            if place != row:  # in place: there may be no memory for a second basis
-                self.V[place], self.H[place] = self.V[row], self.H[row]
-        self.apply, self.V, self.H, self.unit = apply, self.V[: len(rows)], self.H[: len(rows)], self.unit[rows]
 
-    def restart(self, Z, T, b):
-        """Shrink to the basis V Z, on which A is T, with coupling b to the next vector."""
-        m, p = Z.shape[1:]
-        Z, T, b = (torch.from_numpy(part).to(self.V) for part in (Z, T, b))
-        self.V[:, :p], self.V[:, p] = Z.mT @ self.V[:, :m], self.V[:, m].clone()
-        self.H.zero_()
-        self.H[:, :p, :p], self.H[:, p, :p] = T, b
-        self.m = p
+def hessenberg(krylov: Krylov) -> np.ndarray:
+    """(B, m + 1, m), H as a host array in float64, in units of the process."""
+    return krylov.hessenberg().double().cpu().numpy()
 
-    def deflate(self, Q, seed):
-        """Start with the rows of Q (B, p, n), orthonormal and taken as invariant, and a random direction behind them.
 
-        A Krylov space holds one copy of a multiple eigenvalue, whatever its size: the others are in the complement.
-        """
-        p = Q.shape[1]
-        self.V[:, :p] = Q
-        for j in range(p):
-            self.H[:, :p, j] = (self.V[:, :p] @ self._product(j)[:, :, None])[:, :, 0]
-        w = self._fresh(p, seed)
-        self.V[:, p] = w / w.norm(dim=1, keepdim=True)
-        self.m = p
+def deflate(krylov: Krylov, Q: Tensor, seed: int) -> None:
+    """Start with the rows of Q (B, p, n), orthonormal and taken as invariant, and a random direction behind them.
+
+    A Krylov space holds one copy of a multiple eigenvalue, whatever its size: the others are in the complement.
+    """
+    p = Q.shape[1]
+    krylov.V[:, :p] = Q
+    krylov.columns = [((krylov.basis(p) @ krylov.product(j)[:, :, None])[:, :, 0],) for j in range(p)]
+    w, length = _fresh(krylov, p, seed)
+    krylov.V[:, p] = w / length[:, None]

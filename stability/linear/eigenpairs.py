@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from scipy.linalg import lapack
 
-from stability.linear.arnoldi import EXACT, MEMORY, Krylov, basis_size, kept_size, memory_of
+from stability.linear.arnoldi import (
+    EXACT,
+    MEMORY,
+    basis_size,
+    deflate,
+    grow,
+    hessenberg,
+    kept_size,
+    krylov_process,
+    memory_of,
+)
 
 MAX_PRODUCTS = 3000
 BEHIND = 1e-3  # relative residual, to which what lies behind the wanted eigenvalues is found
@@ -79,7 +89,7 @@ def leading(operator, like, count, n, search):
 
 def _leading(operator, rows, like, n, search):
     k, tol, count, limit = search.k, search.tol, len(rows), basis_size(n, search.k, search.dimension)
-    krylov = Krylov(operator(rows), like, count, n, limit)
+    krylov = krylov_process(operator(rows), like, count, n, limit)
     m = limit if limit == n <= EXACT else min(limit, max(20, 2 * k + 4))
     found = _iterated(krylov, operator, rows, search, m)
     unit, found.unit, spent = found.unit, None, krylov.products
@@ -98,8 +108,8 @@ def _leading(operator, rows, like, n, search):
             group = np.flatnonzero(before & (widths == p))
             here = torch.from_numpy(group).to(rows.device)
             Q = _orthonormal(found.X[here], found.theta[group])
-            krylov = Krylov(operator(rows[here]), like, len(group), n, limit, unit[here])
-            krylov.deflate(Q, passes)
+            krylov = krylov_process(operator(rows[here]), like, len(group), n, limit, unit[here])
+            deflate(krylov, Q, passes)
             again = _iterated(
                 krylov, operator, rows[here], search._replace(max_products=search.max_products - spent), min(limit, p + 20), p
             )
@@ -165,9 +175,9 @@ def _iterated(krylov, operator, rows, search, m, locked=0):
     pending = torch.arange(count)
     wanted = _wanted_symmetric if search.symmetric else _wanted
     while True:
-        krylov.grow(m)
+        grow(krylov, m)
         found.unit = krylov.unit if found.unit is None else found.unit
-        H, p = krylov.hessenberg(), m if m == n else kept_size(m, k)
+        H, p = hessenberg(krylov), m if m == n else kept_size(m, k)
         theta, S, Z, T, b = (np.stack(part) for part in zip(*[wanted(h, min(k + 2, p), search.which, p) for h in H]))
         norm = np.sqrt((H**2).sum(1)).max(1)  # max ||A v_j||: a lower bound of ||A||
         floor = norm if search.symmetric and search.which == "LR" else 10 * eps / tol * norm
@@ -195,7 +205,7 @@ def _iterated(krylov, operator, rows, search, m, locked=0):
             pending = pending[~done]
             krylov.select(torch.from_numpy(np.flatnonzero(~done)), operator(rows[pending.to(rows.device)]))
         if m == limit:
-            krylov.restart(Z[~done], T[~done], b[~done])
+            krylov.restart(*(torch.from_numpy(part[~done]).to(X) for part in (Z, T, b)))
         else:
             m = min(limit, m + 2 * max(4, m // 6))
 

@@ -13,6 +13,7 @@ import torch
 from scipy.linalg import schur
 
 from stability.errors import InputError
+from stability.krylov import Krylov
 from stability.linear.jacobian import dense_jacobians
 from stability.linear.spectra import entries, hessenbergs
 from stability.random import direction
@@ -124,33 +125,39 @@ def _singular(A, z):
 
 def _triangular(T, z, steps=40, tol=1e-8):
     """`_singular` of an upper triangular T by inverse Lanczos: the largest eigenvalue of (R* R)^-1, R = z I - T."""
-    n = len(T)
     R = (-T).repeat(len(z), 1, 1)
     R.diagonal(dim1=1, dim2=2).add_(z[:, None])
-    Q, H = direction(n, 0).to(T).expand(len(z), 1, n).clone(), T.new_zeros(len(z), steps + 1, steps)
+    m = min(len(T), steps)
+    krylov = Krylov(_inverse_gram(R), direction(len(T), 0).to(T).expand(len(z), -1), m, again=True)
     result = torch.full(z.shape, torch.nan, dtype=torch.float64, device=z.device)
     pending = torch.arange(len(z), device=z.device)
-    for j in range(min(n, steps)):
-        # Solved as rows from the right, R is not copied for its conjugate transpose.
-        w = torch.linalg.solve_triangular(R, Q[:, j, None].conj(), upper=True, left=False).mH
-        w = torch.linalg.solve_triangular(R, w, upper=True)[..., 0]
-        for _ in range(2):
-            c = (Q.conj() @ w[..., None])[..., 0]
-            w, H[:, : j + 1, j] = w - (c[:, None] @ Q)[:, 0], H[:, : j + 1, j] + c
-        rest = torch.linalg.vector_norm(w, dim=1)
+    while krylov.m < m:
+        krylov.step()
+        H = krylov.hessenberg()
         # An eigenvalue at z, or one so near that the solve overflows, is left to the dense values below.
-        usable = torch.isfinite(rest) & torch.isfinite(H[:, : j + 1, j]).all(1)
-        theta, S = torch.linalg.eigh(torch.where(usable[:, None, None], H[:, : j + 1, : j + 1], 0))
-        done = usable & ((rest * S[:, -1, -1].abs() <= tol * theta[:, -1]) | (j + 1 == n))
+        usable = torch.isfinite(H).flatten(1).all(1)
+        theta, S = torch.linalg.eigh(torch.where(usable[:, None, None], H[:, :-1], 0))
+        rest = H[:, -1, -1].abs()
+        done = usable & ((rest * S[:, -1, -1].abs() <= tol * theta[:, -1]) | (krylov.m == len(T)))
         result[pending[done]] = theta[done, -1].rsqrt()
         keep = usable & ~done
         if not bool(keep.any()):
             break
-        H[:, j + 1, j] = rest
-        Q = torch.cat([Q, (w / rest[:, None])[:, None]], 1)
         if 2 * int(keep.sum()) <= len(keep):  # R is large: better to carry some points on than to copy it at every step
-            R, Q, H, pending = R[keep], Q[keep], H[keep], pending[keep]
+            R, pending = R[keep], pending[keep]
+            krylov.select(keep.nonzero()[:, 0], _inverse_gram(R))
     missed = torch.isnan(result)
     if bool(missed.any()):
         result[missed] = _singular(T, z[missed])
     return result
+
+
+def _inverse_gram(R):
+    """v -> (R* R)^-1 v for upper triangular R (P, n, n)."""
+
+    def apply(v):
+        # Solved as rows from the right, R is not copied for its conjugate transpose.
+        w = torch.linalg.solve_triangular(R, v[:, None].conj(), upper=True, left=False).mH
+        return torch.linalg.solve_triangular(R, w, upper=True)[..., 0]
+
+    return apply

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stability.errors import InputError
-from stability.linear.arnoldi import MEMORY, Krylov, krylov_memory
+from stability.linear.arnoldi import MEMORY, grow, hessenberg, krylov_memory, krylov_process
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
 from stability.linear.jacobian import check_state, linearised, reverse_product
 from stability.random import direction
@@ -65,9 +65,9 @@ def hessenbergs(f, y, dimension):
         raise InputError(f"dimension must be at least 1, got {dimension}")
     m = min(dimension, n)
     for part in y.split(krylov_memory(y, 0, m).chunk):
-        krylov = Krylov(reverse_product(f, part), y, len(part), n, m)
-        krylov.grow(m)
-        yield krylov.hessenberg() * krylov.unit[:, :, None].double().cpu().numpy()
+        krylov = krylov_process(reverse_product(f, part), y, len(part), n, m)
+        grow(krylov, m)
+        yield hessenberg(krylov) * krylov.unit[:, :, None].double().cpu().numpy()
 
 
 def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):

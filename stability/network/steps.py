@@ -66,7 +66,7 @@ def step_radius(place: Place, tol: float) -> PerSample:
 
             def product(v: Rows) -> Rows:
                 solution = gmres(at.reverse, v, tol / 100, SOLVE_PRODUCTS)
-                solved[rows] &= solution.converged
+                solved[rows] &= solution.on(v.device).converged
                 return solution.value
 
             return product

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from odenets.solve.nonlinear import SOLVERS, Broyden, FixedPoint, gmres, jacobian_products
+from odenets.solve.krylov import gmres
+from odenets.solve.nonlinear import SOLVERS, Broyden, FixedPoint
+from odenets.solve.products import jacobian_products
 
 CONTRACTIVE = ["broyden", "anderson", "newton"]
 
@@ -17,7 +19,7 @@ def _problem(generator, device, rows=12, size=6):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_reaches_its_tolerance_and_reports_it(name, device, generator):
     residual, x, _ = _problem(generator, device)
-    solution = SOLVERS[name](tol=1e-10, max_iterations=100)(residual, torch.zeros_like(x), (x,))
+    solution = SOLVERS[name](tol=1e-10, max_iterations=100)(residual, torch.zeros_like(x), (x,)).on(device)
     r0, r = residual(torch.zeros_like(x), x).norm(dim=1), residual(solution.value, x).norm(dim=1)
     assert solution.converged.all() and (r <= 1e-10 * r0).all()
     assert torch.allclose(solution.residual, r / r0, rtol=1e-6, atol=1e-16) and (solution.iterations > 0).all()
