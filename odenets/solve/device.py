@@ -4,7 +4,7 @@ import math
 
 import torch
 
-LOOK_EVERY = 6  # iterations before the first look on an accelerator, and at most between two
+LOOK_EVERY = 7  # iterations before the first look on an accelerator, and at most between two
 
 
 def is_accelerator(device: torch.device) -> bool:

@@ -253,7 +253,9 @@ class _LeastSquares:
         if self.scale is None:
             self.scale, self.iterations = beta.detach(), torch.zeros(beta.shape, dtype=torch.int64)
             self.residual = self.scale
-            self.weight = None if self.weight is None else self.weight.cpu()
+            if self.weight is not None:  # the rows in units of the largest, whose squares do not underflow
+                weight = torch.where(self.scale > 0, self.weight.cpu().double(), 0)
+                self.weight = weight / weight.amax().clamp_min(torch.finfo(weight.dtype).tiny)
             self.active = (self.scale != 0) & ~self._solved()
         self.beta, self.conjugate, self.before = beta, torch.ones_like(beta.detach())[:, None], self.iterations
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenets.solve.krylov import gmres, jacobian_products, row_dot, row_norm
-from odenets.solve.nonlinear import Iterate, Solver
+from odenets.solve.driver import Iterate, Solver
+from odenets.solve.krylov import gmres
+from odenets.solve.products import jacobian_products
+from odenets.solve.rows import row_dot, row_norm
 
 GAIN = 0.1  # of the decrease that a step promises to first order, what it must bring; below 1/2, which -r always brings
 HALVINGS = 4  # of a Newton step, before the direction is -r

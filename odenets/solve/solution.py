@@ -12,7 +12,7 @@ from odenets.solve.transforms import over_maps
 class Solution(NamedTuple):
     """Outcome of a batched solve, per sample: the value on its device, what is said of it on the host, where that decided."""
 
-    value: Tensor | None  # (B, ...), the best iterate; None once it is recorded
+    value: Tensor  # (B, ...), the best iterate; None once it is recorded
     converged: Tensor  # (B,) bool
     residual: Tensor  # (B,) norm of the residual, relative to the scale of the solve
     iterations: Tensor  # (B,) evaluations of the residual after the first
