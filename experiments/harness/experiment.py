@@ -114,7 +114,9 @@ def add_arguments(parser, seeds="0,1,2"):
         "get the checks that take seconds; cheap: these for every net; default: all, with --budget first, or cheap if need be",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--workers", help="processes; default: one for each core, one in all on a GPU")
+    parser.add_argument(
+        "--workers", help="processes; default: as many as cores and memory carry; on a GPU several of small nets"
+    )
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
     parser.add_argument(
         "--resume",

@@ -135,7 +135,11 @@ def _audited(found):
         known = f"{len(audits) - cheap} of {len(found.records)} nets were audited, and"
         if len(audits) - cheap == len(found.records):
             known = f"All {len(audits)} nets" if len(audits) > 1 else "The net"
-        passed = f"{known} passed the audit." if audits else "No net was audited: gradients may be masked."
+        passed = (
+            f"{known} passed the audit."
+            if len(audits) > cheap
+            else f"No net was audited{' whole' * bool(cheap)}: gradients may be masked."
+        )
         yield passed + f" Of {count(cheap, 'net')} the checks that take seconds were run, and passed." * bool(cheap)
     hanging = [arm.name for arm in found.arms if any(m.path_dependent for r in arm.records for m in r.measurements)]
     if hanging:

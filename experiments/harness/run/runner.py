@@ -21,12 +21,13 @@ from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.failures import Failure, failure_of, forget, keep
 from experiments.harness.run.folder import Run
+from experiments.harness.run.machine import default_workers, keep_memory
 from experiments.harness.run.schedule import Level, Schedule
 from experiments.harness.run.schema import Record
 from experiments.harness.words import radius
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
-# activation to the system and fault it in again, 12 to 26 % of the time of a training step.
+# activation to the system and fault it in again: 10 % of a training step, 9 to 25 % of an attack.
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -37,11 +38,6 @@ CLOCK = time.monotonic
 Plan = Schedule | Planner
 Outcome = tuple[dict[str, Any], Failure | None]  # of a task
 _updates: Any = None  # the queue to the parent, in a worker
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_cases(
@@ -60,7 +56,7 @@ def run_cases(
         config: Its `RunConfig`.
         cases: All cases, in the order of the report.
         console: rich Console for bars and lines.
-        workers: Processes; by default one for each core, one in all where a GPU does the work.
+        workers: Processes; by default as many as fit, see `default_workers`.
         budget: What time there is; further seeds are taken while they fit, and stand in `run.config` then.
         audits: With a budget, the audits to choose from.
 
@@ -73,7 +69,7 @@ def run_cases(
         ChildProcessError: A worker was killed; what had ended by then is kept.
     """
     missing = run.missing(cases)
-    workers = workers or (1 if config.device.startswith("cuda") else available_cores())
+    workers = workers or default_workers(torch.device(config.device), config.model)
     schedule = Schedule(Level(config.audit, config.seeds[0]), CLOCK)
     # The expensive cases first, so that no core idles at the end; with a budget seed by seed, so that it may end after any.
     order = by_cost(cases)
@@ -164,6 +160,7 @@ Ended = Callable[[Task, dict[str, Any], Failure | None], None]
 
 
 def _in_turn(run: Run, config: RunConfig, plan: Plan, workers: int, progress: Progress, ended: Ended) -> None:
+    keep_memory()
     bar, threads = progress.add_task("", total=None), torch.get_num_threads()
     if config.device == "cpu":
         torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
