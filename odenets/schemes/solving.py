@@ -27,7 +27,7 @@ from odenets.types import Field, PerSample, State, Time
 METHODS: dict[str, Callable[..., Callable[..., Solution]]] = {**SOLVERS, "continuation": Continuation}
 # Unknowns solved together; CUDA wants larger kernels.
 Solve = Callable[[Callable[[State, State], State], State, PerSample], State]  # (equations, base, floor) -> stages
-PIECE = {"cpu": 3 * 2**15, "cuda": 2**22}
+PIECE = {"cpu": 2**18, "cuda": 2**22}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
