@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def cases_of(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
     """The nets of a run of so many seeds, in the order of its report."""
     nets = product(config.fields, config.schemes, seeds)
-    return [Case(scheme, *config.substeps, seed, field=field) for field, scheme, seed in nets]
+    (substeps,) = config.substeps
+    return [Case(scheme, substeps, seed, field=field) for field, scheme, seed in nets]
 
 
 if __name__ == "__main__":

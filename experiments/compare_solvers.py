@@ -19,14 +19,18 @@ run's middle radius), get other logits (by 2 % of their spread) or another class
 
 import copy
 import csv
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from odenets.solve.solution import Solution
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor, nn
 
 import odenets
 import stability
@@ -35,6 +39,7 @@ from experiments.harness.run.case import load_data
 from experiments.harness.run.checkpoints import load_net
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import read_config
+from experiments.harness.training.data import Split
 from odenets.errors import InputError
 from odenets.solve.krylov import gmres
 from odenets.solve.nonlinear import SOLVERS, Broyden
@@ -65,7 +70,7 @@ COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %",
 
 
 @run_cli
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="compare_solvers.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", help="folder of a run of compare_schemes.py")
@@ -80,11 +85,11 @@ def main(argv=None):
     paths = sorted(folder.glob("checkpoints/*.pt"))
     if not paths:
         raise InputError(f"{args.run} holds no checkpoints; give the folder of a run of compare_schemes.py")
-    config = read_config(folder / "config.json")
-    missing = [key for key in NEEDED if key not in config]
+    entry = read_config(folder / "config.json")
+    missing = [key for key in NEEDED if key not in entry]
     if missing:
         raise InputError(f"{folder / 'config.json'} is not that of a run of compare_schemes.py ({', '.join(missing)} missing)")
-    config = RunConfig.from_json(config)
+    config = RunConfig.from_json(entry)
     data, console = load_data(config), Console()
     test, reference = data.test.first(images), data.train.images[:REFERENCES]
     rows, columns = [], ROOT_COLUMNS if args.roots else COLUMNS
@@ -121,7 +126,7 @@ def main(argv=None):
 
 
 @torch.no_grad()
-def _measure(increment, x, near, typical, tol):
+def _measure(increment: Callable, x: Tensor, near: Tensor, typical: Tensor, tol: Any) -> Iterator[tuple]:
     """Rows (method, median, 90 %, unsolved) for z = increment(x + z).
 
     Args:
@@ -130,17 +135,18 @@ def _measure(increment, x, near, typical, tol):
         tol: Relative residual.
     """
 
-    def residual(z, x):
+    def residual(z: Tensor, x: Tensor) -> Tensor:
         return z - increment(x + z)
 
-    def run(solver, x, guess=None, function=residual):
+    def run(solver: Any, x: Tensor, guess: Tensor | None = None, function: Callable = residual) -> Solution:
         floor = 4 * torch.finfo(x.dtype).eps * row_norm(x.flatten(1))
         guess, scale = torch.zeros_like(x) if guess is None else guess, row_norm(increment(x).flatten(1))
         return solver(function, guess, (x,), scale, floor)
 
-    for name, solver in SOLVERS.items():
-        if name != "newton":  # its iterations hide a Krylov process each
-            yield name, *_summary(run(solver(tol=tol), x), 1)
+    solvers: dict[str, Any] = {**SOLVERS}
+    solvers.pop("newton")  # its iterations hide a Krylov process each
+    for name, solver in solvers.items():
+        yield name, *_summary(run(solver(tol=tol), x), 1)
     exhaustive = Broyden(tol=tol, max_iterations=300, memory=300)
     root = run(exhaustive, x).value
     product, _ = jacobian_products(lambda z: residual(z.view(x.shape), x).flatten(1), root.flatten(1))
@@ -153,13 +159,13 @@ def _measure(increment, x, near, typical, tol):
         ) / len(typical)
         inverse = torch.linalg.inv(torch.eye(n) - torch.from_numpy(mean)).to(x)
 
-        def preconditioned(w, x):
+        def preconditioned(w: Tensor, x: Tensor) -> Tensor:
             return residual((w.flatten(1) @ inverse.T).view(w.shape), x)
 
         yield "broyden, preconditioned", *_summary(run(Broyden(tol=tol), x, function=preconditioned), 1)
 
 
-def _roots(net, test, epsilon, scheme):
+def _roots(net: nn.Module, test: Split, epsilon: float, scheme: str | None) -> Iterator[tuple]:
     """Rows of `ROOT_COLUMNS` after the seed, of the images and of adversarial ones; none where nothing nonlinear is solved."""
     if scheme:
         odenets.set_scheme(net, scheme)
@@ -172,7 +178,7 @@ def _roots(net, test, epsilon, scheme):
 
 
 @torch.no_grad()
-def _disagreements(net, x, hanging):
+def _disagreements(net: nn.Module, x: Tensor, hanging: Tensor) -> tuple:
     """How often cold solves disagree, and how many of these images are among the hanging (B,) ones."""
     reference, solved, cold, most = _solved(net, x, 1e-6)
     spread, other, classes = reference.amax(1) - reference.amin(1), torch.zeros_like(hanging), torch.zeros_like(hanging)
@@ -189,7 +195,7 @@ def _disagreements(net, x, hanging):
     return len(x), *counts, most, round(cold), round(again)
 
 
-def _solved(net, x, tol):
+def _solved(net: nn.Module, x: Tensor, tol: float) -> tuple[Tensor, Tensor, float, int]:
     """At a tolerance: logits in float64, (B,) converged, evaluations for each image, most iterations of a solve."""
     with odenets.tightened(net, tol):
         logits, stats = net(x).double(), [stage.stats for stage in odenets.stages(net).values()]
@@ -201,7 +207,7 @@ def _solved(net, x, tol):
     )
 
 
-def _summary(solution, first):
+def _summary(solution: Solution, first: int) -> tuple[int, int, str]:
     counts = (solution.iterations + first).double()
     unsolved = 1 - solution.converged.double().mean().item()
     return round(counts.median().item()), round(counts.quantile(0.9).item()), f"{100 * unsolved:.1f} %"

@@ -9,15 +9,19 @@ goes on with --resume after the last attack that had ended.
 
 import hashlib
 import time
-from argparse import BooleanOptionalAction
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 import odenets
+import stability
 from experiments.harness.command import (
     ATTACK_CHOICE,
     Parser,
@@ -37,9 +41,10 @@ from experiments.harness.run.failures import failure_of, forget, keep
 from experiments.harness.run.folder import Run, saving
 from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.schema import FULL, WHOLE, Record
-from experiments.harness.run.subject import load_subjects, logits_of
+from experiments.harness.run.subject import Subject, load_subjects, logits_of
 from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
+from experiments.harness.training.data import Split
 from experiments.harness.words import radius
 from odenets.errors import InputError
 from stability.attacks.images import check_logits
@@ -51,7 +56,7 @@ FAILED = "measurement"  # the traceback of the one that ended a run
 
 
 @run_cli
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     args = _parser().parse_args(argv)
     check_out(args)
@@ -100,7 +105,7 @@ def main(argv=None):
     return 0
 
 
-def _parser():
+def _parser() -> Parser:
     parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "network",
@@ -122,7 +127,7 @@ def _parser():
     return parser
 
 
-def _dataset(subjects, asked):
+def _dataset(subjects: list[Subject], asked: str | None) -> str:
     """The data set to evaluate on: what the networks were trained on, for a user's own what is asked for."""
     known = {subject.meta["dataset"] for subject in subjects if subject.meta}
     if asked is not None:
@@ -136,13 +141,13 @@ def _dataset(subjects, asked):
     return asked or known.pop()
 
 
-def _epsilons(args, dataset):
+def _epsilons(args: Namespace, dataset: str) -> list[float]:
     if args.epsilons is not None:
         return parse_numbers(args.epsilons, "--epsilons", float, 0)
     return DEFAULTS[dataset][args.threat]
 
 
-def _check_fits(subject, test):
+def _check_fits(subject: Subject, test: Split) -> None:
     """Refuse a network that cannot take these images, gives NaN, or knows fewer classes than there are labels."""
     x, y = test.images[:64], test.labels
     logits = logits_of(subject.net, x, subject.name)
@@ -153,7 +158,7 @@ def _check_fits(subject, test):
         raise InputError(f"{subject.name}: {error}") from error
 
 
-def _digest(net):
+def _digest(net: nn.Module) -> str:
     """SHA-256 of the weights: a run must not go on with others."""
     digest = hashlib.sha256()
     for name, value in chain(net.named_parameters(), net.named_buffers()):
@@ -161,7 +166,7 @@ def _digest(net):
     return digest.hexdigest()
 
 
-def _measure(run, config, subjects, test, console):
+def _measure(run: Run, config: EvaluationConfig, subjects: list[Subject], test: Split, console: Console) -> None:
     """Measure what the records lack, one line a measurement, so that a killed run loses one at most."""
     threat, clean = THREATS[config.threat], cache(lambda net: evaluation.judge_clean(net, test))
     try:
@@ -193,19 +198,28 @@ def _measure(run, config, subjects, test, console):
             progress.advance(task)
 
 
-def _measured(net, test, name, epsilon, gradient, threat, config, clean):
+def _measured(
+    net: nn.Module,
+    test: Split,
+    name: str,
+    epsilon: float,
+    gradient: str,
+    threat: Any,
+    config: EvaluationConfig,
+    clean: Callable[[nn.Module], stability.WorstCase],
+) -> dict[str, Any]:
     if name == "audit":
         extent = FULL if config.audit == "full" else WHOLE
         return {"audit": evaluation.measure_audit(net, test, epsilon, config.audit_images, threat, extent)}
     return {"measurements": (evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat, clean(net)),)}
 
 
-def _plan(net, config):
+def _plan(net: nn.Module, config: EvaluationConfig) -> list[tuple[str, float, str]]:
     plan = evaluation.attack_plan(net, config.attacks, config.epsilons)
     return plan + [("audit", config.audit_epsilon, "exact")] * (config.audit != "none")
 
 
-def _description(subject, config):
+def _description(subject: Subject, config: EvaluationConfig) -> Record:
     """A record of a network without any measurement; of a user's own what its stages tell, where it has any."""
     stage = next(iter(odenets.stages(subject.net).values()), None)
     meta = subject.meta or {

@@ -9,22 +9,25 @@ folder under runs/ receives report.html, blocks.csv, spectra.csv, growth.csv and
 
 import csv
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import odenets
 from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
 from experiments.harness.experiment import DEFAULTS
 from experiments.harness.report import survey as mapping
 from experiments.harness.run.checkpoints import split_of
-from experiments.harness.run.subject import load_subject, logits_of
+from experiments.harness.run.subject import Subject, load_subject, logits_of
 from experiments.harness.training import data
 from odenets.errors import InputError
 
 
 @run_cli
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="map_spectra.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("subject", help="a checkpoint of a run, package.module:callable or path/to/file.py:callable")
@@ -64,7 +67,7 @@ def main(argv=None):
     return 0
 
 
-def parse_numbers_pair(text):
+def parse_numbers_pair(text: str) -> list[int]:
     """Two whole numbers, which may be equal."""
     pieces = split_top_level(text)
     if len(pieces) != 2:
@@ -72,7 +75,7 @@ def parse_numbers_pair(text):
     return [parse_numbers(piece, "--block", int, 0)[0] for piece in pieces]
 
 
-def _images(args, subject, device):
+def _images(args: Namespace, subject: Subject, device: torch.device) -> tuple[Tensor, Tensor | None, str]:
     """(images, labels or None, what they are)."""
     count = parse_one(args.images, "--images", int, 1)
     if args.shape:
@@ -90,7 +93,7 @@ def _images(args, subject, device):
     return split.images.to(device), split.labels.to(device), name
 
 
-def _middle(dataset):
+def _middle(dataset: str) -> float:
     return sorted(DEFAULTS[dataset]["linf"])[1]
 
 

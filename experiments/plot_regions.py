@@ -9,6 +9,8 @@ compare the intervals with published ones.
 """
 
 import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import odenets
 import stability
 from experiments.harness.command import Parser, parse_schemes, run_cli
 from experiments.harness.report import scheme_table
+from experiments.harness.report.arms import Cloud
 from experiments.harness.report.figures import save
 from experiments.harness.report.regions import region_sheet
 from experiments.harness.report.spectrum_file import read_spectrum
@@ -29,7 +33,7 @@ from stability.methods.regions import ROUNDING
 
 
 @run_cli
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="plot_regions.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--schemes", help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or all")
@@ -52,7 +56,7 @@ def main(argv=None):
     return 0
 
 
-def _draw(schemes, args, console):
+def _draw(schemes: Sequence[odenets.Scheme], args: Namespace, console: Console) -> None:
     out = Path(args.out)
     cloud_for = read_spectrum(args.spectrum) if args.spectrum is not None else lambda scheme: {}
     _make_writable(out)
@@ -80,7 +84,7 @@ def _draw(schemes, args, console):
     console.print(f"Drawings: {out.resolve()}, all of them on sheet.png", markup=False, highlight=False, soft_wrap=True)
 
 
-def _growth(scheme, cloud):
+def _growth(scheme: odenets.Scheme, cloud: Cloud) -> str | None:
     """A line on the spectrum under a scheme; None without one."""
     if not cloud:
         return None
@@ -90,7 +94,7 @@ def _growth(scheme, cloud):
     return f"{scheme}: max |R| {modulus.max():.4g} over {z.size} values, |R| > 1 at {(modulus > 1 + ROUNDING).sum()}{caveat}"
 
 
-def _write_table(path, console):
+def _write_table(path: str, console: Console) -> None:
     try:
         text = Path(path).read_text()
         write_atomically(path, scheme_table.replaced(text, path))
@@ -100,7 +104,7 @@ def _write_table(path, console):
     console.print(f"{path}: table of all schemes written", markup=False, highlight=False, soft_wrap=True)
 
 
-def _make_writable(out):
+def _make_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -111,12 +115,12 @@ def _make_writable(out):
         ) from None
 
 
-def _console():
+def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=160)  # a pipe has no width to respect
 
 
-def _file_name(scheme):
+def _file_name(scheme: odenets.Scheme) -> str:
     return str(scheme).replace("(", "_").replace(")", "").replace(",", "_")
 
 

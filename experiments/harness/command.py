@@ -5,7 +5,10 @@ import functools
 import math
 import re
 import sys
+from argparse import Action
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from rich import box
@@ -16,24 +19,34 @@ import odenets
 import stability
 from odenets.errors import InputError, Unsolved
 
+Number = TypeVar("Number", int, float)
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):
+    def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are one sentence."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """Print the sentence and exit with 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def run_cli(main):
+class Main(Protocol):
+    """The main of a script."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Its exit code."""
+        ...
+
+
+def run_cli(main: Main) -> Main:
     """Wrap a script's main(argv=None): errors that are expected become one sentence on stderr and exit code 2.
 
     Expected are those of `odenets.errors`, which are written to be read, and what the system says of files and processes. Any
@@ -41,12 +54,14 @@ def run_cli(main):
     """
 
     @functools.wraps(main)
-    def wrapped(argv=None):
+    def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
         except (InputError, Unsolved, OSError) as error:
-            known = isinstance(error, OSError) and error.filename and error.strerror
-            print(f"{Path(sys.argv[0]).name}: {f'{error.filename}: {error.strerror}' if known else error}", file=sys.stderr)
+            told = str(error)
+            if isinstance(error, OSError) and error.filename and error.strerror:
+                told = f"{error.filename}: {error.strerror}"
+            print(f"{Path(sys.argv[0]).name}: {told}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; what was written stays, --resume goes on from there", file=sys.stderr)
@@ -55,7 +70,7 @@ def run_cli(main):
     return wrapped
 
 
-def split_top_level(text):
+def split_top_level(text: str) -> list[str]:
     """Split on commas outside parentheses; empty pieces are dropped."""
     pieces, depth = [""], 0
     for character in text:
@@ -67,7 +82,7 @@ def split_top_level(text):
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def parse_schemes(text):
+def parse_schemes(text: str) -> list[odenets.Scheme]:
     """Schemes of a comma-separated list of specs, or of "all"; refuses an empty list and one scheme named twice."""
     specs = odenets.list_schemes() if text.strip() == "all" else split_top_level(text)
     if not specs:
@@ -81,7 +96,7 @@ def parse_schemes(text):
     return schemes
 
 
-def parse_fields(text):
+def parse_fields(text: str) -> list[str]:
     """Canonical specs of a comma-separated list of fields; refuses an empty list and one field named twice."""
     fields = [str(odenets.get_field(spec)) for spec in split_top_level(text)]
     if not fields:
@@ -95,7 +110,7 @@ def parse_fields(text):
 ATTACK_CHOICE = f"{', '.join(stability.attack_shorthands())}, N being a number of steps, queries or draws, such as pgd20"
 
 
-def parse_attacks(text):
+def parse_attacks(text: str) -> list[str]:
     """Canonical names of the attacks of a comma-separated list, without repetitions; refuses an empty list."""
     names = [str(stability.get_attack(piece)) for piece in split_top_level(text)]
     if not names:
@@ -103,14 +118,14 @@ def parse_attacks(text):
     return list(dict.fromkeys(names))
 
 
-def parse_numbers(text, option, kind, minimum):
+def parse_numbers(text: str, option: str, kind: type[Number], minimum: float) -> list[Number]:
     """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given; floats may be 8/255."""
-    numbers = []
+    numbers: list[Number] = []
     for piece in split_top_level(text):
         wanted = "whole numbers" if kind is int else "numbers"
         try:
             above, slash, below = piece.partition("/")
-            number = float(above) / float(below) if slash and kind is float else kind(piece)
+            number = kind(float(above) / float(below) if slash and kind is float else piece)
         except (ValueError, ZeroDivisionError):
             raise InputError(f"{option} takes {wanted} separated by commas, got {piece!r}") from None
         if not (number >= minimum and math.isfinite(number)):
@@ -123,7 +138,7 @@ def parse_numbers(text, option, kind, minimum):
     return numbers
 
 
-def parse_one(text, option, kind, minimum):
+def parse_one(text: str | None, option: str, kind: type[Number], minimum: float) -> Number | None:
     """One number, or None where `text` is None."""
     if text is None:
         return None
@@ -133,7 +148,7 @@ def parse_one(text, option, kind, minimum):
     return numbers[0]
 
 
-def parse_duration(text, option):
+def parse_duration(text: str | None, option: str) -> float | None:
     """Seconds of 30s, 5m, 1h30m, or None where `text` is None."""
     if text is None:
         return None
@@ -144,13 +159,13 @@ def parse_duration(text, option):
     return float(seconds)
 
 
-def parse_choice(value, option, valid):
+def parse_choice(value: str, option: str, valid: Iterable[str]) -> None:
     """Refuse what is not among the valid values."""
     if value not in valid:
         raise InputError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
 
 
-def parse_device(name):
+def parse_device(name: str) -> torch.device:
     """A torch device; "auto" is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,7 +179,7 @@ def parse_device(name):
         raise InputError(f"unknown device {name!r}; choose auto, cpu or cuda, or one of several as in cuda:0") from None
 
 
-def show_table(console, title, rows, keys):
+def show_table(console: Console, title: str, rows: Sequence[Sequence[object]], keys: int) -> Console:
     """Print rows of cells, the header first, and return a console that is wide enough for a pipe.
 
     Numbers are never cut off: what is long in the first `keys` columns, which name a row, breaks into lines; columns in which

@@ -1,6 +1,7 @@
 """The command `odenets`: the experiments by their short names, from any folder; the same as their scripts."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
@@ -14,7 +15,7 @@ COMMANDS = {
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """`odenets COMMAND ...`; returns the exit code."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -31,14 +32,14 @@ def main(argv=None):
     return import_module(f"experiments.{COMMANDS[name]}").main(rest)
 
 
-def _help():
+def _help() -> str:
     # Read, not imported: help must not wait for torch.
     import ast
     from pathlib import Path
 
     folder = Path(__file__).parents[1]
     titles = {
-        name: ast.get_docstring(ast.parse((folder / f"{script}.py").read_text(encoding="utf-8"))).split("\n\n")[0]
+        name: (ast.get_docstring(ast.parse((folder / f"{script}.py").read_text(encoding="utf-8"))) or "").split("\n\n")[0]
         for name, script in COMMANDS.items()
     }
     lines = [f"  {name:<10}{' '.join(title.split())}" for name, title in titles.items()]

@@ -4,11 +4,13 @@ import platform
 import shlex
 import sys
 import time
-from argparse import BooleanOptionalAction
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,6 +19,7 @@ import odenets
 from experiments.harness import statistics
 from experiments.harness.command import (
     ATTACK_CHOICE,
+    Parser,
     parse_attacks,
     parse_choice,
     parse_device,
@@ -28,9 +31,9 @@ from experiments.harness.command import (
 )
 from experiments.harness.config import add_options
 from experiments.harness.report import comparison as report
-from experiments.harness.report.arms import comparison
+from experiments.harness.report.arms import Comparison, comparison
 from experiments.harness.run.budget import FEWEST, Budget
-from experiments.harness.run.case import load_data
+from experiments.harness.run.case import Case, load_data
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
 from experiments.harness.run.runner import run_cases
@@ -40,8 +43,9 @@ from experiments.harness.training.settings import TrainingSettings, training_set
 from odenets.errors import InputError
 from stability.attacks.threats import THREATS
 
+CasesOf = Callable[[RunConfig, Sequence[int]], list[Case]]  # the cases of a run with these seeds, in the order of the report
 # Radii of the balls in pixel units, and epochs, where the user names none.
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"linf": [0.05, 0.1, 0.15], "l2": [0.25, 0.5, 1.0], "epochs": 20},
     "mnist": {"linf": [0.1, 0.2, 0.3], "l2": [0.5, 1.0, 2.0], "epochs": 5},
     "fashion-mnist": {"linf": [0.02, 0.05, 0.1], "l2": [0.25, 0.5, 1.0], "epochs": 10},
@@ -49,7 +53,7 @@ DEFAULTS = {
     "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
 }
 # A run that exercises every path in seconds; its numbers mean nothing. What the user names stays as it is.
-SMOKE = {
+SMOKE: dict[str, Any] = {
     "epochs": 1,
     "seeds": (0,),
     "train_limit": 128,
@@ -60,7 +64,7 @@ SMOKE = {
 }
 
 
-def add_arguments(parser, seeds="0,1,2"):
+def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     """The options that the experiments share; None stands for a default that depends on the data set."""
     names = ", ".join(odenets.list_schemes())
     parser.add_argument(
@@ -126,7 +130,7 @@ def add_arguments(parser, seeds="0,1,2"):
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 
-def make_config(args, script, substeps, fields=("residual",)):
+def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: Iterable[str] = ("residual",)) -> RunConfig:
     """The `RunConfig` of a run from parsed options; ValueError names what is wrong and what is valid."""
     parse_choice(args.dataset, "--dataset", DATASETS)
     parse_choice(args.model, "--model", tuple(odenets.MODELS))
@@ -192,7 +196,7 @@ def make_config(args, script, substeps, fields=("residual",)):
     return replace(config, **provenance(config.device))
 
 
-def _looks(args, before, at_most):
+def _looks(args: Namespace, before: dict[str, Any], at_most: int | None) -> tuple[int, ...]:
     """Numbers of seeds after which a run that ends when it is clear is looked at: those of the run that goes on."""
     known = tuple(before.get("looks", ()))
     if not (args.until_clear or known):
@@ -203,7 +207,7 @@ def _looks(args, before, at_most):
     return statistics.schedule(at_most) if at_most else known or statistics.schedule()
 
 
-def _before(args):
+def _before(args: Namespace) -> dict[str, Any]:
     """The configuration of the run that is resumed, for what is not asked for anew; {} where there is none of this kind."""
     path = Path(args.out or "", "config.json")
     if not args.resume or not path.is_file():
@@ -212,7 +216,7 @@ def _before(args):
     return config if "schemes" in config else {}
 
 
-def check_out(args):
+def check_out(args: Namespace) -> None:
     """Refuse an --out and a --resume that make no sense together."""
     if args.out == "":
         raise InputError("--out is empty; name the folder of the run, or leave the option out for a new one under runs/")
@@ -220,7 +224,7 @@ def check_out(args):
         raise InputError("--resume needs --out: the folder of the run to go on with")
 
 
-def provenance(device):
+def provenance(device: str) -> dict[str, Any]:
     """What a run is made with: {"environment": versions and machine, "command": the line that started it}."""
     packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
     return {
@@ -234,13 +238,13 @@ def provenance(device):
     }
 
 
-def _command():
+def _command() -> list[str]:
     """The line that started this process: a script, or the command `odenets`."""
     script = Path(sys.argv[0])
     return ["odenets", *sys.argv[1:]] if script.stem == "odenets" else ["python", *sys.argv]
 
 
-def conduct(config, cases_of, args):
+def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
     """Run the cases, write tables and report, print the summary; returns the exit code.
 
     Args:
@@ -263,10 +267,11 @@ def conduct(config, cases_of, args):
             highlight=False,
             soft_wrap=True,
         )
-    found, failures, further = None, {}, partial(_cases_of_seed, cases_of, config)
+    failures: dict[str, str] = {}
+    found, further = None, partial(_cases_of_seed, cases_of, config)
     # A look that the run has passed did not end it.
     for look in [look for look in config.looks if look >= len(config.seeds)] or [config.seeds_at_most]:
-        budget, audits = None, ()
+        budget, audits = None, tuple[str, ...]()
         if config.budget:
             fixed = args.seeds is not None or config.smoke
             budget = Budget(config.budget, started, further, not fixed, look)
@@ -290,18 +295,18 @@ def conduct(config, cases_of, args):
     return 1 if failures else 0
 
 
-def _cases_of_seed(cases_of, config, seed):
+def _cases_of_seed(cases_of: CasesOf, config: RunConfig, seed: int) -> list[Case]:
     return cases_of(config, (seed,))
 
 
-def _take_seeds(run, count):
+def _take_seeds(run: Run, count: int) -> None:
     """Further seeds for a run, so that it has `count`: the smallest numbers that it does not have."""
     for seed in range(count):
         if len(run.config["seeds"]) < count:
             run.take_seed(seed)
 
 
-def _print_summary(console, found, failures, report_path):
+def _print_summary(console: Console, found: Comparison, failures: Mapping[str, str], report_path: Path) -> None:
     """The table of the report without its empty columns, its first sentences, and where the report lies."""
     wide = show_table(console, _title(found), report.summary_table(found), keys=2)
     for sentence in [*report.headline(found), *_solves(found)]:
@@ -311,7 +316,7 @@ def _print_summary(console, found, failures, report_path):
     wide.print(f"Report: {report_path.resolve()}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _title(found):
+def _title(found: Comparison) -> str:
     """Names what the intervals are over: images for an arm that has one seed."""
     seeds = [len(arm.records) for arm in found.arms if arm.records]
     if max(seeds) == 1:
@@ -320,7 +325,7 @@ def _title(found):
     return f"Accuracy, mean and 95 % interval over seeds and images{rest}; differences hold together"
 
 
-def _solves(found):
+def _solves(found: Comparison) -> Iterator[str]:
     """A sentence for each scheme that solves equations: the largest share over its nets left unconverged."""
     for scheme in dict.fromkeys(record.scheme for record in found.records if record.solver):
         solvers = [record.solver for record in found.records if record.scheme == scheme and record.solver]
@@ -331,7 +336,7 @@ def _solves(found):
         yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
 
 
-def _version(name):
+def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,7 +1,9 @@
 """The arms of a comparison: what is compared with what, and the records of each."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.words import radius
+
+Cloud = Mapping[str, np.ndarray]  # of a stage: (n, 2) real and imaginary parts of h lambda
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Comparison:
         strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 
-    def _gaps(self, seeds) -> dict[tuple[str, float], statistics.Gap]:
+    def _gaps(self, seeds: tuple[int, ...]) -> dict[tuple[str, float], statistics.Gap]:
         first, config = self.arms[0], self.config
 
         def masks(arm: Arm, eps: float) -> dict[int, np.ndarray]:
@@ -168,11 +172,11 @@ def comparison(config: RunConfig, records: list[Record]) -> Comparison:
     for record in records:
         groups.setdefault((record.field, record.scheme, record.trained_substeps, record.substeps), []).append(record)
 
-    def order(key):
+    def order(key: tuple) -> tuple:
         field, scheme, *walked = key
         return fields.index(field), config.schemes.index(scheme), *walked
 
-    def name(field, scheme, trained, run):
+    def name(field: str, scheme: str, trained: int, run: int) -> str:
         suffix = f" (trained with {trained})" if trained != run else ""
         walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else ""
         return f"{scheme}{f' on {field}' if len(fields) > 1 else ''}{walked}"
@@ -184,7 +188,7 @@ def comparison(config: RunConfig, records: list[Record]) -> Comparison:
     return Comparison(config, tuple(arms))
 
 
-def merged_clouds(clouds) -> dict[str, np.ndarray]:
+def merged_clouds(clouds: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """{stage: (n, 2)} of the clouds of several records; each keeps one of a conjugate pair, here are both."""
     merged = {}
     for stage in sorted({stage for cloud in clouds for stage in cloud}, key=int):

@@ -1,6 +1,8 @@
 """report.html: one file that opens anywhere, whose sentences are made from the numbers and claim no more than these."""
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -19,7 +21,8 @@ from experiments.harness.report.sentences import (
     without_spectrum,
 )
 from experiments.harness.report.stability_sections import fields_section, measures_section
-from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES
+from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
+from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, listed, norm_symbol, radius
 
 CAPTIONS = {
@@ -44,7 +47,7 @@ CAPTIONS = {
 }
 
 
-def write_report(found: Comparison, path):
+def write_report(found: Comparison, path: Path) -> None:
     """Write the report of a run to `path`, and the figures as PNG into figures/ beside it."""
     path = Path(path)
     write_page(
@@ -57,7 +60,7 @@ def write_report(found: Comparison, path):
     )
 
 
-def _results(found, folder):
+def _results(found: Comparison, folder: Path) -> Section:
     seeds, config = found.config.seeds, found.config
     varied = (
         f"{count(len(seeds), 'seed')}, each with a split of its own, and corrected for what splits share (Nadeau and Bengio)"
@@ -88,11 +91,11 @@ def _results(found, folder):
     return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 6, 8)), Text(note, note=True)))
 
 
-def _looks(found, folder):
+def _looks(found: Comparison, folder: Path) -> Section | None:
     """The intervals at each look of a run that ends when it is clear."""
     if not found.config.looks:
         return None
-    rows = [("seeds", "scheme", "difference, points", "interval", "verdict")]
+    rows: list[tuple] = [("seeds", "scheme", "difference, points", "interval", "verdict")]
     for seeds, gaps in found.sequence.items():
         for name, gap in gaps.items():
             rows.append((seeds, name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict))
@@ -110,12 +113,12 @@ def _looks(found, folder):
     return Section("Until it was clear", (text, *((Table(rows, (0, 2, 3)),) if len(rows) > 1 else ())))
 
 
-def _by_attack(found, folder):
+def _by_attack(found: Comparison, folder: Path) -> Section | None:
     """Each attack by itself; nothing where there is one."""
     attacks = found.attacks()
     if len(attacks) < 2:
         return None
-    rows = [("\u03b5", "scheme", *(f"{name}, %" for name in attacks), "all of them, %")]
+    rows: list[tuple] = [("\u03b5", "scheme", *(f"{name}, %" for name in attacks), "all of them, %")]
     for eps in found.radii:
         for arm in found.arms:
             cells = []
@@ -131,7 +134,7 @@ def _by_attack(found, folder):
     return Section("Attack by attack", (Table(rows, range(2, len(rows[0]))), Text(note, note=True)))
 
 
-def _plots(found, folder):
+def _plots(found: Comparison, folder: Path) -> Section:
     not_normal = without_spectrum(found)
     warning = (
         f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
@@ -143,7 +146,7 @@ def _plots(found, folder):
     drawn |= {"regions": regions.clouds_figure}
     if not found.swept:
         drawn |= {"measure": figures.measure_figure, "training": figures.training_figure}
-    parts = []
+    parts: list[Figure] = []
     for name, draw in drawn.items():
         figure, caption = draw(found), CAPTIONS[name] + (warning if name == "regions" else "")
         if figure:
@@ -151,8 +154,10 @@ def _plots(found, folder):
     return Section("Figures", tuple(parts))
 
 
-def _detached(found, folder):
-    rows = [("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval", "verdict")]
+def _detached(found: Comparison, folder: Path) -> Section | None:
+    rows: list[tuple] = [
+        ("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval", "verdict")
+    ]
     for eps in found.radii:
         for arm in found.arms:
             gap = found.detached_gap(arm, eps)
@@ -171,8 +176,8 @@ def _detached(found, folder):
     return Section("Exact against detached gradient", (Text(text), Table(rows, (2, 3, 4, 5))))
 
 
-def _solver(found, folder):
-    rows = [
+def _solver(found: Comparison, folder: Path) -> Section:
+    rows: list[tuple[str, ...]] = [
         (
             "scheme",
             "tolerance",
@@ -194,11 +199,11 @@ def _solver(found, folder):
         looser = "".join(f"; trained at {tol}" for tol in trained if tol != used)
         worst = max((m.untrusted / m.total for record in own for m in record.measurements), default=np.nan)
 
-        def mean(values, scale=1, combine=np.mean):
+        def mean(values: Iterable[float | None], scale: float = 1, combine: Callable = np.mean) -> str:
             known = [scale * value for value in values if value is not None]
             return f"{combine(known):.3g}" if known else ""
 
-        def solver(key, own=own):
+        def solver(key: str, own: Sequence[Record] = own) -> list[Any]:
             return [getattr(record.solver, key, None) for record in own]
 
         iterations = mean(solver("iterations_mean"))
@@ -252,11 +257,11 @@ def _approximately(arm):
     return f"trained along an approximate gradient ({', '.join(loose)}){near}."
 
 
-def _tolerance(spec):
+def _tolerance(spec: str) -> str:
     return str(odenets.get_scheme(spec).parameters.get("tol", ("",))[0])
 
 
-def _audit(found, folder):
+def _audit(found: Comparison, folder: Path) -> Section:
     title, rows = "Audit: is the robustness real?", []
     for arm in found.arms:
         for index, record in enumerate(record for record in arm.records if record.audit):
@@ -283,11 +288,11 @@ def _audit(found, folder):
     return Section(title, (Text(text), Table([("net", "check", "verdict", "reason"), *rows])))
 
 
-def _caveats(found, folder):
+def _caveats(found: Comparison, folder: Path) -> Section:
     return Section("What these figures do not show", (Listed(caveats(found)),))
 
 
-def _protocol(found, folder):
+def _protocol(found: Comparison, folder: Path) -> Section:
     config = found.config
     sizes = ", ".join(f"{size} {part.replace('_', '-')}" for part, size in config.data.items())
     rows = {
@@ -312,7 +317,7 @@ def _protocol(found, folder):
     return Section("Protocol", (Terms(rows), Code(config.command), Text(text)))
 
 
-def _training(settings):
+def _training(settings: TrainingSettings) -> str:
     """The protocol of training in one sentence."""
     standard = settings.training == "standard"
     attack = "" if standard else f" (\u03b5 = {radius(settings.train_epsilon)}, {count(settings.train_steps, 'step')})"
@@ -333,12 +338,12 @@ def _training(settings):
     )
 
 
-def _subtitle(found):
+def _subtitle(found: Comparison) -> str:
     config, schemes = found.config, ", ".join(dict.fromkeys(arm.scheme for arm in found.arms))
     return f"{schemes} on {config.dataset}, {count(len(config.seeds), 'seed')}, {config.settings.training} training"
 
 
-def _banner(found):
+def _banner(found: Comparison) -> str:
     return "Smoke run: every path once, in seconds. The numbers mean nothing." if found.config.smoke else ""
 
 

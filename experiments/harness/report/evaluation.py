@@ -1,10 +1,13 @@
 """What evaluate.py shows: its records merged by network, a table and sentences in the terminal, a page."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from rich.console import Console
 
 import experiments.harness.statistics as statistics
 from experiments.harness.command import show_table
@@ -12,11 +15,12 @@ from experiments.harness.report import figures
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.page import Code, Figure, Section, Table, Terms, Text, audit_rows, write_page
 from experiments.harness.report.sentences import interval, percent, points
-from experiments.harness.run.schema import WORST, worst_over
+from experiments.harness.run.config import EvaluationConfig
+from experiments.harness.run.schema import WORST, Record, worst_over
 from experiments.harness.words import radius
 
 
-def key(record):
+def key(record: Record) -> tuple[str, str, float, str]:
     """(network, attack, epsilon, gradient) of the one thing that a record measured."""
     if record.audit:
         return record.network, "audit", record.audit.epsilon, "exact"
@@ -24,7 +28,7 @@ def key(record):
     return record.network, measurement.attack, measurement.epsilon, measurement.gradient
 
 
-def merged(records, names):
+def merged(records: Sequence[Record], names: Iterable[str]) -> list[Record]:
     """One record a network, in the order of `names`, its measurements followed by the worst case at each radius."""
     result = []
     for name in names:
@@ -35,9 +39,9 @@ def merged(records, names):
     return result
 
 
-def rows(records):
+def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """The table as rows of strings, header first: exact and detached gradient side by side, a network that fails marked."""
-    found = [
+    found: list[tuple[str, ...]] = [
         (
             "network",
             "attack",
@@ -73,12 +77,12 @@ def rows(records):
     return found
 
 
-def marked(record):
+def marked(record: Record) -> str:
     """The name of a network, with a dagger where it failed its audit."""
     return f"{record.network} \u2020" if record.verdict == "failed" else record.network
 
 
-def sentences(records):
+def sentences(records: Sequence[Record]) -> list[str]:
     """For each network what it withstands at the middle radius, and whether that can be believed."""
     found = []
     for record in records:
@@ -110,14 +114,14 @@ def sentences(records):
     return found
 
 
-def show(config, records, console):
+def show(config: EvaluationConfig, records: Sequence[Record], console: Console) -> None:
     """The table and the sentences, in the terminal; wide enough for a pipe."""
     wide = show_table(console, f"Accuracy, {config.threat} ball, intervals over images", rows(records), keys=2)
     for sentence in sentences(records):
         wide.print(sentence, markup=False, highlight=False)
 
 
-def write(config, records, path):
+def write(config: EvaluationConfig, records: Sequence[Record], path: Path) -> None:
     """The page, and its figure as PNG into figures/ beside it."""
     write_page(
         path,
@@ -128,7 +132,7 @@ def write(config, records, path):
     )
 
 
-def _accuracy(records):
+def _accuracy(records: Sequence[Record]) -> Section:
     note = Markup(
         "Every image was classified again by a cold solve at tolerance 10<sup>\u22126</sup>; <b>untrusted</b> ones, whose "
         "equations did not converge there or led to another root than the one connected to the state, count as wrong. Attacks "
@@ -140,7 +144,7 @@ def _accuracy(records):
     return Section("Accuracy", (Table(rows(records), range(2, 8)), Text(note, note=True)))
 
 
-def _figure(config, records, folder):
+def _figure(config: Any, records: Sequence[Record], folder: Path) -> Section | None:
     if not config.epsilons:
         return None
     # To the figure a network is what a scheme is in a comparison.
@@ -156,14 +160,14 @@ def _figure(config, records, folder):
     return Section("Figure", (Figure(figures.save(figure, folder, "accuracy"), caption),))
 
 
-def _audits(records):
+def _audits(records: Sequence[Record]) -> Section:
     checks = [row for record in records if record.audit for row in audit_rows(marked(record), record.audit)]
     if not checks:
         return Section("Audit", (Text("Nothing was audited: whether gradients are masked is open."),))
     return Section("Audit: is the robustness real?", (Table([("network", "check", "verdict", "reason"), *checks]),))
 
 
-def _protocol(config):
+def _protocol(config: EvaluationConfig) -> Section:
     shown = {
         "Data": f"{config.dataset}, {config.data['test']} test images",
         "Attacks": ", ".join(config.attacks),

@@ -2,24 +2,30 @@
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.figure import Figure as MplFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 import experiments.harness.statistics as statistics
+from experiments.harness.report.arms import Arm, Comparison
+from experiments.harness.statistics import Estimate
 from experiments.harness.words import norm_symbol, radius
 
 # Okabe & Ito (2008), distinguishable in all common forms of colour blindness; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 INK, FAINT = "#222222", "#777777"
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -55,26 +61,28 @@ MEASURES = {  # metric: what its axis says; in order of preference for the figur
 }
 
 
-def _appearance(arms):
+def _appearance(arms: Sequence[Arm]) -> dict[str, tuple[str, str]]:
     """{arm's name: (colour, marker)}, by position, so that an arm looks the same in all figures of a report."""
     return {arm.name: (PALETTE[i % 7], MARKERS[(i + i // 7) % 7]) for i, arm in enumerate(arms)}
 
 
-def _legend(figure, arms, extra=(), line="-", marks=True):
+def _legend(
+    figure: MplFigure, arms: Sequence[Arm], extra: Sequence[Line2D] = (), line: str = "-", marks: str | None = None
+) -> None:
     handles = [
-        Line2D([], [], ls=line, color=colour, marker=marker if marks is True else marks, label=arm.label)
+        Line2D([], [], ls=line, color=colour, marker=marker if marks is None else marks, label=arm.label)
         for arm, (colour, marker) in zip(arms, _appearance(arms).values())
     ]
     columns = 4 if max(len(arm.name) for arm in arms) < 20 else 3
     figure.legend(handles=[*handles, *extra], loc="outside upper left", ncols=columns)
 
 
-def _percentages(estimates):
+def _percentages(estimates: Iterable[Estimate]) -> np.ndarray:
     return 100 * np.array([(estimate.value, estimate.low, estimate.high) for estimate in estimates]).T
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_figure(found):
+def accuracy_figure(found: Comparison) -> MplFigure:
     """Accuracy against the radius of the attack, and its paired difference to the first arm, with intervals."""
     arms, epsilons = found.arms, [0.0, *found.radii]
     figure = Figure(figsize=(10, 4.1))
@@ -107,7 +115,7 @@ def accuracy_figure(found):
 
 
 @matplotlib.rc_context(STYLE)
-def sweep_figure(found):
+def sweep_figure(found: Comparison) -> MplFigure:
     """Accuracy against the steps for each block, a panel a radius: trained with them, or only run with them."""
     epsilons = [0.0, *found.radii]
     # To this figure a scheme is what an arm is to the others.
@@ -147,12 +155,12 @@ def sweep_figure(found):
     for ax in axes[len(epsilons) :]:
         ax.set_axis_off()
     axes[0].set_ylabel("images classified rightly, %")
-    again = Line2D([], [], color=FAINT, ls="--", marker="o", mfc="white", label=f"weights trained with {fewest}")
-    _legend(figure, schemes, [again])
+    rerun = Line2D([], [], color=FAINT, ls="--", marker="o", mfc="white", label=f"weights trained with {fewest}")
+    _legend(figure, schemes, [rerun])
     return figure
 
 
-def _draw_differences(ax, found, epsilons):
+def _draw_differences(ax: Axes, found: Comparison, epsilons: Sequence[float]) -> None:
     first, *others = found.arms
     looks = _appearance(found.arms)
     spread = 0.7 * len(others) / (len(others) + 1)
@@ -186,7 +194,7 @@ def _draw_differences(ax, found, epsilons):
 
 
 @matplotlib.rc_context(STYLE)
-def measure_figure(found, metric=None):
+def measure_figure(found: Comparison, metric: str | None = None) -> MplFigure | None:
     """One stability measure of each trained net against robust accuracy, a panel a radius; None without measures."""
     known = {row.metric for record in found.records for row in record.stability}
     metric = metric or next((name for name in [*MEASURES, *sorted(known)] if name in known), None)
@@ -215,7 +223,7 @@ def measure_figure(found, metric=None):
 
 
 @matplotlib.rc_context(STYLE)
-def training_figure(found):
+def training_figure(found: Comparison) -> MplFigure:
     """Training loss and held-out accuracy, attacked too where training is, against the epoch: one thin line a net."""
     figure = Figure(figsize=(10, 2.9))
     axes = figure.subplots(1, 2)
@@ -248,11 +256,11 @@ def training_figure(found):
     return figure
 
 
-def save(figure, folder, name):
+def save(figure: MplFigure, folder: Path, name: str) -> str:
     """Write folder/name.png, and return the figure as a data URI for a page: as SVG or PNG, whichever is shorter."""
     FigureCanvasAgg(figure)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    drawn = {"dpi": 150, "bbox_inches": "tight", "pad_inches": 0.06}
+    drawn: Any = {"dpi": 150, "bbox_inches": "tight", "pad_inches": 0.06}
     figure.savefig(path := Path(folder, f"{name}.png"), **drawn)
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None}, **drawn)

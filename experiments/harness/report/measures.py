@@ -1,5 +1,6 @@
 """What the stability measures of a run say: field by field, and against robustness across its nets."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ def grouping(found: Comparison) -> tuple[str, dict[object, list[Arm]]]:
         "fields": lambda arm: arm.field,
         "numbers of steps": lambda arm: (arm.trained_substeps, arm.substeps),
     }
-    groups = {what: {} for what in factors}
+    groups: dict[str, dict[object, list[Arm]]] = {what: {} for what in factors}
     for arm in found.arms:
         for what, of in factors.items():
             if arm.records:
@@ -57,7 +58,8 @@ def correlations(found: Comparison, epsilon: float) -> dict[str, Estimate]:
 
     Only where at least `FEWEST` groups have the measure and neither side is constant: see `rank_association`.
     """
-    result, metrics = {}, dict.fromkeys(row.metric for record in found.records for row in record.stability)
+    result: dict[str, Estimate] = {}
+    metrics = dict.fromkeys(row.metric for record in found.records for row in record.stability)
     what, groups = grouping(found)
     for metric in metrics:
         nets = []
@@ -111,7 +113,7 @@ def by_field(found: Comparison) -> list[FieldRow]:
     return rows
 
 
-def field_sentences(found: Comparison):
+def field_sentences(found: Comparison) -> Iterator[str]:
     """Where the scheme matters, in words; nothing where the run has one field."""
     rows = by_field(found)
     for field in dict.fromkeys(row.arm.field for row in rows):

@@ -114,7 +114,9 @@ class Section:
     parts: tuple
 
 
-def write_page(path, title: str, subtitle: str, answer: Iterable[str], sections: Iterable[Section | None], banner: str = ""):
+def write_page(
+    path: Path, title: str, subtitle: str, answer: Iterable[str], sections: Iterable[Section | None], banner: str = ""
+) -> None:
     """Write a page.
 
     Args:
@@ -140,15 +142,15 @@ def audit_rows(label: str, audit: AuditResult) -> list[tuple[str, str, str, str]
 
 
 @cache
-def _template():
+def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("page.html")
 
 
-def _css(cell, number):
+def _css(cell: str, number: bool) -> str:
     return "n" if number else "dim" if cell in FAINT else "firm" if cell in FIRM else ""
 
 
-def _breakable(cell):
+def _breakable(cell: str) -> Markup:
     """Escaped, with places where a long spec may break into lines."""
     return Markup(re.sub(r",(?=\S)", ",<wbr>", str(escape(cell))))

@@ -1,18 +1,24 @@
 """Stability regions: |R(z)| of a scheme in the complex plane, alone, on a sheet, or under h lambda measured in nets."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.figure import Figure as MplFigure
 from matplotlib.lines import Line2D
 
 import odenets
 import stability
+from experiments.harness.report.arms import Cloud, Comparison
 from experiments.harness.report.figures import INK, STYLE
 
+Window = tuple[float, float, float, float]  # left, right, bottom, top
 STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 
 # Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
@@ -22,13 +28,13 @@ COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 
 @functools.cache
-def region_of(scheme):
+def region_of(scheme: odenets.Scheme) -> Any:
     """`stability.region` of a `Scheme`, computed once."""
     return stability.region(scheme)
 
 
 @matplotlib.rc_context(STYLE)
-def draw_region(ax, scheme, cloud=None, window=None):
+def draw_region(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud | None = None, window: Window | None = None) -> Any:
     """Draw |R(z)| of a scheme into given axes: blue where a step damps, sand where it amplifies, |R| = 1 bold.
 
     Args:
@@ -59,14 +65,16 @@ def draw_region(ax, scheme, cloud=None, window=None):
     ax.axhline(0, color=INK, lw=0.4)
     for stage, colour in zip(sorted(cloud or {}, key=int), STAGE_COLOURS * 9):
         points = np.asarray(cloud[stage], dtype=float).reshape(-1, 2)
-        ax.scatter(*points.T, s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4)
+        ax.scatter(
+            points[:, 0], points[:, 1], s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4
+        )
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.grid(False)
     return shades
 
 
 @matplotlib.rc_context(STYLE)
-def clouds_figure(found):
+def clouds_figure(found: Comparison) -> MplFigure | None:
     """The region of each arm's scheme with the measured h lambda on top, in one window; None where none has a region."""
     drawable = {arm.name: arm for arm in found.arms if arm.behind.has_R}
     clouds = {name: cloud for name, arm in drawable.items() if (cloud := arm.cloud())} or {name: {} for name in drawable}
@@ -84,7 +92,7 @@ def clouds_figure(found):
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 
-def _note_extremes(ax, scheme, cloud):
+def _note_extremes(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud) -> None:
     """Write the extremes of a cloud into the axes: no shares, for the density of Ritz values is not that of eigenvalues."""
     z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
     if z.size:
@@ -101,7 +109,7 @@ def _note_extremes(ax, scheme, cloud):
         )
 
 
-def _dots(clouds):
+def _dots(clouds: Mapping[str, Cloud]) -> list[Line2D]:
     stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
     return [
         Line2D(
@@ -119,7 +127,9 @@ def _dots(clouds):
 
 
 @matplotlib.rc_context(STYLE)
-def region_sheet(schemes, notes=None, clouds=None):
+def region_sheet(
+    schemes: Sequence[odenets.Scheme], notes: Mapping[str, str] | None = None, clouds: Mapping[str, Cloud] | None = None
+) -> MplFigure:
     """All regions in one window where they fit (one alone in its own).
 
     Args:
@@ -143,7 +153,7 @@ def region_sheet(schemes, notes=None, clouds=None):
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 
-def _square(window, cloud):
+def _square(window: Window, cloud: Cloud) -> Window:
     """The smallest square about the real axis that holds a window, and a cloud with a margin."""
     points = np.concatenate([np.zeros((0, 2)), *cloud.values()])
     left, right = (1.05 * points[:, 0]).min(initial=window[0]), (1.05 * points[:, 0]).max(initial=window[1])
@@ -151,7 +161,7 @@ def _square(window, cloud):
     return (left + right) / 2 - half, (left + right) / 2 + half, -half, half
 
 
-def _panels(count, columns, width, aspect):
+def _panels(count: int, columns: int, width: float, aspect: float) -> tuple[MplFigure, Any]:
     """A figure of `count` panels of a width in inches and an aspect (height / width), and their axes."""
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * width + 1.2, rows * (width * aspect + 0.55) + 0.3), layout="compressed")
@@ -161,13 +171,13 @@ def _panels(count, columns, width, aspect):
     return figure, axes[:count]
 
 
-def _framed(figure, axes, columns, shades, handles):
+def _framed(figure: MplFigure, axes: Any, columns: int, shades: Any, handles: Sequence[Line2D]) -> MplFigure:
     for index, ax in enumerate(axes):
         ax.set_xlabel(r"Re $z$" if index + columns >= len(axes) else None)
         ax.set_ylabel(r"Im $z$" if index % columns == 0 else None)
     bar = figure.colorbar(shades, ax=list(axes), aspect=30, pad=0.015)
     bar.set_label(r"$|R(z)|$, growth in one step; $z = h\lambda$")
-    bar.set_ticks(BANDS, labels=[f"{2.0**band:g}" if band >= 0 else f"1/{2.0**-band:g}" for band in BANDS])
+    bar.set_ticks(list(BANDS), labels=[f"{2.0**band:g}" if band >= 0 else f"1/{2.0**-band:g}" for band in BANDS])
     bar.ax.axhline(0, color=INK, lw=1.8)
     bar.outline.set_visible(False)
     boundary = Line2D([], [], color=INK, lw=1.8, label=r"$|R(z)| = 1$")

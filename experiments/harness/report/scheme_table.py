@@ -1,6 +1,8 @@
 """What the theory says of each scheme, as one table: in the terminal, and between two markers of docs/schemes.md."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import odenets
 from experiments.harness.report.regions import region_of
@@ -17,7 +19,7 @@ LEGEND = (
 START, END = "<!-- schemes: written by experiments/plot_regions.py --table docs/schemes.md -->", "<!-- end of schemes -->"
 
 
-def row(scheme):
+def row(scheme: odenets.Scheme) -> tuple[str, ...]:
     """The cells of a scheme, text, in the order of `COLUMNS`; dashes where nothing is defined."""
     region = region_of(scheme) if scheme.has_R else None
     read = ("real_interval", "imaginary_interval", "a_alpha", "l_stable", "ssp", "algebraically_stable")
@@ -38,16 +40,16 @@ def row(scheme):
     )
 
 
-def number(value):
+def number(value: float | None) -> str:
     """Four digits, the sign of infinity, or a dash for None."""
     return "\u2013" if value is None else "\u221e" if math.isinf(value) else f"{value:.4g}"
 
 
-def _word(value):
+def _word(value: bool | None) -> str:
     return {True: "yes", False: "no", None: "\u2013"}[value]
 
 
-def markdown():
+def markdown() -> str:
     """The table of the whole catalogue with its aliases and parameters, as Markdown."""
     schemes = [odenets.get_scheme(name) for name in odenets.list_schemes()]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * 3 + "---|" + "---:|" * 3 + "---|---:|---|---|"]
@@ -58,7 +60,7 @@ def markdown():
     targets = {name: [alias for alias in ALIASES if ALIASES[alias] == name] for name in ALIASES.values()}
     aliases = "; ".join(f"{' and '.join(f'`{alias}`' for alias in found)} for `{name}`" for name, found in targets.items())
     lines += ["", LEGEND + ".", "", f"Aliases: {aliases}.", ""]
-    groups = {}
+    groups: dict[str, list[str]] = {}
     for scheme in schemes:
         shared = _assignments({key: value for key, value in _defaults(scheme).items() if key in SOLVE_DEFAULTS})
         groups.setdefault(shared, []).append(scheme.name)
@@ -68,15 +70,15 @@ def markdown():
     return "\n".join(lines)
 
 
-def _defaults(scheme):
+def _defaults(scheme: odenets.Scheme) -> dict[str, Any]:
     return {key: default for key, (_, default) in scheme.parameters.items()}
 
 
-def _assignments(parameters):
+def _assignments(parameters: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in parameters.items())
 
 
-def replaced(text, path):
+def replaced(text: str, path: str) -> str:
     """A page's text with the table of today between its markers; ValueError where they do not stand once, in order."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)

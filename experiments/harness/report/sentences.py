@@ -1,20 +1,24 @@
 """What a run found, in words: the summary table, the headline and the caveats, all made from the records."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 from scipy.special import stdtrit
 
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report import measures
+from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.run.schema import CHEAP
+from experiments.harness.statistics import Estimate
 from experiments.harness.words import count, norm_symbol
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
 
-def summary_table(found):
+def summary_table(found: Comparison) -> list[tuple[str, ...]]:
     """Accuracies and paired differences to the first arm as rows of strings, the first row being the header."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "attack",
             "scheme",
@@ -46,7 +50,7 @@ def summary_table(found):
     return rows
 
 
-def _compared(gap, eps):
+def _compared(gap: statistics.Gap, eps: float) -> tuple[str, ...]:
     """Cells of a paired difference: its value, its interval, the images' share of its variance, its verdict."""
     estimate = gap.estimate
     share = "" if estimate.images is None else f"{100 * estimate.images:.0f}"
@@ -54,7 +58,7 @@ def _compared(gap, eps):
     return points(estimate.value), interval(estimate, "+"), share, said
 
 
-def headline(found):
+def headline(found: Comparison) -> list[str]:
     """The answer in plain sentences, at the middle radius: what differs, what cannot be told, and what to distrust."""
     config, eps, first = found.config, found.middle, found.reference
     reference = found.accuracy(first, eps)
@@ -93,7 +97,7 @@ def headline(found):
     return [*sentences, *measures.field_sentences(found), *_masking(found), *_audited(found)]
 
 
-def _further(found, gaps):
+def _further(found: Comparison, gaps: Mapping[str, tuple[Arm, statistics.Gap]]) -> Iterator[str]:
     """How many seeds it would take, from the variances seen."""
     unclear = [gap for _, gap in gaps.values() if gap.verdict == statistics.OPEN and gap.estimate.over != "images"]
     needed = [gap.needed for gap in unclear]
@@ -107,7 +111,7 @@ def _further(found, gaps):
         yield "By the variances seen here no number of seeds would tell: there are too few test images for this margin."
 
 
-def _masking(found):
+def _masking(found: Comparison) -> Iterator[str]:
     """What the detached gradient would have let one believe."""
     detached = [(arm.name, gap) for arm in found.arms if (gap := found.detached_gap(arm, found.middle))]
     masked = [(name, gap) for name, gap in detached if gap.verdict == "higher"]
@@ -127,7 +131,7 @@ def _masking(found):
         )
 
 
-def _audited(found):
+def _audited(found: Comparison) -> Iterator[str]:
     """How many nets were audited, and who failed."""
     audits = [record.audit for record in found.records if record.audit]
     cheap = sum(audit.extent == CHEAP for audit in audits)
@@ -156,18 +160,20 @@ def _audited(found):
         )
 
 
-def _untrusted(arm, eps):
-    return np.mean(
-        [
-            m.untrusted / m.total
-            for record in arm.records
-            for m in record.measurements
-            if m.epsilon == eps and m.gradient == "exact"
-        ]
+def _untrusted(arm: Arm, eps: float) -> float:
+    return float(
+        np.mean(
+            [
+                m.untrusted / m.total
+                for record in arm.records
+                for m in record.measurements
+                if m.epsilon == eps and m.gradient == "exact"
+            ]
+        )
     )
 
 
-def caveats(found):
+def caveats(found: Comparison) -> list[str]:
     """Sentences on what the figures of this run do not show; each only where it applies."""
     config, n, records = found.config, len(found.config.seeds), found.records
     earlier = [seeds for seeds in config.reported if seeds < n]
@@ -273,22 +279,22 @@ def caveats(found):
     return [sentence for applies, sentence in listed if applies]
 
 
-def without_spectrum(found):
+def without_spectrum(found: Comparison) -> list[str]:
     """Names of arms for which R(h lambda) is not a step's spectrum unless the Jacobian is normal."""
     return [arm.name for arm in found.arms if not arm.behind.analytic]
 
 
-def percent(share):
+def percent(share: float) -> str:
     """A share in percent, one decimal."""
     return f"{100 * share:.1f}"
 
 
-def points(difference):
+def points(difference: float) -> str:
     """A difference in percentage points with its sign; no minus sign on a rounded zero."""
     return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\u2212") if difference else "0.0"
 
 
-def interval(estimate, sign=""):
+def interval(estimate: Estimate, sign: str = "") -> str:
     """An interval in percent or, with sign="+", in points."""
     show = points if sign else percent
     return f"[{show(estimate.low)}, {show(estimate.high)}]"

@@ -2,15 +2,18 @@
 
 import csv
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.harness.report.arms import merged_clouds
+import odenets
+from experiments.harness.report.arms import Cloud, merged_clouds
 from odenets.errors import InputError
 
 
-def read_spectrum(path):
+def read_spectrum(path: str | Path) -> Callable[[odenets.Scheme], Cloud]:
     """A function from a scheme to its cloud {stage: (n, 2) real and imaginary parts}.
 
     Args:
@@ -35,7 +38,7 @@ def read_spectrum(path):
     return lambda scheme: merged_clouds([cloud for name, cloud in clouds if name == str(scheme)]) or every
 
 
-def _read_clouds(text, path):
+def _read_clouds(text: str, path: str | Path) -> list[tuple[str, Mapping[str, Any]]]:
     """[(scheme, cloud)] of the lines of a records.jsonl."""
     clouds = []
     for line, content in enumerate(text.splitlines(), 1):
@@ -56,7 +59,7 @@ def _read_clouds(text, path):
     return clouds
 
 
-def _read_csv(text, path):
+def _read_csv(text: str, path: str | Path) -> np.ndarray:
     """(n, 2) real and imaginary parts, from two columns or one of complex literals."""
     lines = [
         (number, line.strip().lstrip("#").strip())
@@ -85,7 +88,13 @@ def _read_csv(text, path):
     )
 
 
-def _points(lines, path, parse, delimiter, needed):
+def _points(
+    lines: list[tuple[int, str]],
+    path: str | Path,
+    parse: Callable[[list[str]], list[float]],
+    delimiter: str | None,
+    needed: str,
+) -> np.ndarray:
     points = []
     for number, line in lines:
         try:
@@ -99,16 +108,16 @@ def _points(lines, path, parse, delimiter, needed):
     return np.array(points)
 
 
-def _cells(line, delimiter):
+def _cells(line: str, delimiter: str | None) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), []) if delimiter else line.split()
 
 
-def _real(text, delimiter):
+def _real(text: str, delimiter: str | None) -> float:
     # Where semicolons separate, commas are decimal: so do spreadsheets write in half of Europe.
     return float(text.replace(",", ".") if delimiter == ";" else text)
 
 
-def _complex(cells):
+def _complex(cells: list[str]) -> list[float]:
     """[re, im] of a literal as Python, NumPy or MATLAB write it; [nan] where it is none."""
     literal = "".join(cells).lower().strip("()").replace("i", "j").replace("+-", "-")
     try:

@@ -1,20 +1,22 @@
 """The report's sections on stability: scheme by field, and which measure goes with robustness."""
 
 from math import factorial
+from pathlib import Path
 
 from experiments.harness.report import measures
+from experiments.harness.report.arms import Comparison
 from experiments.harness.report.measures import by_field
 from experiments.harness.report.page import Section, Table, Text
 from experiments.harness.report.sentences import interval, percent, points
 from experiments.harness.statistics.association import FEWEST
 
 
-def fields_section(found, folder):
+def fields_section(found: Comparison, folder: Path) -> Section | None:
     """Scheme by field, with the difference of the schemes on each; nothing where the run has one field."""
     rows = by_field(found)
     if not rows:
         return None
-    cells = [
+    cells: list[tuple[str, ...]] = [
         (
             "field",
             "scheme",
@@ -56,7 +58,7 @@ def fields_section(found, folder):
     )
 
 
-def measures_section(found, folder):
+def measures_section(found: Comparison, folder: Path) -> Section | None:
     """Rank correlations of the measures with robust accuracy; where a run has too few groups for any, why there are none."""
     eps, title = found.middle, "Which measure goes with robustness?"
     if not eps or not any(record.stability for record in found.records):
@@ -95,7 +97,7 @@ def measures_section(found, folder):
     return Section(title, (Table(rows, (2, 3, 4)), Text(note, note=True)))
 
 
-def _orders(count):
+def _orders(count: int) -> str:
     """Why so few groups allow no claim."""
     if count == 1:
         return "one has nothing to be compared with."

@@ -1,11 +1,15 @@
 """A survey of one network's dynamics: what is measured, its tables, its page."""
 
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from markupsafe import Markup
+from torch import Tensor, nn
 
 import odenets
 import stability
@@ -39,15 +43,17 @@ class Survey:
     epsilon: float
     blocks: list
     growths: dict
-    place: object
+    place: Any
     fields: tuple
     steps: tuple | None
-    kreiss: object
+    kreiss: Any
     departure: object
     explanation: object
 
 
-def survey(net, images, labels, epsilon, block=None):
+def survey(
+    net: nn.Module, images: Tensor, labels: Tensor | None, epsilon: float, block: tuple[int, int] | None = None
+) -> Survey:
     """Measure a network in float64.
 
     Args:
@@ -76,7 +82,7 @@ def survey(net, images, labels, epsilon, block=None):
         growths = {"random": stability.growth(net, x, noise), "adversarial": stability.growth(net, x, adversarial)}
         place = stability.places(net, x[:1])[known.index(chosen)]
 
-        def closely(f):
+        def closely(f: Callable) -> tuple:
             return stability.pseudospectrum(f, place.state), stability.numerical_range(f, place.state)
 
         steps = closely(place.step) if scheme.one_step else None
@@ -94,7 +100,7 @@ def survey(net, images, labels, epsilon, block=None):
         )
 
 
-def _kreiss(place, scheme):
+def _kreiss(place: Any, scheme: odenets.Scheme) -> Any:
     """Kreiss constant of the step, relative to its spectral radius where that exceeds 1."""
     if not scheme.one_step:
         return None
@@ -102,10 +108,10 @@ def _kreiss(place, scheme):
     return stability.kreiss_constant(place.step, place.state, domain="disc", threshold=(1 + 1e-6) * radius.clamp_min(1.0))
 
 
-def tables(found):
+def tables(found: Survey) -> dict[str, list[tuple]]:
     """{file name: rows, the header first}."""
-    blocks = [("stage", "block", "metric", "value")]
-    spectra = [("stage", "block", "image", "kind", "re", "im", "abs_R")]
+    blocks: list[tuple] = [("stage", "block", "metric", "value")]
+    spectra: list[tuple] = [("stage", "block", "image", "kind", "re", "im", "abs_R")]
     for b in found.blocks:
         blocks += [(b.stage, b.block, name, float(value.double().mean())) for name, value in stability.predictors(b).items()]
         for kind, values, modulus in (("Ritz value", b.ritz, b.amplification), ("eigenvalue", b.eigenvalues, b.growth)):
@@ -114,7 +120,7 @@ def tables(found):
                     (b.stage, b.block, image, kind, z.real, z.imag, "" if modulus is None else modulus[image, i].item())
                     for i, z in enumerate(row.tolist())
                 ]
-    growth = [("perturbation", "stage", "block", "image", "measured", "linear", "predicted")]
+    growth: list[tuple] = [("perturbation", "stage", "block", "image", "measured", "linear", "predicted")]
     for name, curve in found.growths.items():
         parts = (curve.measured, curve.linear, curve.predicted)
         growth += [
@@ -125,7 +131,7 @@ def tables(found):
     return {"blocks.csv": blocks, "spectra.csv": spectra, "growth.csv": growth}
 
 
-def sentences(found):
+def sentences(found: Survey) -> Iterator[str]:
     """What the survey says, in words."""
     yield str(found.explanation)
     for name, curve in found.growths.items():
@@ -143,7 +149,7 @@ def sentences(found):
         )
 
 
-def _block_growth(curve):
+def _block_growth(curve: Any) -> dict[tuple[int, int], float]:
     found = {}
     for i, (stage, block) in enumerate(curve.places):
         if block >= 0:
@@ -151,7 +157,7 @@ def _block_growth(curve):
     return found
 
 
-def write_page(found, name, source, folder):
+def write_page(found: Survey, name: str, source: str, folder: Path) -> None:
     """Write report.html and figures/ into a folder."""
     pseudo = found.fields[0]
     values = "its eigenvalues" if pseudo.exact else "Ritz values"
@@ -161,16 +167,16 @@ def write_page(found, name, source, folder):
         ("growth", map_figures.growth(found), CAPTIONS["growth"]),
         ("pseudospectra", map_figures.pseudospectra(found), caption),
     ]
-    parts = []
+    parts: list[page.Figure] = []
     for key, figure, text in drawn:
         if figure:
             parts.append(page.Figure(figures.save(figure, folder / "figures", key), text, len(parts) + 1))
     names = list(dict.fromkeys(key for b in found.blocks for key in stability.predictors(b)))
-    rows = [("stage, block", *(key.replace("_", " ") for key in names))]
+    rows: list[tuple[str, ...]] = [("stage, block", *(key.replace("_", " ") for key in names))]
     for b in found.blocks:
         own = stability.predictors(b)
-        values = (f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names)
-        rows.append((f"{b.stage}, {b.block}", *values))
+        cells = (f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names)
+        rows.append((f"{b.stage}, {b.block}", *cells))
     notes = {
         key.replace("_", " "): f"{entry.meaning} ({entry.source})"
         for key, entry in stability.PREDICTORS.items()

@@ -1,8 +1,11 @@
 """The figures of a survey: spectra over regions, growth curves, pseudospectra with the field of values."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.figure import Figure as MplFigure
 from matplotlib.lines import Line2D
 
 import odenets
@@ -13,7 +16,7 @@ LEVELS = np.arange(-4.0, 1.01, 0.5)  # of log10 of the smallest singular value
 
 
 @matplotlib.rc_context(STYLE)
-def clouds(found):
+def clouds(found: Any) -> MplFigure | None:
     """The region of the scheme under the Ritz values of each stage; None without an R(z)."""
     if not odenets.get_scheme(found.scheme).has_R:
         return None
@@ -41,7 +44,7 @@ def clouds(found):
 
 
 @matplotlib.rc_context(STYLE)
-def growth(found):
+def growth(found: Any) -> MplFigure:
     """Measured, linearised and predicted growth along the network, a panel for each perturbation."""
     figure = Figure(figsize=(10, 3.9))
     axes = figure.subplots(1, len(found.growths), sharey=True)
@@ -72,7 +75,7 @@ def growth(found):
 
 
 @matplotlib.rc_context(STYLE)
-def pseudospectra(found):
+def pseudospectra(found: Any) -> MplFigure:
     """Contours of the smallest singular value of zI - A with eigenvalues and field of values, for h J and for the step."""
     drawn = [("hJ", found.fields), ("Jacobian of the step", found.steps)]
     figure = Figure(figsize=(10, 4.6))
@@ -108,6 +111,6 @@ def pseudospectra(found):
     return figure
 
 
-def _range(*values):
+def _range(*values: np.ndarray) -> tuple[float, float]:
     low, high = min(v.min() for v in values), max(v.max() for v in values)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)

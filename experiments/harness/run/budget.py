@@ -57,7 +57,7 @@ class Planner:
         workers: int,
         audits: Sequence[str],
         say: Callable[[str], None],
-    ):
+    ) -> None:
         self.schedule, self.budget, self.seeds, self.workers, self.say = schedule, budget, list(seeds), workers, say
         self.times: dict[tuple[Case, str], list[float]] = {}
         self.kinds = [case.kind for case in budget.cases(self.seeds[0])]

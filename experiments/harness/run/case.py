@@ -249,7 +249,7 @@ def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], 
     fields["solver"] = fields["solver"] and replace(fields["solver"], **unsolved)
     shared = {**_described(config, case), "trained_substeps": case.substeps, "trained_as": case.scheme}
     record = Record(**shared, rerun_with=case.rerun_with, **fields)
-    rest = {"history": (), "stability": (), "cloud": {}, "unsolved": None, "audit": None, "seconds": {}}
+    rest: dict[str, Any] = {"history": (), "stability": (), "cloud": {}, "unsolved": None, "audit": None, "seconds": {}}
     return [record, *(replace(record, substeps=steps, **rest, **measured) for steps, measured in again.items())]
 
 

@@ -6,9 +6,12 @@ A file is a torch archive (torch.load(path, weights_only=True) reads it) followe
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import odenets
 from experiments.harness.training.data import SPLIT_SEED
@@ -25,7 +28,7 @@ class Damaged(InputError):
     """The file is not what was once written."""
 
 
-def save(path, content):
+def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint: at every moment the file at `path` is the one before or the new one, whole and on the disk.
 
     Args:
@@ -54,7 +57,7 @@ def save(path, content):
         ) from error
 
 
-def read(path):
+def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, its tensors on the CPU, after its checksum has been verified.
 
     Raises:
@@ -74,7 +77,7 @@ def read(path):
     return content
 
 
-def build(description):
+def build(description: Mapping[str, Any]) -> nn.Module:
     """A new network, on the CPU, from a dict that has the keys of `ARCHITECTURE`; ValueError where there is no such model."""
     if description["model"] not in odenets.MODELS:
         raise InputError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
@@ -87,13 +90,13 @@ def build(description):
     )
 
 
-def split_of(meta):
+def split_of(meta: Mapping[str, Any] | None) -> int:
     """The seed of the split whose training images a network of ours has seen; that of all where it is none of ours."""
     drawn = bool(meta) and meta["config"].get("splits") == "per-seed"
     return meta["seed"] if drawn else SPLIT_SEED
 
 
-def load_net(path, device="cpu"):
+def load_net(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The network that a run has trained.
 
     Args:
@@ -125,7 +128,7 @@ def load_net(path, device="cpu"):
     return net.to(device).eval(), content
 
 
-def _difference(given, wanted):
+def _difference(given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
     """The first thing in which two state dicts differ, in words; empty where they fit."""
     for name in [*wanted, *given]:
         if name not in given or name not in wanted:
@@ -137,7 +140,7 @@ def _difference(given, wanted):
     return ""
 
 
-def _sync_folder(folder):
+def _sync_folder(folder: Path) -> None:
     """Make a renaming last; a folder can be opened for that on POSIX only."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

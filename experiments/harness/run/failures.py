@@ -4,6 +4,7 @@ import re
 import site
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +27,13 @@ class Failure:
     trace: str | None
 
 
-def failure_of(error):
+def failure_of(error: BaseException) -> Failure:
     """The `Failure` that an exception is."""
     trace = None if isinstance(error, EXPECTED) else "".join(traceback.format_exception(error))
     return Failure(sentence(error), trace)
 
 
-def keep(failure, folder, name):
+def keep(failure: Failure, folder: str | Path, name: str) -> str:
     """The sentence; where there is a traceback it goes to FOLDER/NAME.txt in a run's folder, which the sentence then names."""
     if failure.trace is None:
         return failure.sentence
@@ -43,7 +44,7 @@ def keep(failure, folder, name):
     return f"{failure.sentence} (traceback: {path})"
 
 
-def forget(folder, name):
+def forget(folder: str | Path, name: str) -> None:
     """Remove the traceback of a case that has succeeded since."""
     path = Path(folder, FOLDER, f"{name}.txt")
     path.unlink(missing_ok=True)
@@ -51,7 +52,7 @@ def forget(folder, name):
         path.parent.rmdir()
 
 
-def sentence(error):
+def sentence(error: BaseException) -> str:
     """An error in one line: the message alone where it was written for that, else after the type and the user's line."""
     message = _keys(str(error)) or (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, EXPECTED):
@@ -61,7 +62,7 @@ def sentence(error):
     return f"{name}: {message}" if message else name
 
 
-def place(error):
+def place(error: BaseException) -> str | None:
     """FILE:LINE, the innermost one that is the user's: not of this project, of Python or of an installed package; else None."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -73,7 +74,7 @@ def place(error):
     return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
-def _keys(message):
+def _keys(message: str) -> str | None:
     """What `load_state_dict` complains of, with the first keys of each kind and a hint; None for other messages."""
     head, *lines = message.strip().splitlines()[:1] + [line.strip() for line in message.strip().splitlines()[1:]] or [""]
     if not head.startswith("Error(s) in loading state_dict"):
@@ -86,12 +87,12 @@ def _keys(message):
     return f"{head} {'; '.join(parts)}{_hint(found['Missing'], found['Unexpected'])}"
 
 
-def _first(keys, between=", "):
+def _first(keys: Sequence[str], between: str = ", ") -> str:
     rest = len(keys) - SHOWN
     return between.join(keys[:SHOWN]) + (f"{between}and {rest} more" if rest > 0 else "")
 
 
-def _hint(missing, unexpected):
+def _hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     for prefix, wrapper in PREFIXES.items():
         if unexpected and all(key.startswith(prefix) for key in unexpected):
             return (

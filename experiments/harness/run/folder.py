@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from experiments.harness.run.config import INCIDENTAL, RunConfig
-from experiments.harness.run.schema import WORST, Record, worst_over
+from experiments.harness.run.schema import WORST, Measurement, Record, worst_over
 from odenets.errors import InputError
 
 OWN_FILES = (
@@ -44,7 +46,7 @@ class Run:
         OSError: It cannot be written.
     """
 
-    def __init__(self, folder, config, resume=False):
+    def __init__(self, folder: str | Path, config: dict[str, Any], resume: bool = False) -> None:
         self.folder = Path(folder)
         _make_folder(self.folder)
         present = [name for name in OWN_FILES if _holds_something(self.folder / name)]
@@ -75,11 +77,11 @@ class Run:
             (self.folder / "checkpoints").mkdir(exist_ok=True)
         self.records = self._read_records()
 
-    def path(self, *parts):
+    def path(self, *parts: str) -> Path:
         """A path inside the folder."""
         return self.folder.joinpath(*parts)
 
-    def append(self, records):
+    def append(self, records: list[Record]) -> None:
         """Add all records of a case at once and make sure that they are on the disk."""
         with saving(self.path("records.jsonl")), open(self.path("records.jsonl"), "ab") as file:
             file.write(_lines(records).encode())
@@ -87,31 +89,31 @@ class Run:
             os.fsync(file.fileno())
         self.records += records
 
-    def record_of(self, case):
+    def record_of(self, case: Any) -> Record | None:
         """The record of a case's own net, without the reruns; None where there is none."""
         return next((r for r in self.records if r.key == case.key and r.substeps == case.substeps), None)
 
-    def replace(self, record):
+    def replace(self, record: Record) -> None:
         """Put a record in the place of that of the same net: more is known of it."""
         same = (record.key, record.substeps)
         self._rewrite([record if (old.key, old.substeps) == same else old for old in self.records])
 
-    def take_seed(self, seed):
+    def take_seed(self, seed: int) -> None:
         """Note in the configuration that the run has this seed too."""
         if seed not in self.config.get("seeds", [seed]):
             self.config["seeds"].append(seed)
             self._write_config()
 
-    def note_report(self, seeds):
+    def note_report(self, seeds: int) -> None:
         """Note on the disk that so many seeds have been reported on; what else stands there stays as it was."""
         config = read_config(self.path("config.json"))
         if seeds not in config.setdefault("reported", []):
             config["reported"].append(seeds)
             write_atomically(self.path("config.json"), json.dumps(config, indent=2) + "\n")
 
-    def missing(self, cases):
+    def missing(self, cases: Sequence[Any]) -> list[Any]:
         """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
-        found = {}
+        found: dict[tuple, list[int]] = {}
         for record in self.records:
             found.setdefault(record.key, []).append(record.substeps)
         missing = [case for case in cases if sorted(found.get(case.key, ())) != sorted((case.substeps, *case.rerun_with))]
@@ -121,19 +123,19 @@ class Run:
             self._rewrite(kept)
         return missing
 
-    def _rewrite(self, records):
+    def _rewrite(self, records: list[Record]) -> None:
         write_atomically(self.path("records.jsonl"), _lines(records))
         self.records = records
 
-    def _write_config(self):
+    def _write_config(self) -> None:
         write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2) + "\n")
 
-    def sort(self, cases):
+    def sort(self, cases: Sequence[Any]) -> None:
         """Bring the records, which came in as cases ended, into the order of the cases."""
         position = {case.key: index for index, case in enumerate(cases)}
         self.records.sort(key=lambda record: (position[record.key], record.substeps))
 
-    def write_tables(self):
+    def write_tables(self) -> None:
         """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
         measured = ("attack", "epsilon", "gradient", "correct", "total")
@@ -183,14 +185,14 @@ class Run:
             ),
         )
 
-    def _write_csv(self, name, header, rows):
+    def _write_csv(self, name: str, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(header)
         writer.writerows(rows)
         write_atomically(self.path(name), text.getvalue())
 
-    def _read_records(self):
+    def _read_records(self) -> list[Record]:
         path = self.path("records.jsonl")
         if not path.exists():
             return []
@@ -207,14 +209,14 @@ class Run:
         return records
 
 
-def _with_the_worst(measurements):
+def _with_the_worst(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
     """Measurements, and the worst of several attacks where it is not among them."""
     attacks = {measurement.attack for measurement in measurements} - {"clean"}
     return measurements if len(attacks) < 2 or WORST in attacks else measurements + worst_over(measurements)
 
 
 @contextmanager
-def saving(path):
+def saving(path: str | Path) -> Iterator[None]:
     """Within the context an OSError becomes one that says, in a sentence, what could not be written."""
     try:
         yield
@@ -222,7 +224,7 @@ def saving(path):
         raise OSError(f"cannot write {path} ({error.strerror or error}); what was saved before is intact") from error
 
 
-def write_atomically(path, text):
+def write_atomically(path: str | Path, text: str) -> None:
     """Write a text file so that it is never seen half written."""
     temporary = Path(f"{path}.tmp")
     with saving(path):
@@ -235,7 +237,7 @@ def write_atomically(path, text):
             raise
 
 
-def _make_folder(folder):
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -244,7 +246,7 @@ def _make_folder(folder):
         raise OSError(f"cannot make the folder {folder} ({error.strerror or error}); choose another --out") from error
 
 
-def _hold(folder):
+def _hold(folder: Path) -> None:
     """Keep other processes out of a folder until this one ends, be it by kill -9; ValueError where another is in it."""
     place = folder.resolve()
     if place in _held:
@@ -260,16 +262,16 @@ def _hold(folder):
     _held[place] = lock
 
 
-def _lines(records):
+def _lines(records: Iterable[Record]) -> str:
     return "".join(json.dumps(record.to_json()) + "\n" for record in records)
 
 
-def _holds_something(path):
+def _holds_something(path: Path) -> bool:
     """Whether a file or folder of a run tells of one: an empty folder, or one of files cut off in the writing, does not."""
     return any(entry.suffix != ".tmp" for entry in path.iterdir()) if path.is_dir() else path.exists()
 
 
-def read_config(path):
+def read_config(path: Path) -> dict[str, Any]:
     """The configuration of a run; InputError where it is damaged."""
     try:
         config = json.loads(path.read_bytes().decode())
@@ -280,18 +282,18 @@ def read_config(path):
     return config
 
 
-def _comparable(config):
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of any version as today's, where it is that of a run of cases."""
     return RunConfig.from_json(config).to_json() if "schemes" in config and "epochs" in config else config
 
 
-def _changes(before, now, ignored=()):
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterable[str] = ()) -> list[str]:
     keys = [key for key in sorted({*before, *now} - {*ignored}) if before.get(key) != now.get(key)]
     words = {key: f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys}
     return [text if len(text) < 300 else f"{key} differ" for key, text in words.items()]  # hashes of weights are named only
 
 
-def _refuse_changes(folder, before, now):
+def _refuse_changes(folder: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     seeds, ignored = before.get("seeds") or [], list(INCIDENTAL)
     if seeds:
         ignored.append("audit")  # of a run of cases: what a net was audited by stands in its record

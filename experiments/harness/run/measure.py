@@ -1,14 +1,19 @@
 """Measuring one trained network: judged accuracies, the dynamics of its blocks, its solver, its audit."""
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import odenets
 import stability
 from experiments.harness.run.schema import CHEAP, FULL, WHOLE, AuditResult, CheckResult, Measurement, Metric, SolverStatistics
+from experiments.harness.training.data import Split
 from stability.masking.subject import configured
+from stability.types import Progress
 
 DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
 EXPONENT_IMAGES, EXPONENT_TOL = 2, 1e-2
@@ -16,12 +21,12 @@ EXPONENT_IMAGES, EXPONENT_TOL = 2, 1e-2
 CHEAP_CHECKS = ("deterministic", "zero_gradients", "exact_gradient", "solver", "connected_root", "tolerance", "moved")
 
 
-def gradients(scheme):
+def gradients(scheme: odenets.Scheme) -> tuple[str, ...]:
     """The gradients that a scheme can be attacked with and that differ: the exact one first."""
     return tuple(gradient for gradient in scheme.gradients if gradient != "unrolled")
 
 
-def attack_plan(net, attacks, epsilons):
+def attack_plan(net: nn.Module, attacks: Iterable[str], epsilons: Iterable[float]) -> list[tuple[str, float, str]]:
     """What `measure_attack` has to be asked for: (attack, epsilon, gradient), first clean images."""
     ways = next((gradients(stage.scheme) for stage in odenets.stages(net).values()), ("exact",))
     attacked = [
@@ -33,7 +38,15 @@ def attack_plan(net, attacks, epsilons):
     return [("clean", 0.0, "exact"), *attacked]
 
 
-def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, total: None, threat=stability.Linf):
+def measure_accuracy(
+    net: nn.Module,
+    test: Split,
+    attacks: Iterable[str],
+    epsilons: Iterable[float],
+    seed: int,
+    progress: Progress = lambda done, total: None,
+    threat: Any = stability.Linf,
+) -> tuple[Measurement, ...]:
     """Clean and adversarial accuracy on all of `test`, every image counted by the judge: a tuple of `Measurement`s."""
     plan, measurements, clean = attack_plan(net, attacks, epsilons), [], judge_clean(net, test)
     for done, (name, epsilon, gradient) in enumerate(plan, start=1):
@@ -42,12 +55,21 @@ def measure_accuracy(net, test, attacks, epsilons, seed, progress=lambda done, t
     return tuple(measurements)
 
 
-def judge_clean(net, test):
+def judge_clean(net: nn.Module, test: Split) -> stability.WorstCase:
     """The `WorstCase` of all of `test` without an attack, from which every attack can go on."""
     return stability.worst_case(net, test.images, test.labels, stability.Linf(0.0), [], judge=stability.cold_judge(net))
 
 
-def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Linf, clean=None):
+def measure_attack(
+    net: nn.Module,
+    test: Split,
+    name: str,
+    epsilon: float,
+    gradient: str,
+    seed: int,
+    threat: Any = stability.Linf,
+    clean: stability.WorstCase | None = None,
+) -> Measurement:
     """Accuracy on all of `test` under one attack ("clean": none), along one gradient, every image counted by the judge.
 
     Args:
@@ -71,7 +93,9 @@ def measure_attack(net, test, name, epsilon, gradient, seed, threat=stability.Li
     )
 
 
-def measure_stability(net, images, dimension=40, progress=lambda done, total: None):
+def measure_stability(
+    net: nn.Module, images: Tensor, dimension: int = 40, progress: Progress = lambda done, total: None
+) -> tuple[tuple[Metric, ...], dict[str, Any]]:
     """Dynamics along the network at the states that `images` run through, each block at its own input.
 
     In float64 and with implicit steps solved to 1e-6: what is measured is the scheme, not the solver. Blocks with at most
@@ -99,17 +123,17 @@ def measure_stability(net, images, dimension=40, progress=lambda done, total: No
     return (*rows, *_exponent(None, "lyapunov_end_to_end", whole)), cloud
 
 
-def _exponent(stage, metric, found):
+def _exponent(stage: int | None, metric: str, found: Any) -> list[Metric]:
     known = found.values[found.converged, 0]
     return [_row(stage, None, metric, known)] if len(known) else []
 
 
-def _row(stage, block, metric, values):
+def _row(stage: int | None, block: int | None, metric: str, values: Tensor) -> Metric:
     value = values.double().min() if metric == "largest_stable_h" else values.double().nanmean()
     return Metric(stage, block, metric, float(value))
 
 
-def measure_solver(net, split, batch_size=500):
+def measure_solver(net: nn.Module, split: Split, batch_size: int = 500) -> SolverStatistics | None:
     """`SolverStatistics` on a split at the scheme's own tolerance; None where it solves nothing.
 
     Forward on all images; backward, the gradient of the cross-entropy, on the first batch. The share of images that hang on the
@@ -140,7 +164,7 @@ def measure_solver(net, split, batch_size=500):
 
 
 @torch.no_grad()
-def explain_unsolved(net, split, count=500, shown=8):
+def explain_unsolved(net: nn.Module, split: Split, count: int = 500, shown: int = 8) -> str | None:
     """Why equations stay unsolved, in sentences, from the first images that leave one so; None where there are none."""
     _, outcome = odenets.evaluate(net, (images := split.images[:count]).clone())
     solved = outcome.converged
@@ -152,7 +176,9 @@ def explain_unsolved(net, split, count=500, shown=8):
     return f"{int((~solved).sum())} of {len(images)} images leave an equation unsolved. {replace(found, unsolved=None)}"
 
 
-def measure_audit(net, test, epsilon, count, threat=stability.Linf, extent=WHOLE):
+def measure_audit(
+    net: nn.Module, test: Split, epsilon: float, count: int, threat: Any = stability.Linf, extent: str = WHOLE
+) -> AuditResult:
     """The audit on the first `count` test images, an `AuditResult`.
 
     extent: `CHEAP` is what takes seconds, and tells a net that is sick; `FULL` has PGD with 100 and with 1000 steps, 2000
@@ -171,5 +197,5 @@ def measure_audit(net, test, epsilon, count, threat=stability.Linf, extent=WHOLE
     return AuditResult(audit.passed, count, epsilon, checks, extent)
 
 
-def _plain(figures):
+def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.item() if hasattr(value, "item") else value for key, value in figures.items()}

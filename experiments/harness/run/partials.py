@@ -1,9 +1,10 @@
 """The checkpoints of a training that is under way: the last two are kept, and a damaged one is stepped over."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.harness.run import checkpoints
 from odenets.errors import InputError
@@ -24,7 +25,7 @@ class Partials:
     identity: dict
     say: Callable
 
-    def save(self, state):
+    def save(self, state: Mapping[str, Any]) -> None:
         """Save a state, then drop all but the last two; OSError, what is there being intact, where the disk is full."""
         present = _numbered(self.folder, self.name)
         number = max(present, default=0) + 1
@@ -32,7 +33,7 @@ class Partials:
         for old in sorted(present)[: -(KEPT - 1)]:
             present[old].unlink()
 
-    def latest(self):
+    def latest(self) -> Mapping[str, Any] | None:
         """The newest state that is whole, None where there is none. Damaged files are named and set aside.
 
         Raises:
@@ -57,7 +58,7 @@ class Partials:
         return None
 
 
-def remove(folder, name):
+def remove(folder: str | Path, name: str) -> None:
     """Drop what a training has left, once its case is recorded; what was set aside stays."""
     for path in _numbered(folder, name).values():
         path.unlink()
@@ -66,7 +67,7 @@ def remove(folder, name):
             path.unlink(missing_ok=True)
 
 
-def _numbered(folder, name):
+def _numbered(folder: str | Path, name: str) -> dict[int, Path]:
     """{number: path} of the partial checkpoints of a case."""
     pattern = re.compile(re.escape(name) + r"\.(\d{8})\.partial")
     return {int(match[1]): path for path in Path(folder).iterdir() if (match := pattern.fullmatch(path.name))}

@@ -109,7 +109,7 @@ def _had(run: Run, case: Case) -> set[str]:
 class Ledger:
     """What the tasks of a run have found: the records of a case are written once nothing of it is left."""
 
-    def __init__(self, run: Run, config: RunConfig, plan: Plan, begun: list[Case], progress: Progress):
+    def __init__(self, run: Run, config: RunConfig, plan: Plan, begun: list[Case], progress: Progress) -> None:
         self.run, self.config, self.plan, self.progress = run, config, plan, progress
         self.found: dict[Case, dict[str, Any]] = {case: {} for case in begun}
         self.failures: dict[str, str] = {}

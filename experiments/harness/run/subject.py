@@ -3,12 +3,14 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.harness.run import checkpoints
 from experiments.harness.run.failures import sentence
@@ -32,7 +34,7 @@ class Subject:
     meta: dict | None = None
 
 
-def load_subjects(text, device="cpu"):
+def load_subjects(text: str, device: str | torch.device = "cpu") -> list[Subject]:
     """Every network that a text names: one, or all checkpoints of a run's folder in the order of their names.
 
     Args:
@@ -59,7 +61,7 @@ def load_subjects(text, device="cpu"):
     return [_imported(text, device)]
 
 
-def load_subject(text, device="cpu"):
+def load_subject(text: str, device: str | torch.device = "cpu") -> Subject:
     """The one network that a text names; see `load_subjects`. ValueError where a folder holds several."""
     subjects = load_subjects(text, device)
     if len(subjects) > 1:
@@ -67,7 +69,7 @@ def load_subject(text, device="cpu"):
     return subjects[0]
 
 
-def logits_of(net, x, name):
+def logits_of(net: nn.Module, x: Tensor, name: str) -> Tensor:
     """The network's answer to images; InputError, with the user's line, where it cannot take them."""
     try:
         with torch.no_grad():
@@ -76,12 +78,12 @@ def logits_of(net, x, name):
         raise InputError(f"{name} cannot take images of shape {tuple(x.shape[1:])}: {sentence(error)}") from error
 
 
-def _of_run(path, device):
+def _of_run(path: Path, device: str | torch.device) -> Subject:
     net, meta = checkpoints.load_net(path, device)
     return Subject(path.stem, net, str(path), meta)
 
 
-def _imported(text, device):
+def _imported(text: str, device: str | torch.device) -> Subject:
     place, _, name = text.rpartition(":")
     try:
         with _importable(Path(place).parent if place.endswith(".py") else Path()):
@@ -100,18 +102,19 @@ def _imported(text, device):
     return Subject(text, net.to(device).eval(), text)
 
 
-def _from_file(place):
+def _from_file(place: str) -> ModuleType:
     if not Path(place).is_file():
         raise FileNotFoundError(f"no file {place}")
     # Under a name that is nobody else's; known by it meanwhile and afterwards, as dataclasses and pickle want it.
     spec = importlib.util.spec_from_file_location(f"evaluated_{Path(place).stem}", place)
+    assert spec and spec.loader  # of a file that is there
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _importable(folder):
+def _importable(folder: Path) -> Iterator[None]:
     """Within the context Python imports from a folder too, as it does beside a script that it runs."""
     sys.path.insert(0, str(folder.resolve()))
     try:

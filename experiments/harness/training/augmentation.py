@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 AUGMENTATIONS = ("none", "standard", "rotated")
@@ -11,7 +12,7 @@ MIRRORED = ("fashion-mnist", "cifar10", "cifar100")  # what is still what it was
 DEFAULT = {"cifar10": "standard", "cifar100": "standard"}
 
 
-def augment(images, dataset, generator, kind="standard"):
+def augment(images: Tensor, dataset: str, generator: torch.Generator, kind: str = "standard") -> Tensor:
     """Pad with zeros by an eighth of the height (4 of 32 pixels), crop to the size at a random place; mirror half of them.
 
     "rotated": and turn each by up to 15 degrees either way about its centre, bilinear, zeros from outside.
@@ -29,7 +30,7 @@ def augment(images, dataset, generator, kind="standard"):
     batch, _, height, width = images.shape
     padding = height // 8
 
-    def draw(bound):
+    def draw(bound: int) -> Tensor:
         return torch.randint(bound, (batch, 1), generator=generator, device=generator.device).to(images.device)
 
     rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
@@ -42,7 +43,7 @@ def augment(images, dataset, generator, kind="standard"):
     return _turned(cropped, generator) if kind == "rotated" else cropped
 
 
-def _turned(images, generator):
+def _turned(images: Tensor, generator: torch.Generator) -> Tensor:
     angles = LARGEST_ANGLE * (2 * torch.rand(len(images), generator=generator, device=generator.device).to(images.device) - 1)
     cos, sin, zero, (height, width) = angles.cos(), angles.sin(), torch.zeros_like(angles), images.shape[2:]
     # The grid runs from -1 to 1 along either axis, whatever the lengths: in units of pixels it is a rotation.

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +34,14 @@ class Split:
     images: torch.Tensor
     labels: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count):
+    def first(self, count: int | None) -> "Split":
         """The first `count` images (all where there are fewer)."""
         return Split(self.images[:count], self.labels[:count])
 
-    def to(self, device):
+    def to(self, device: torch.device) -> "Split":
         """The same on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
@@ -56,12 +57,19 @@ class Data:
     test: Split
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         """Channels of an image."""
         return self.train.images.shape[1]
 
 
-def load(name, folder, download=True, train_limit=None, test_limit=None, split=SPLIT_SEED):
+def load(
+    name: str,
+    folder: str | Path,
+    download: bool = True,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    split: int = SPLIT_SEED,
+) -> Data:
     """Load a data set by name.
 
     Args:
@@ -90,17 +98,17 @@ def load(name, folder, download=True, train_limit=None, test_limit=None, split=S
     return Data(name, classes, train.first(train_limit), held.first(train_limit), test.first(test_limit))
 
 
-def _cut(split, count):
+def _cut(split: Split, count: int) -> tuple[Split, Split]:
     head = split.first(count)
     return head, Split(split.images[count:], split.labels[count:])
 
 
-def _shuffled(split, seed):
+def _shuffled(split: Split, seed: int) -> Split:
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return Split(split.images[order], split.labels[order])
 
 
-def _read(name, folder, train, download):
+def _read(name: str, folder: str | Path, train: bool, download: bool) -> Split:
     try:
         dataset = REMOTE[name][0](str(folder), train=train, download=False)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -122,7 +130,7 @@ def _read(name, folder, train, download):
     return Split(images.contiguous().float() / 255, labels)
 
 
-def _download(name, folder, train):
+def _download(name: str, folder: str | Path, train: bool) -> Any:
     try:
         return REMOTE[name][0](str(folder), train=train, download=True)
     except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
@@ -132,12 +140,12 @@ def _download(name, folder, train):
         ) from None
 
 
-def _present(name, folder):
+def _present(name: str, folder: str | Path) -> bool:
     """Whether files of the data set lie there, whatever their state."""
     cls = REMOTE[name][0]
     place = Path(folder, getattr(cls, "base_folder", ""), "" if hasattr(cls, "base_folder") else f"{cls.__name__}/raw")
     return place.is_dir() and any(place.iterdir())
 
 
-def _first_line(error):
+def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]

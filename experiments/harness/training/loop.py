@@ -7,22 +7,28 @@ saved and, after a kill, taken up again: on a CPU the outcome is then the same t
 import copy
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 import odenets
 import stability
 from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.augmentation import augment
-from experiments.harness.training.data import Split
+from experiments.harness.training.data import Data, Split
 from experiments.harness.training.epoch import Epoch
 from experiments.harness.training.gradient import exact_backward, gradient_cosine, is_approximate
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
+from experiments.harness.training.settings import TrainingSettings
 from odenets.errors import Divergence
+from stability.types import Progress
 
+Book = dict[str, Any]  # what the rest of a training depends on beside weights and generators
+Generators = dict[str, torch.Generator]
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 EXPLAINED = 8  # images on which a divergence is explained
 SELECTION_STEPS = 10  # of the PGD that judges an epoch
@@ -37,7 +43,15 @@ class Trained(NamedTuple):
     seconds: float  # before a kill and after
 
 
-def train(net, data, settings, seed, store=None, progress=lambda done, total: None, say=lambda sentence: None):
+def train(
+    net: nn.Module,
+    data: Data,
+    settings: TrainingSettings,
+    seed: int,
+    store: Any = None,
+    progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Trained:
     """Train `net` in place and leave it in eval mode, with the weights of its best (or last) epoch.
 
     The best epoch classifies most held-out training images rightly, after a short PGD where training is adversarial; of equals
@@ -67,7 +81,7 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     schedule = make_schedule(optimizer, settings, passes * batches * rounds, settings.warmup_epochs * batches)
     live = {"net": net, "optimizer": optimizer, "schedule": schedule}
     generators = _generators(seed, data.train.labels.device)
-    book = {
+    book: Book = {
         "epoch": 0,
         "batch": 0,
         "loss": 0.0,
@@ -109,7 +123,15 @@ def train(net, data, settings, seed, store=None, progress=lambda done, total: No
     return _finish(net, settings, book)
 
 
-def _loss(net, forward, x, y, settings, generator, book):
+def _loss(
+    net: nn.Module,
+    forward: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    book: Book,
+) -> Tensor:
     """The loss of a batch: the one place where it is put together."""
     # Attacked from the first step on, a net may never leave the uniform guess: some protocols begin with clean images.
     method = "standard" if book["epoch"] < settings.clean_epochs else settings.training
@@ -120,7 +142,7 @@ def _loss(net, forward, x, y, settings, generator, book):
     return adversarial_training.METHODS[method](forward, x, y, settings, generator, book["memory"]) + penalty
 
 
-def _descend(net, x, loss, live, book):
+def _descend(net: nn.Module, x: Tensor, loss: Tensor, live: dict[str, Any], book: Book) -> None:
     """One step of the optimiser and of its schedule, and what the solves in it report."""
     live["optimizer"].zero_grad()
     loss.backward()
@@ -137,7 +159,7 @@ def _descend(net, x, loss, live, book):
     book["loss"] += value
 
 
-def _divergence(net, x, value, norm, epoch):
+def _divergence(net: nn.Module, x: Tensor, value: str, norm: float, epoch: int) -> str:
     """The sentence that a diverged training ends with; `net` still has the weights from before the step."""
     try:
         reason = stability.explain(net, x[:EXPLAINED])
@@ -149,7 +171,9 @@ def _divergence(net, x, value, norm, epoch):
     )
 
 
-def _close_epoch(net, data, settings, book, steps, say):
+def _close_epoch(
+    net: nn.Module, data: Data, settings: TrainingSettings, book: Book, steps: int, say: Callable[[str], None]
+) -> None:
     """Judge the epoch that has ended, keep its weights if none was better, and tell of overfitting to single steps."""
     net.eval()
     epoch = Epoch(book["epoch"] + 1, book["loss"] / steps, accuracy(net, data.held_out))
@@ -174,11 +198,11 @@ def _close_epoch(net, data, settings, book, steps, say):
     book.update(epoch=book["epoch"] + 1, batch=0, loss=0.0)
 
 
-def _overfitted(history):
+def _overfitted(history: Sequence[Any]) -> bool:
     return bool(history) and bool(history[-1].get("overfitting"))
 
 
-def _held_out_attacks(net, data, epsilon):
+def _held_out_attacks(net: nn.Module, data: Data, epsilon: float) -> dict[str, Any]:
     """Accuracies on held-out images under a short PGD and under FGSM; a twentieth as many images as are trained on, but 256."""
     split = data.held_out.first(max(256, len(data.train) // 20))
     threat, pair = stability.Linf(epsilon), (split.images, split.labels)
@@ -190,7 +214,7 @@ def _held_out_attacks(net, data, epsilon):
     return {name: accuracy(net, Split(images, split.labels)) for name, images in attacked.items()}
 
 
-def _finish(net, settings, book):
+def _finish(net: nn.Module, settings: TrainingSettings, book: Book) -> Trained:
     best = book["best"]
     if settings.select == "best":
         net.load_state_dict(best["weights"])
@@ -202,13 +226,13 @@ def _finish(net, settings, book):
 
 
 @torch.no_grad()
-def accuracy(net, split, batch_size=500):
+def accuracy(net: nn.Module, split: Split, batch_size: int = 500) -> float:
     """Share of a split that `net` classifies correctly, at the tolerance of its own scheme."""
     pairs = zip(split.images.split(batch_size), split.labels.split(batch_size))
     return sum(int((net(x).argmax(1) == y).sum()) for x, y in pairs) / len(split)
 
 
-def _generators(seed, device):
+def _generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:
     """The order on the CPU, the rest where the images are; the CPU's generator takes 32 bits of its seed."""
     seeds = [(seed + part * 0x9E3779B1) % 2**32 for part in range(3)]
     return {
@@ -218,7 +242,7 @@ def _generators(seed, device):
     }
 
 
-def _snapshot(live, generators, book):
+def _snapshot(live: dict[str, Any], generators: Generators, book: Book) -> dict[str, Any]:
     return {
         **{name: part.state_dict() for name, part in live.items()},
         "book": book,
@@ -226,7 +250,7 @@ def _snapshot(live, generators, book):
     }
 
 
-def _restore(state, live, generators, book):
+def _restore(state: Mapping[str, Any], live: dict[str, Any], generators: Generators, book: Book) -> None:
     for name, part in live.items():
         part.load_state_dict(state[name])
     for name, generator in generators.items():

@@ -10,12 +10,20 @@ Each takes the same arguments and returns the loss of a batch, a scalar, differe
 Below, CE is the mean cross-entropy, B(x) the ball around x within [0, 1].
 """
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import odenets
 from experiments.harness.training.gradient import exact_backward
 
+if TYPE_CHECKING:  # whose choices are the names of what stands here
+    from experiments.harness.training.settings import TrainingSettings as Settings
+
+Memory = dict[str, Tensor]
 # Steps of the training attack where the user names none; the other methods make one step. Its size in units of epsilon, or 1.
 STEPS = {"pgd": 7, "summed": 3, "trades": 10}
 STEP_SIZE = {
@@ -26,17 +34,17 @@ STEP_SIZE = {
 }
 
 
-def rounds(settings):
+def rounds(settings: "Settings") -> int:
     """How often each batch is used in succession: more than once in Free training only."""
     return settings.free_replays if settings.training == "free" else 1
 
 
-def standard(net, x, y, settings, generator, memory):
+def standard(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
     """CE(net(x), y)."""
     return F.cross_entropy(net(x), y)
 
 
-def pgd(net, x, y, settings, generator, memory):
+def pgd(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
     """CE(net(x'), y), x' the last iterate of projected gradient ascent on the loss in B(x) from a random start.
 
     Source: Madry et al. (2018), ICLR.
@@ -44,7 +52,7 @@ def pgd(net, x, y, settings, generator, memory):
     return F.cross_entropy(net(_pgd_images(net, x, y, settings, generator)), y)
 
 
-def summed(net, x, y, settings, generator, memory):
+def summed(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
     """CE(net(x), y) + CE(net(x'), y), x' as in PGD training; 3 steps of epsilon / 4 by default.
 
     Source: Li, He, Lin (2020), ICML, the authors' code.
@@ -54,7 +62,7 @@ def summed(net, x, y, settings, generator, memory):
     return 2 * F.cross_entropy(net(torch.cat([x, attacked])), y.repeat(2))
 
 
-def trades(net, x, y, settings, generator, memory):
+def trades(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
     """CE(net(x), y) + beta KL(p(x) || p(x')), p the softmax of the logits, x' in B(x) by ascent on the KL divergence.
 
     The ascent starts at x plus normal noise of 0.001, since at x itself the gradient is zero; p(x) is a constant in it, and is
@@ -63,7 +71,7 @@ def trades(net, x, y, settings, generator, memory):
     with torch.no_grad():
         target = net(x).log_softmax(1)
 
-    def divergence(logits):
+    def divergence(logits: Tensor) -> Tensor:
         return F.kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
 
     noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
@@ -73,7 +81,7 @@ def trades(net, x, y, settings, generator, memory):
     return F.cross_entropy(clean, y) + settings.trades_beta * apart
 
 
-def free(net, x, y, settings, generator, memory):
+def free(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
     """CE(net(x + d), y); the backward pass that trains the net also moves d <- clip(d + epsilon sign(dCE/dd)).
 
     The caller gives each batch `free_replays` times in succession. d carries over from one batch to the next.
@@ -81,14 +89,14 @@ def free(net, x, y, settings, generator, memory):
     """
     delta = memory.get("delta", torch.zeros_like(x)).detach().requires_grad_()
 
-    def climb(gradient):
+    def climb(gradient: Tensor) -> None:
         memory["delta"] = _clipped(delta.detach() + settings.train_step_size * gradient.sign(), settings)
 
     delta.register_hook(climb)
     return F.cross_entropy(net((x + delta).clamp(0, 1)), y)
 
 
-def fast(net, x, y, settings, generator, memory):
+def fast(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
     """CE(net(x'), y), x' one step of 1.25 epsilon along the gradient's sign from a random point of B(x), back into B(x).
 
     Source: Wong, Rice, Kolter (2020), ICLR, algorithm 3.
@@ -99,7 +107,7 @@ def fast(net, x, y, settings, generator, memory):
 METHODS = {"standard": standard, "pgd": pgd, "summed": summed, "trades": trades, "free": free, "fast": fast}
 
 
-def collapsed(history, classes):
+def collapsed(history: Sequence[Any], classes: int) -> bool:
     """Whether the net has overfitted to single-step attacks: PGD breaks it again, while FGSM does not.
 
     The last epoch is compared with the one that was most accurate under PGD, and better than a guess: that accuracy has fallen
@@ -118,13 +126,13 @@ def collapsed(history, classes):
     return fallen and now.held_out_fgsm >= 0.9 * best.held_out_fgsm
 
 
-def _pgd_images(net, x, y, settings, generator):
+def _pgd_images(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator) -> Tensor:
     noise = 2 * torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) - 1
     # The sum, not the mean: an image's gradient shall not depend on how many others there are.
     return _ascend(net, x, settings.train_epsilon * noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"), settings)
 
 
-def _ascend(net, x, delta, objective, settings):
+def _ascend(net: nn.Module, x: Tensor, delta: Tensor, objective: Callable[[Tensor], Tensor], settings: "Settings") -> Tensor:
     """Images in B(x) after `train_steps` steps along the gradient's sign, from x + delta; solves start at the step before."""
     warm, indices = odenets.WarmStart(net), torch.arange(len(x))
     for _ in range(settings.train_steps):
@@ -135,5 +143,5 @@ def _ascend(net, x, delta, objective, settings):
     return (x + delta).clamp(0, 1)
 
 
-def _clipped(delta, settings):
+def _clipped(delta: Tensor, settings: "Settings") -> Tensor:
     return delta.clamp(-settings.train_epsilon, settings.train_epsilon)

@@ -1,9 +1,15 @@
 """Optimisers and learning-rate schedules by name; a schedule takes one step for each step of the optimiser."""
 
-from torch import optim
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from odenets.errors import InputError
+
+if TYPE_CHECKING:  # whose choices are the names of what stands here
+    from experiments.harness.training.settings import TrainingSettings
 
 # The learning rate (the peak of a schedule) and the weight decay where the user names none: AdamW's is torch's, SGD's are the
 # protocol of Li, He, Lin (2020).
@@ -21,22 +27,22 @@ SCHEDULES = {
 }
 
 
-def check_warmup(schedule, epochs):
+def check_warmup(schedule: str, epochs: int) -> None:
     """Refuse a linear rise of the learning rate before a schedule that sets it from the first step to the last."""
     if epochs and schedule == "one-cycle":
         others = ", ".join(name for name in SCHEDULES if name != "one-cycle")
         raise InputError(f"--warmup-epochs {epochs} needs a --schedule of {others}; one-cycle has a rise of its own")
 
 
-def make_optimizer(parameters, settings):
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: "TrainingSettings") -> optim.Optimizer:
     """AdamW or SGD with momentum 0.9, as `settings` say: optimizer, learning_rate, weight_decay."""
-    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return optim.AdamW(parameters, **rates)
     return optim.SGD(parameters, momentum=0.9, **rates)
 
 
-def make_schedule(optimizer, settings, total, warmup=0):
+def make_schedule(optimizer: optim.Optimizer, settings: "TrainingSettings", total: int, warmup: int = 0) -> Any:
     """The schedule that `settings` name, over `total` steps of the optimiser, with a linear rise over the first `warmup`."""
     if not warmup:
         return SCHEDULES[settings.schedule](optimizer, settings.learning_rate, total)
