@@ -1,6 +1,6 @@
 """The arms of a comparison: what is compared with what, and the records of each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -116,7 +116,7 @@ class Comparison:
         strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 
-    def _gaps(self, seeds: tuple[int, ...]) -> dict[tuple[str, float], statistics.Gap]:
+    def _gaps(self, seeds: Collection[int]) -> dict[tuple[str, float], statistics.Gap]:
         first, config = self.arms[0], self.config
 
         def masks(arm: Arm, eps: float) -> dict[int, np.ndarray]:

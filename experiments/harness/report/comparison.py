@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 import odenets
 from experiments.harness.report import figures, regions
-from experiments.harness.report.arms import Comparison
+from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.page import VERDICTS, Code, Figure, Listed, Section, Table, Terms, Text, audit_rows, write_page
 from experiments.harness.report.sentences import (
     caveats,
@@ -243,7 +243,7 @@ def _solver(found: Comparison, folder: Path) -> Section:
     return Section("Solver and cost", (Table(rows, range(1, 12)), Text(note, note=True), *along, *told))
 
 
-def _approximately(arm):
+def _approximately(arm: Arm) -> str:
     """How the nets of an arm were trained where that was along an approximate gradient, else nothing."""
     loose = sorted({r.trained_as for r in arm.records if odenets.get_scheme(r.trained_as).approximate_gradient})
     if not loose:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -75,9 +76,9 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
 
     predictors = {name: values(name) for name in names}
     predictors = {name: known for name, known in predictors.items() if len(set(known[np.isfinite(known)])) > 1}
-    records, robust, clean, strata = zip(*found)
-    nets = Nets(np.array(robust), [r.scheme for r in records], strata, [r.seed for r in records])
-    given = {CLEAN: np.array(clean)} | ({NORM: predictors[NORM]} if NORM in predictors else {})
+    records, right, untouched, strata = (list(column) for column in zip(*found))
+    nets = Nets(np.array(right), [r.scheme for r in records], strata, [r.seed for r in records])
+    given = {CLEAN: np.array(untouched)} | ({NORM: predictors[NORM]} if NORM in predictors else {})
     expected = dict.fromkeys(STABLER_IF_LARGER, 1)
     related = relations(predictors, nets, given=given, expected=expected)
     order = {SUPPORTED: 0, REFUTED: 1, UNKNOWN: 2}
@@ -192,7 +193,8 @@ def write_study(found: Study, folder: Path) -> None:
 def _scatter(found: Study, predictor: str) -> Drawing:
     drawing = Drawing(figsize=(7, 4))
     axes, x, y = drawing.subplots(), found.values[predictor], 100 * found.nets.robust
-    for index, stratum in enumerate(dict.fromkeys(found.nets.stratum)):
+    strata: list[Any] = list(dict.fromkeys(found.nets.stratum))
+    for index, stratum in enumerate(strata):
         own = np.array([s == stratum for s in found.nets.stratum]) & np.isfinite(x)
         colour = figures.PALETTE[index % len(figures.PALETTE)]
         axes.plot(x[own], y[own], ".", color=colour, ms=3, alpha=0.5)
@@ -201,10 +203,9 @@ def _scatter(found: Study, predictor: str) -> Drawing:
             if nets.any():
                 axes.plot(x[nets].mean(), y[nets].mean(), "o", color=colour, ms=7, mec="white")
                 axes.annotate(
-                    scheme.split("(")[0], (x[nets].mean(), y[nets].mean()), (4, 4), textcoords="offset points", fontsize=6
+                    str(scheme).split("(")[0], (x[nets].mean(), y[nets].mean()), (4, 4), textcoords="offset points", fontsize=6
                 )
-        field, training, _ = stratum
-        axes.plot([], [], "o", color=colour, label=f"{field}, {training} training")
+        axes.plot([], [], "o", color=colour, label=f"{stratum[0]}, {stratum[1]} training")
     axes.set(xlabel=_name(predictor), ylabel=f"right under {found.attack}, %")
     drawing.legend(loc="outside upper left", ncols=2)
     return drawing

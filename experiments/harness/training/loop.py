@@ -159,10 +159,10 @@ def _descend(net: nn.Module, x: Tensor, loss: Tensor, live: dict[str, Any], book
     book["loss"] += value
 
 
-def _divergence(net: nn.Module, x: Tensor, value: str, norm: float, epoch: int) -> str:
+def _divergence(net: nn.Module, x: Tensor, value: float, norm: float, epoch: int) -> str:
     """The sentence that a diverged training ends with; `net` still has the weights from before the step."""
     try:
-        reason = stability.explain(net, x[:EXPLAINED])
+        reason = str(stability.explain(net, x[:EXPLAINED]))
     except (ValueError, RuntimeError) as error:  # the explanation must not hide what it explains
         reason = f"no explanation ({error})"
     return (
