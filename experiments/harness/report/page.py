@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 from experiments.harness.run.schema import AuditResult
 
 VERDICTS = {True: "passes", False: "fails", None: "not applicable"}
-FAINT = ("cannot tell", "reference", "not applicable", "passes")
-FIRM = ("higher", "lower", "masks", "breaks more", "fails")
+FAINT = ("cannot tell", "cannot tell yet", "reference", "not applicable", "passes")
+FIRM = ("more robust", "less robust", "more accurate", "less accurate", "masks", "breaks more", "fails")
 
 
 @dataclass(frozen=True)
