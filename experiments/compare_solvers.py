@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from odenets.solve.krylov import Solution
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track

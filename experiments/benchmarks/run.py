@@ -25,7 +25,8 @@ from experiments.benchmarks.timing import Part, Row
 from experiments.harness.command import Parser, parse_device, run_cli, show_table, split_top_level
 from experiments.harness.experiment import provenance
 from experiments.harness.run.folder import write_atomically
-from experiments.harness.run.runner import WORKER_ENVIRONMENT, available_cores
+from experiments.harness.run.machine import available_cores
+from experiments.harness.run.runner import WORKER_ENVIRONMENT
 from odenets.errors import InputError
 
 # {group: {part: function}}; `--only` takes both. The long ones first, so that no core idles at the end.
@@ -124,7 +125,7 @@ def _measure_all(names: list[str], device: torch.device, smoke: bool, console: C
 
 
 @run_cli
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; exit code 1 where a part failed, 0 whatever the figures are: targets missed are judged by people."""
     parser = Parser(prog="run.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", help=f"parts or groups; by default {', '.join(GROUPS)}; by name alone {', '.join(LONG)}")
