@@ -21,8 +21,8 @@ from experiments.harness.report.sentences import (
     without_spectrum,
 )
 from experiments.harness.report.stability_sections import fields_section, measures_section
+from experiments.harness.run.config import TrainingSettings
 from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
-from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, listed, norm_symbol, radius
 
 CAPTIONS = {
