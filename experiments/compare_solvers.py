@@ -44,6 +44,7 @@ from odenets.solve.krylov import gmres
 from odenets.solve.nonlinear import SOLVERS, Broyden
 from odenets.solve.products import jacobian_products
 from odenets.solve.rows import row_norm
+from odenets.solve.solution import Solution
 from stability import jacobian
 from stability.masking.roots import continued
 

@@ -184,7 +184,7 @@ def measure_audit(
     extent: `CHEAP` is what takes seconds, and tells a net that is sick; `FULL` has PGD with 100 and with 1000 steps, 2000
     queries, images crafted on every scheme there is: minutes on a small net.
     """
-    settings = {
+    settings: dict[str, Any] = {
         CHEAP: {"checks": CHEAP_CHECKS, "steps": 10, "many_steps": 11},
         WHOLE: {},
         FULL: {"many_steps": (100, 1000), "queries": 2000, "sources": odenets.list_schemes()},
