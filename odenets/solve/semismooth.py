@@ -5,7 +5,7 @@ On a gradient flow the residual r is the gradient of a strongly convex function 
 phi(z + t d) <= phi(z) + t <r(z + t d), d> - t^2 ||d||^2/2, so that each step that is accepted goes down.
 
 Other fields with mu <= 0 have Jacobians of r with <v, J v> >= ||v||^2. Newton directions are taken where they lower ||r||
-enough. Where they do not, for a piecewise linear f has kinks, the direction is -r: with ||J|| <= Lam, ||r(z - t r)||^2 is at most
+enough. Where they do not, for a piecewise linear f has kinks, the direction is -r: with ||J|| <= Lam, ||r(z - t r)||^2 is below
 (1 - 2t + t^2 Lam^2) ||r||^2, so that some t is short enough and gains a factor, however close to 1. In L-infinity likewise.
 """
 
