@@ -10,7 +10,9 @@ from experiments.harness.report import comparison as report
 from experiments.harness.report import regions
 from experiments.harness.report import sentences as findings
 from experiments.harness.report.arms import comparison, merged_clouds
+from experiments.harness.report.page import Text
 from experiments.harness.statistics.two_way import two_way
+from experiments.harness.training.epoch import Epoch
 
 FIVE = ("explicit_euler", "implicit_euler", "ie_skip(gamma=0.05,iterations=2)", "rk4", "adaptive")
 
@@ -270,3 +272,13 @@ def test_which_nets_had_which_checks_is_said():
         records[1].verdict == "cheap checks passed"
         and replace(records[1], audit=replace(cheap, passed=False)).verdict == "failed"
     )
+
+
+def test_training_along_an_approximate_gradient_is_said():
+    config, records = run()
+    loose = "implicit_euler(tol=0.01,backward_tol=0.03,backward_stop=batch)"
+    history = (Epoch(1, 1.0, 0.9, gradient_cosine=0.987), Epoch(2, 0.5, 0.95, gradient_cosine=0.995))
+    records = [replace(r, trained_as=loose, history=history) if r.scheme == "implicit_euler" else r for r in records]
+    said = [part.text for part in report._solver(comparison(config, records), None).parts if isinstance(part, Text)]
+    told = [text for text in said if "approximate gradient" in text]
+    assert len(told) == 1 and loose in told[0] and "at least 0.987" in told[0]

@@ -227,3 +227,23 @@ def test_bfloat16_around_a_solve_costs_the_gradient_little(digits):
         gradients[name] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
         assert odenets.converged(net).all() and odenets.converged(net, backward=True).all()
     assert 0 < (gradients["bfloat16"] - gradients["float32"]).norm() < 0.035 * gradients["float32"].norm()
+
+
+def test_an_approximate_gradient_says_how_far_off_it_is_and_attacks_do_not_follow_it(digits, monkeypatch):
+    stops, search = [], training.stability.pgd
+
+    def watched(net, *arguments, **settings):
+        stops.extend(stage.scheme.backward_stop for stage in odenets.stages(net).values())
+        return search(net, *arguments, **settings)
+
+    monkeypatch.setattr(training.stability, "pgd", watched)
+    loose = "implicit(tol=1e-2,backward_tol=0.3,backward_stop=batch)"
+    cosines = {}
+    for scheme in (loose, "implicit(tol=1e-2)"):
+        net = network(scheme)
+        trained = training.train(net, digits, replace(FAST, training="fast"), 0)
+        cosines[scheme] = [epoch.gradient_cosine for epoch in trained.history]
+        assert {str(stage.scheme) for stage in odenets.stages(net).values()} == {str(odenets.get_scheme(scheme))}
+    assert all(0.5 < cosine < 1 - 1e-7 for cosine in cosines[loose])
+    assert cosines["implicit(tol=1e-2)"] == [None, None]
+    assert stops and set(stops) == {"sample"}
