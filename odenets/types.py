@@ -13,7 +13,7 @@ from torch import Tensor
 State = Inexact[Tensor, "batch *shape"]  # one row a sample; complex where a test equation is
 Images = Float[Tensor, "batch channels height width"]  # in [0, 1]
 Logits = Float[Tensor, "batch classes"]
-Trajectory = Inexact[Tensor, "times batch *shape"]
+Trajectory = Inexact[Tensor, "_ _ ..."]  # (times, batch, ...); those of several stages differ in all of them
 PerSample = Float[Tensor, "batch"]
 Flags = Bool[Tensor, "batch"]
 Counts = Int[Tensor, "batch"]
