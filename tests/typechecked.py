@@ -2,8 +2,8 @@
 
 jaxtyping with beartype, behind an import hook of our own: jaxtyping's own hook decorates nested functions too, anew each time
 that they are defined, and a step defines several. Here public functions and the methods of classes are decorated, once, when
-their module has been executed and before anybody imports a name from it. CPU seconds more, both packages checked: test_judge 4 %,
-test_growth 8 %, test_spectra 2 %, test_schemes 23 %, test_solvers 0 %.
+their module has been executed and before anybody imports a name from it. More CPU seconds, both packages checked:
+test_judge 4 %, test_growth 8 %, test_spectra 2 %, test_schemes 23 %, test_solvers 0 %.
 """
 
 import functools
