@@ -14,6 +14,7 @@ import odenets
 import stability
 from odenets.nets.certifiable import CayleyConv, Centre, PadChannels, ScaledPool, UnitRows, at_limit
 from stability.certificates import moves
+from stability.certificates.links import KINDS
 
 TIGHT = "tol=1e-10,max_iterations=300,solver=newton"
 NETS = {
@@ -324,3 +325,17 @@ def test_bad_sizes_of_a_certifiable_net():
         odenets.certifiable_small(size=30)
     with pytest.raises(odenets.InputError, match="width must be at least 4 . in_channels = 12"):
         odenets.certifiable_small(size=32, in_channels=3, width=8)
+
+
+@pytest.mark.parametrize("p", [2, math.inf])
+@pytest.mark.parametrize(
+    "layer",
+    [Centre(0.3), PadChannels(6), ScaledPool(2), CayleyConv(4, 6), CayleyConv(4, 2), nn.PixelUnshuffle(2), nn.Flatten()],
+)
+def test_the_factor_of_a_layer_is_the_norm_of_its_matrix(layer, p):
+    """In L-infinity too, where pooling and mixing do expand: a loose attack would not notice a factor that is too small."""
+    layer, zero = layer.double(), torch.zeros(1, 4, 4, 4, dtype=torch.float64)
+    matrix = torch.func.jacrev(layer)(zero).reshape(-1, zero.numel()).detach()
+    norm = torch.linalg.matrix_norm(matrix, p).item()
+    factor = KINDS[type(layer)]("layer", layer).bounds((4, 4, 4), 8.0, p, 1e-7).factor
+    assert norm <= factor * (1 + 1e-12) and factor <= norm * (1 + 1e-9)
