@@ -79,7 +79,7 @@ class Threat(Protocol):
         """The step of size 1 along which a loss with this gradient grows fastest."""
         ...
 
-    def random_start(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype, /) -> Tensor:
+    def random_start(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Tensor:
         """The perturbation of one image, drawn from the ball."""
         ...
 

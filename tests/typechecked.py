@@ -19,10 +19,12 @@ from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintViolation
 from jaxtyping import jaxtyped
 
-PACKAGES = ("odenets",)
+PACKAGES = ("odenets", "stability")
 # A whole number is a float, and a number of numpy's is a number.
 CONF = BeartypeConf(
-    hint_overrides=FrozenDict({float: float | int | np.floating | np.integer, complex: complex | float | int | np.number})
+    hint_overrides=FrozenDict(
+        {int: int | np.integer, float: float | int | np.integer | np.floating, complex: complex | float | int | np.number}
+    )
 )
 
 

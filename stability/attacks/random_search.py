@@ -54,7 +54,7 @@ def noise(
     if where not in PLACES:
         raise InputError(f"where must be one of {', '.join(PLACES)}, got {where!r}")
 
-    def draw(generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def draw(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return (threat.random_start if where == "ball" else threat.random_edge)(shape, generator, dtype)
 
     return _search(
@@ -111,7 +111,7 @@ def square(
     if not isinstance(threat, Linf | L2):
         raise InputError(f"square knows Linf and L2, got {threat!r}")
 
-    def draw(generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def draw(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.rand((BLOCK, numbers + shape[0]), generator=generator, dtype=dtype)
 
     def proposal(query: int, drawn: Tensor, delta: Images) -> Images:
@@ -194,7 +194,7 @@ def _signs(drawn: Tensor) -> Tensor:
     return torch.where(drawn < 0.5, -1.0, 1.0).to(drawn)
 
 
-def _stripes(epsilon: float, generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _stripes(epsilon: float, generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Vertical stripes of one pixel, each channel its own."""
     return epsilon * _signs(torch.rand((shape[0], 1, shape[2]), generator=generator, dtype=dtype)).expand(shape)
 
@@ -225,7 +225,7 @@ def _dipole(side: int) -> Tensor:
     return both / both.norm()
 
 
-def _tiles(epsilon: float, generator: torch.Generator, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _tiles(epsilon: float, generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Five by five dipoles, each of a random sign for each channel and turned at random, of norm epsilon together."""
     channels, height, width = shape
     side = max(1, min(height, width) // 5)

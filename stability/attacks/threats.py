@@ -48,11 +48,11 @@ class Linf:
         """The nearest perturbation of size <= epsilon, (B, ...)."""
         return delta.clamp(-self.epsilon, self.epsilon)
 
-    def random_start(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    def random_start(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """One image's perturbation, uniform in the ball; drawn on the generator's device."""
         return (2 * torch.rand(shape, generator=generator, dtype=dtype) - 1) * self.epsilon
 
-    def random_edge(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    def random_edge(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """One image's perturbation, uniform among the corners of the ball; drawn on the generator's device."""
         return (2 * torch.randint(2, shape, generator=generator, dtype=dtype) - 1) * self.epsilon
 
@@ -83,12 +83,12 @@ class L2:
         tiny = torch.finfo(delta.dtype).tiny
         return delta * rows((self.epsilon / self.size(delta).clamp_min(tiny)).clamp_max(1), delta)
 
-    def random_start(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    def random_start(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """One image's perturbation, uniform in the ball; drawn on the generator's device."""
         edge = self.random_edge(shape, generator, dtype)
         return edge * torch.rand((), generator=generator, dtype=dtype) ** (1 / edge.numel())
 
-    def random_edge(self, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    def random_edge(self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """One image's perturbation, uniform on the sphere; drawn on the generator's device."""
         direction = torch.randn(shape, generator=generator, dtype=dtype)
         return direction * (self.epsilon / direction.norm().clamp_min(torch.finfo(dtype).tiny))
