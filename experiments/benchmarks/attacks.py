@@ -107,7 +107,10 @@ def reference(device, smoke):
 
                 def theirs(seed, net=net, x=x, y=y, threat=threat, name=name):
                     generator = torch.Generator().manual_seed(seed)
-                    return robust(net, stability.autoattack(net, x, y, threat, "custom", (name,), settings, generator), y)
+                    moved = stability.autoattack(
+                        net, x, y, threat, "custom", attacks=(name,), configure=settings, generator=generator
+                    )
+                    return robust(net, moved, y)
 
                 (mine, other), seconds = _means((ours, theirs), seeds, device)
                 label = f"{method} net, {threat}, {name}"
