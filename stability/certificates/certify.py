@@ -147,6 +147,11 @@ class _Prover:
                 bounds.append(bound)
                 norm = bound.norm
             self.head = Head.of(head, norm, p)
+        if state.shape[1:] != self.head.weight.shape[1:]:
+            raise InputError(
+                f"layer {head_name!r} takes {self.head.weight.shape[1]} features, but images of shape {shape} give "
+                f"{tuple(state.shape[1:])}"
+            )
         if tau < least:
             raise InputError(
                 f"tau = {tau:g} is below what rounding in float64 leaves of a residual here: the least is {least:.2g}"

@@ -286,6 +286,8 @@ def test_bad_input():
     ):
         with pytest.raises(odenets.InputError, match=sentence):
             stability.certify(**{"net": net, "x": x, **change})
+    with pytest.raises(odenets.InputError, match=r"layer 'head' takes \d+ features, but images of shape \(1, 16, 16\) give"):
+        stability.certify(net, torch.zeros(1, 1, 16, 16, dtype=x.dtype))
     with pytest.raises(odenets.InputError, match=r"for images of shape \(1, 8, 8\), got \(1, 4, 4\)"):
         stability.certify(net, x).predict(x[:, :, :4, :4])
     broken = copy.deepcopy(net)
