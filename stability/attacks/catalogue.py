@@ -5,6 +5,7 @@ Adding an attack is one frozen dataclass here and its place in `ATTACKS`; comman
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -79,7 +80,7 @@ class Attack(ABC):
 class Bound:
     """An attack with its threat and the seed of its noise: (net, x, y, indices) -> images, the same at every call."""
 
-    attack: Attack
+    attack: Callable[[Net, Images, Labels, Threat, torch.Generator, Indices | None], Images]
     threat: Threat
     seed: int
 
