@@ -21,7 +21,6 @@ Rows = Inexact[Tensor, "batch unknowns"]  # states, or vectors of a solver, flat
 Scalar = Float[Tensor, ""]
 Time = float | Scalar  # a time, or a step size: a tensor under torch.compile
 Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row
-Residual = Callable[..., State]  # (z, *samples) -> residual, all (B, ...)
 
 
 @runtime_checkable

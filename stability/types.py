@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Complex, Float, Inexact, Int
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 State = Inexact[Tensor, "batch *shape"]  # one row a sample
@@ -19,7 +19,6 @@ PerSample = Float[Tensor, "batch"]
 Flags = Bool[Tensor, "batch"]
 Rows = Inexact[Tensor, "batch unknowns"]
 Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row
-Eigenvalues = Complex[Tensor, "batch k"]
 
 
 @runtime_checkable

@@ -11,10 +11,11 @@ from torch import Tensor
 from odenets.errors import InputError, Unsolved
 from odenets.solve.device import look_every, next_look, upload
 from odenets.solve.precision import check_precision
-from odenets.solve.rows import Rows, State, as_rows, row_norm
+from odenets.solve.rows import as_rows, row_norm
 from odenets.solve.scaling import power_of_two, relative, safe_to_square
 from odenets.solve.solution import Solution, check_settings
 from odenets.solve.transforms import anywhere, everywhere, mapping, over_maps, recording
+from odenets.types import Rows, State
 
 ALONE = 7 / 8  # of the samples at most are unsolved when the others leave: copying costs something too
 FEW = 1 / 2  # the same on an accelerator, which a few rows more cost nothing

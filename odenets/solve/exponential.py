@@ -7,11 +7,11 @@ from jaxtyping import Inexact
 from torch import Tensor
 from torch.nn import functional as F
 
-from odenets.solve.krylov import Krylov, Product, hold
-from odenets.solve.rows import Rows
+from odenets.solve.krylov import Krylov, hold
 from odenets.solve.scaling import power_of_two
 from odenets.solve.solution import Solution
 from odenets.solve.transforms import anywhere
+from odenets.types import Product, Rows
 
 Matrices = Inexact[Tensor, "batch n n"]
 

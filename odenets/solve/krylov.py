@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odenets.solve.device import look_every, next_look, upload
-from odenets.solve.rows import Rows, row_norm
+from odenets.solve.rows import row_norm
 from odenets.solve.scaling import power_of_two
 from odenets.solve.solution import Solution
 from odenets.solve.transforms import anywhere, recording
+from odenets.types import Product, Rows
 
 Vectors = Inexact[Tensor, "batch count unknowns"]
 Coefficients = Inexact[Tensor, "batch count"]
-Product = Callable[[Rows], Rows]
 Proceed = Callable[["Krylov", Rows, Tensor, Coefficients], tuple[Rows, Tensor, Tensor]]
 
 

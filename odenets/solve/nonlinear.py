@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from odenets.solve.driver import Iterate, Solver, Steps, select
 from odenets.solve.krylov import gmres
 from odenets.solve.products import jacobian_products
-from odenets.solve.rows import Rows, row_dot, row_norm
+from odenets.solve.rows import row_dot, row_norm
 from odenets.solve.transforms import recording
+from odenets.types import Rows
 
 
 @dataclass(frozen=True)

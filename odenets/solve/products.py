@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from odenets.solve.rows import State
+from odenets.types import State
 
 
 def jacobian_products(

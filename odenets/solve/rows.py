@@ -1,11 +1,9 @@
 """States as rows: the batched vectors that iterations compute with, each sample a row of its own."""
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
 
-State = Inexact[Tensor, "batch *shape"]  # real or complex
-Rows = Inexact[Tensor, "batch unknowns"]
+from odenets.types import Rows, State
 
 
 def as_rows(v: State) -> Rows:

@@ -130,7 +130,7 @@ class _Prover:
     """A copy of the network with the bounds of every link, for images of one shape, one norm, one tau."""
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...], p: float, tau: float) -> None:
-        self.links, head_name, head = links(net)
+        links(net)  # refuses hooks and the like, which a copy may not have
         self.p, self.tau, self.shape = p, tau, shape
         if not all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values()):
             raise InputError("a weight of the network is not finite: nothing is proven of it")
