@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from odenets.solve.krylov import Krylov, hold
 from stability.errors import InputError
 from stability.network.places import places
 from stability.random import direction
-from stability.scaling import power_of_two, scaled_norm
+from stability.scaling import scaled_norm
 from stability.types import Map, PerSample, Product, Rows, State
 
 Directions = dict[tuple[int, int], Float[Tensor, "..."]]  # of a search in each (stage, block)
@@ -99,20 +100,10 @@ def _estimate(f: Map, y: State, iterations: int, start: Tensor | None) -> tuple[
 
 def _rightmost(symmetric: Product, q: Rows, iterations: int) -> Rows:
     """(B, n) rightmost Ritz vectors of a symmetric operator, by Lanczos with full orthogonalisation from q."""
-    basis, images, unit = [], [], None
-    for _ in range(min(iterations, q.shape[1])):
-        basis.append(q)
-        image = symmetric(q)
-        unit = power_of_two(image) if unit is None else unit  # so that no square of the operator leaves the range
-        images.append(image / unit)
-        V, w = torch.stack(basis, 1), images[-1]
-        size = w.norm(dim=1, keepdim=True)
-        for _ in range(2):
-            w = w - ((w[:, None] @ V.mT) @ V)[:, 0]
-        rest = w.norm(dim=1, keepdim=True)
-        # An invariant subspace: what is left is rounding, and no direction to go on with.
-        q = torch.where(rest > 10 * torch.finfo(q.dtype).eps * size, w / rest.clamp_min(torch.finfo(q.dtype).tiny), 0)
-    T = V @ torch.stack(images, 1).mT
+    krylov = Krylov(symmetric, q, min(iterations, q.shape[1]), unit=None, proceed=hold, again=True)
+    for _ in range(krylov.limit):
+        krylov.step()
+    V, T = krylov.basis(krylov.m), krylov.hessenberg()[:, :-1]
     empty = (V.norm(dim=2) == 0).to(T)
     bound = 1 + T.abs().sum(2).amax(1)
     values, vectors = torch.linalg.eigh((T + T.mT) / 2 - torch.diag_embed(empty * bound[:, None]))
