@@ -7,7 +7,6 @@ finished ones. --out receives relation.html, relation.csv and figures.
 """
 
 import csv
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,7 @@ from experiments.compare_schemes import cases_of
 from experiments.harness.command import Parser, parse_choice, parse_fields, parse_schemes, run_cli, show_table, split_top_level
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.report.study import sentences, study, table, write_study
-from experiments.harness.run.config import RunConfig
-from experiments.harness.run.folder import read_config, saving
-from experiments.harness.run.schema import Record
+from experiments.harness.run.folder import read_run, saving
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.training.losses import METHODS
 from odenets.errors import InputError
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = make_config(args, "compare_schemes", (1,), parse_fields(args.fields))
             code = max(code, conduct(config, cases_of, args))
             folders.append(out / training)
-    found = study([_read(folder) for folder in folders])
+    found = study([read_run(folder) for folder in folders])
     with saving(out):
         out.mkdir(parents=True, exist_ok=True)
     rows = table(found)
@@ -67,15 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         wide.print(sentence, markup=False, highlight=False)
     wide.print(f"Page: {(out / 'relation.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
     return code
-
-
-def _read(folder: Path) -> tuple[RunConfig, list[Record]]:
-    """A run that is not worked at here."""
-    config = read_config(folder / "config.json")
-    if "schemes" not in config:
-        raise InputError(f"{folder} holds no run of compare_schemes.py")
-    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    return RunConfig.from_json(config), [Record.from_json(json.loads(line)) for line in lines if line]
 
 
 if __name__ == "__main__":

@@ -247,3 +247,33 @@ def test_an_approximate_gradient_says_how_far_off_it_is_and_attacks_do_not_follo
     assert all(0.5 < cosine < 1 - 1e-7 for cosine in cosines[loose])
     assert cosines["implicit(tol=1e-2)"] == [None, None]
     assert stops and set(stops) == {"sample"}
+
+
+def test_training_along_the_detached_gradient_is_the_authors_and_says_how_far_off_it_is(digits):
+    settings = replace(FAST, training="summed", select="last", epochs=1, train_gradient="detached")
+    nets = {}
+    for way in ("detached", "exact"):
+        nets[way] = network("ie_skip(gamma=0.2)")
+        trained = training.train(nets[way], digits, replace(settings, train_gradient=way), 0)
+        assert all(stage.gradient == "exact" for stage in odenets.stages(nets[way]).values())
+        (epoch,) = trained.history
+        assert (epoch.gradient_cosine is None) == (way == "exact")
+        assert way == "exact" or epoch.gradient_cosine < 0.999
+    by_hand = network("ie_skip(gamma=0.2)")
+    odenets.set_gradient(by_hand, "detached")
+    training.train(by_hand, digits, replace(settings, train_gradient="detached"), 0)
+    weights = {name: torch.cat([p.detach().flatten() for p in net.parameters()]) for name, net in nets.items()}
+    hand = torch.cat([p.detach().flatten() for p in by_hand.parameters()])
+    assert torch.equal(weights["detached"], hand)
+    assert (weights["detached"] - weights["exact"]).norm() > 1e-3 * hand.norm()
+
+
+def test_an_explicit_net_has_one_gradient(digits):
+    settings = replace(FAST, select="last", epochs=1)
+    weights = []
+    for way in ("detached", "exact"):
+        net = network()
+        trained = training.train(net, digits, replace(settings, train_gradient=way), 0)
+        assert trained.history[0].gradient_cosine is None
+        weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.equal(*weights)

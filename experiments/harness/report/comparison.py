@@ -245,16 +245,16 @@ def _solver(found: Comparison, folder: Path) -> Section:
 
 def _approximately(arm: Arm) -> str:
     """How the nets of an arm were trained where that was along an approximate gradient, else nothing."""
-    loose = sorted({r.trained_as for r in arm.records if odenets.get_scheme(r.trained_as).approximate_gradient})
-    if not loose:
-        return ""
     cosines = [epoch.gradient_cosine for r in arm.records for epoch in r.history if epoch.gradient_cosine is not None]
     near = (
         f"; its cosine to the exact one, on a batch at the end of each epoch, was at least {min(cosines):.3f}"
         if cosines
         else ""
     )
-    return f"trained along an approximate gradient ({', '.join(loose)}){near}."
+    loose = sorted({r.trained_as for r in arm.records if odenets.get_scheme(r.trained_as).approximate_gradient})
+    if not (loose or cosines):
+        return ""
+    return f"trained along {f'an approximate gradient ({listed(loose)})' if loose else 'the detached gradient'}{near}."
 
 
 def _tolerance(spec: str) -> str:
@@ -323,6 +323,7 @@ def _training(settings: TrainingSettings) -> str:
     attack = "" if standard else f" (\u03b5 = {radius(settings.train_epsilon)}, {count(settings.train_steps, 'step')})"
     clean, warmup = settings.clean_epochs, settings.warmup_epochs
     attack += f" after {count(clean, 'epoch')} on clean images" if attack and clean else ""
+    along = " along the detached gradient" if settings.train_gradient == "detached" else ""
     rise = f" after a linear rise over {count(warmup, 'epoch')}" if warmup else ""
     by = "accuracy" if standard else "accuracy under a PGD of 10 steps"
     result = {
@@ -331,7 +332,7 @@ def _training(settings: TrainingSettings) -> str:
         "choice is made on test images",
     }[settings.select]
     return (
-        f"{settings.training}{attack}, {settings.epochs} epochs, batches of {settings.batch_size}, "
+        f"{settings.training}{attack}{along}, {settings.epochs} epochs, batches of {settings.batch_size}, "
         f"{settings.optimizer}, {settings.schedule} schedule with peak learning rate "
         f"{settings.learning_rate:g}{rise}, augmentation {settings.augment}, "
         f"{settings.precision}; same initial weights and batches for every scheme; {result}"

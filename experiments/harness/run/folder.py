@@ -282,6 +282,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_run(folder: Path) -> tuple[RunConfig, list[Record]]:
+    """A run that is not worked at here; InputError where the folder holds none of compare_schemes.py."""
+    config = read_config(folder / "config.json")
+    if "schemes" not in config:
+        raise InputError(f"{folder} holds no run of compare_schemes.py")
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return RunConfig.from_json(config), [Record.from_json(json.loads(line)) for line in lines if line]
+
+
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of any version as today's, where it is that of a run of cases."""
     return RunConfig.from_json(config).to_json() if "schemes" in config and "epochs" in config else config

@@ -1,4 +1,5 @@
-"""Training along a gradient that is looser than the steps (`backward_tol`, `backward_stop`): where it is, and how far off."""
+"""Training along another gradient than the exact one: looser than the steps (`backward_tol`, `backward_stop`), or detached as
+in the paper's code (`train_gradient`); and how far off it is."""
 
 import math
 from collections.abc import Iterator
@@ -9,13 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import odenets
+from stability.masking.subject import configured
 
+GRADIENTS = ("exact", "detached")
 EXACT = 1e-6  # tolerance of what the gradient is compared with
 
 
 def is_approximate(net: nn.Module) -> bool:
-    """Whether a stage's backward solve is looser than its steps."""
-    return any(stage.scheme.approximate_gradient for stage in odenets.stages(net).values())
+    """Whether a stage's backward solve is looser than its steps, or leaves their correction out."""
+    return any(
+        stage.scheme.approximate_gradient or stage.gradient == "detached" and "detached" in stage.scheme.gradients
+        for stage in odenets.stages(net).values()
+    )
 
 
 @contextmanager
@@ -31,7 +37,7 @@ def exact_backward(net: nn.Module) -> Iterator[None]:
 def gradient_cosine(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Cosine of the parameter gradient of the cross-entropy that training follows to the one solved to 1e-6, on one batch."""
     followed = _gradient(net, x, y)
-    with odenets.tightened(net, EXACT):
+    with configured(net, gradient="exact"), odenets.tightened(net, EXACT):
         exact = _gradient(net, x, y)
     return float(F.cosine_similarity(followed, exact, dim=0))
 

@@ -24,13 +24,16 @@ from experiments.harness.training.gradient import exact_backward, gradient_cosin
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
 from experiments.harness.training.settings import TrainingSettings
+from experiments.harness.words import count, duration
 from odenets.errors import Divergence
+from stability.masking.subject import configured
 from stability.types import Progress
 
 Book = dict[str, Any]  # what the rest of a training depends on beside weights and generators
 Generators = dict[str, torch.Generator]
 GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 EXPLAINED = 8  # images on which a divergence is explained
+LONG = 300.0  # seconds: a training that takes longer says so after its first epoch
 SELECTION_STEPS = 10  # of the PGD that judges an epoch
 
 
@@ -74,7 +77,19 @@ def train(
     Raises:
         ValueError: The loss became NaN or infinite.
     """
-    settings = settings.resolved()
+    with configured(net, gradient=settings.train_gradient):
+        return _train(net, data, settings.resolved(), seed, store, progress, say)
+
+
+def _train(
+    net: nn.Module,
+    data: Data,
+    settings: TrainingSettings,
+    seed: int,
+    store: Any,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Trained:
     rounds = adversarial_training.rounds(settings)
     passes, batches = -(-settings.epochs // rounds), max(1, len(data.train) // settings.batch_size)
     optimizer = make_optimizer(net.parameters(), settings)
@@ -117,6 +132,9 @@ def train(
                 saved = time.monotonic()
         _close_epoch(net, data, settings, book, batches * rounds, say)
         book["seconds"] = time.monotonic() - started
+        left = (passes - 1) * book["seconds"]
+        if book["epoch"] == 1 and left > LONG:
+            say(f"epoch 1 took {duration(book['seconds'])}: {count(passes - 1, 'epoch')} more take about {duration(left)}")
         if store:
             store.save(_snapshot(live, generators, book))
             saved = time.monotonic()
@@ -206,7 +224,7 @@ def _held_out_attacks(net: nn.Module, data: Data, epsilon: float) -> dict[str, A
     """Accuracies on held-out images under a short PGD and under FGSM; a twentieth as many images as are trained on, but 256."""
     split = data.held_out.first(max(256, len(data.train) // 20))
     threat, pair = stability.Linf(epsilon), (split.images, split.labels)
-    with exact_backward(net):
+    with configured(net, gradient="exact"), exact_backward(net):
         attacked = {
             "held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
             "held_out_fgsm": stability.fgsm(net, *pair, threat),

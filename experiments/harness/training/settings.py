@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments.harness.config import option, read_options
 from experiments.harness.training.augmentation import AUGMENTATIONS, DEFAULT
+from experiments.harness.training.gradient import GRADIENTS
 from experiments.harness.training.losses import METHODS, STEP_SIZE, STEPS
 from experiments.harness.training.optim import OPTIMIZERS, SCHEDULES, check_warmup
 from experiments.harness.training.precision import PRECISIONS
@@ -29,6 +30,12 @@ class TrainingSettings:
     )
     trades_beta: float = option(6.0, "weight of the divergence in TRADES", minimum=0)
     free_replays: int = option(4, "uses of a batch in Free training", minimum=1)
+    train_gradient: str = option(
+        "exact",
+        "that training and its attacks follow; detached: of the explicit predictor alone, as in the code of Li, He, Lin; what "
+        "is measured follows the exact one in any case",
+        choices=GRADIENTS,
+    )
     clean_epochs: int = option(
         0, "so many epochs on clean images first; 1 helps where an attacked net does not leave the uniform guess", minimum=0
     )
