@@ -80,6 +80,7 @@ KNOWN = {
         "stability",
         "experiments.harness.command",
         "experiments.harness.config",
+        "experiments.harness.words",
         "experiments.harness.training",
     ],
     "experiments/harness/run": [

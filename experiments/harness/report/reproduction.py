@@ -11,7 +11,7 @@ from experiments.harness.report.page import Code, Listed, Section, Table, Text, 
 from experiments.harness.report.sentences import interval, percent, points
 from experiments.harness.run.config import RunConfig
 from experiments.harness.statistics.masks import Gap, Masks
-from experiments.harness.training.loop import GRADIENT_CLIP
+from experiments.harness.training.settings import GRADIENT_CLIP
 from experiments.harness.words import count, radius
 
 # FGSM, PGD-20 and PGD-100 by steps of epsilon / 8: 1/255 at 8/255, as the paper's text has it.

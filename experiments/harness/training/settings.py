@@ -11,6 +11,7 @@ from experiments.harness.training.optim import OPTIMIZERS, SCHEDULES, check_warm
 from experiments.harness.training.precision import PRECISIONS
 
 SELECTIONS = ("best", "last")
+GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 
 
 @dataclass(frozen=True, kw_only=True)
