@@ -139,7 +139,7 @@ def _usual(scale: Scale, dataset: str, training: str) -> dict[str, str | None]:
         "test_limit": scale.test_limit,
         "augment": AUGMENT.get(dataset, "none"),
         "epsilons": RADII[dataset][training],
-        "attacks": f"{report.PAPERS},{scale.ensemble}",
+        "attacks": ",".join((*report.SPECS.values(), scale.ensemble)),
     }
 
 
