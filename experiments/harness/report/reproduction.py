@@ -10,7 +10,6 @@ from experiments.harness.report.page import Code, Listed, Section, Table, Text, 
 from experiments.harness.report.sentences import interval, percent, points
 from experiments.harness.run.config import RunConfig
 from experiments.harness.statistics.masks import Gap, Masks
-from experiments.harness.training.settings import GRADIENT_CLIP
 from experiments.harness.words import count, radius
 
 # FGSM, PGD-20 and PGD-100 by steps of epsilon / 8: 1/255 at 8/255, as the paper's text has it.
@@ -105,7 +104,7 @@ def deviations(config: RunConfig) -> Iterator[str]:
         "The epoch is chosen on held-out training images, under a PGD of 10 steps in adversarial training; they chose it on "
         "the test images under one step, which flatters."
     )
-    yield f"Gradients are clipped at {GRADIENT_CLIP:g} in the 2-norm, so that one batch cannot end a training."
+    yield f"Gradients are clipped at {config.settings.gradient_clip:g} in the 2-norm, so that one batch cannot end a training."
     yield "The last stage corrects with the right sign; in their code it is flipped, and raises the implicit residual."
     yield "A bottleneck corrects with its own function; in their code with another one, random and frozen in part."
     yield "gamma is the same in training and in the attacks; their scripts have 0.1 in the first, 0.05 in the second."

@@ -23,7 +23,7 @@ from experiments.harness.training.epoch import Epoch
 from experiments.harness.training.gradient import along, exact_backward, gradient_cosine, is_approximate
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
-from experiments.harness.training.settings import GRADIENT_CLIP, TrainingSettings
+from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, duration
 from odenets.errors import Divergence
 from stability.types import Progress
@@ -166,7 +166,7 @@ def _descend(net: nn.Module, x: Tensor, loss: Tensor, live: dict[str, Any], book
     if ways[0] is not None:
         book["failed"] = [count + int((~way).sum()) for count, way in zip(book["failed"], ways)]
         book["solved"] += len(ways[0])
-    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_CLIP)
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), TrainingSettings.gradient_clip)
     value, norm = torch.stack([loss.detach(), norm]).tolist()
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise Divergence(_divergence(net, x, value, norm, book["epoch"] + 1))

@@ -1,7 +1,7 @@
 """The settings of a training, each stated once: default, range and help."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.harness.config import option, read_options
 from experiments.harness.training.augmentation import AUGMENTATIONS, DEFAULT
@@ -11,12 +11,13 @@ from experiments.harness.training.optim import OPTIMIZERS, SCHEDULES, check_warm
 from experiments.harness.training.precision import PRECISIONS
 
 SELECTIONS = ("best", "last")
-GRADIENT_CLIP = 5.0  # in the 2-norm, of all parameters together
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a network is trained; None: as `resolved` says."""
+    """How a network is trained; None: as `resolved` says. gradient_clip: in the 2-norm, of all parameters together."""
+
+    gradient_clip: ClassVar[float] = 5.0
 
     training: str = option("standard", "", choices=METHODS)
     train_epsilon: float = option(0.1, "radius of the training attack", minimum=0, implied="the middle one of --epsilons")
