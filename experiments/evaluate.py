@@ -32,9 +32,10 @@ from experiments.harness.command import (
     parse_one,
     run_cli,
 )
-from experiments.harness.experiment import DEFAULTS, check_out, provenance
+from experiments.harness.experiment import check_out, defaults_of, provenance
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import measure as evaluation
+from experiments.harness.run import own
 from experiments.harness.run.checkpoints import split_of
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.failures import failure_of, forget, keep
@@ -44,6 +45,7 @@ from experiments.harness.run.schema import FULL, WHOLE, Record
 from experiments.harness.run.subject import Subject, load_subjects, logits_of
 from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
+from experiments.harness.training.brought import FORMS, IMAGE_SIZE
 from experiments.harness.training.data import Split
 from experiments.harness.words import radius
 from odenets.errors import InputError
@@ -69,11 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subjects = load_subjects(args.network, device)
     dataset = _dataset(subjects, args.dataset)
+    known: dict[str, Any] = next((subject.meta["config"] for subject in subjects if subject.meta), {})
+    size = parse_one(args.image_size, "--image-size", int, 1) or known.get("image_size")
     epsilons = _epsilons(args, dataset)
-    splits = {split_of(subject.meta) for subject in subjects}
-    if len(splits) > 1:
+    split, *others = {split_of(subject.meta) for subject in subjects}
+    if others:
         raise InputError(f"the networks of {args.network} have splits of their own; evaluate the checkpoints of one seed")
-    test = data.load(dataset, args.data_dir, args.download, None, limit, *splits).test.to(device)
+    loaded = data.load(dataset, args.data_dir, args.download, None, limit, split, size)
+    if known.get("own", {}).get(dataset, loaded.digest) != loaded.digest:
+        raise InputError(f"{dataset} has changed since {subjects[0].text} was trained, which may have seen these test images")
+    test = loaded.test.to(device)
     for subject in subjects:
         _check_fits(subject, test)
     config = EvaluationConfig(
@@ -83,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_dir=str(args.data_dir),
         download=args.download,
         test_limit=limit,
+        image_size=size,
         data={"test": len(test)},
+        own=own.digests(own.codes_of([args.network, dataset, *attacks])) | ({dataset: loaded.digest} if loaded.digest else {}),
         attacks=tuple(attacks),
         epsilons=tuple(epsilons),
         threat=args.threat,
@@ -94,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **provenance(str(device)),
     )
     console = Console()
+    if loaded.note:
+        console.print(loaded.note, markup=False, highlight=False, soft_wrap=True)
     run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume)
     _measure(run, config, subjects, test, console)
     run.records = evaluation_report.merged(run.records, [subject.name for subject in subjects])
@@ -117,7 +128,10 @@ def _parser() -> Parser:
     parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
     parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")
     parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")
-    parser.add_argument("--dataset", help=f"one of {', '.join(data.DATASETS)}; by default the one the network was trained on")
+    parser.add_argument(
+        "--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; by default the one the network was trained on"
+    )
+    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--test-limit", help="use so many test images only")
@@ -130,10 +144,11 @@ def _parser() -> Parser:
 def _dataset(subjects: list[Subject], asked: str | None) -> str:
     """The data set to evaluate on: what the networks were trained on, for a user's own what is asked for."""
     known = {subject.meta["dataset"] for subject in subjects if subject.meta}
-    if asked is not None:
-        parse_choice(asked, "--dataset", data.DATASETS)
+    asked = asked and data.named(asked, "--dataset")
     if not known and asked is None:
-        raise InputError(f"--dataset is needed for a network of your own; choose from {', '.join(data.DATASETS)}")
+        raise InputError(
+            f"--dataset is needed for a network of your own; choose from {', '.join(data.DATASETS)}, or give {FORMS}"
+        )
     if len(known) > 1:
         raise InputError(f"these checkpoints saw different data sets ({', '.join(sorted(known))}); evaluate each alone")
     if asked is not None and known - {asked}:
@@ -144,7 +159,7 @@ def _dataset(subjects: list[Subject], asked: str | None) -> str:
 def _epsilons(args: Namespace, dataset: str) -> list[float]:
     if args.epsilons is not None:
         return parse_numbers(args.epsilons, "--epsilons", float, 0)
-    return DEFAULTS[dataset][args.threat]
+    return defaults_of(dataset)[args.threat]
 
 
 def _check_fits(subject: Subject, test: Split) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 import odenets
 from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
-from experiments.harness.experiment import DEFAULTS
+from experiments.harness.experiment import defaults_of
 from experiments.harness.report import survey as mapping
 from experiments.harness.run.checkpoints import split_of
 from experiments.harness.run.subject import Subject, load_subject, logits_of
 from experiments.harness.training import data
+from experiments.harness.training.brought import FORMS, IMAGE_SIZE
 from odenets.errors import InputError
 
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="map_spectra.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("subject", help="a checkpoint of a run, package.module:callable or path/to/file.py:callable")
-    parser.add_argument("--dataset", help=f"one of {', '.join(data.DATASETS)}; default: that of the checkpoint")
+    parser.add_argument("--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; default: that of the checkpoint")
+    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--shape", help="channels,height,width: random images instead of a data set")
     parser.add_argument("--images", default="4", help="how many images")
@@ -87,14 +89,14 @@ def _images(args: Namespace, subject: Subject, device: torch.device) -> tuple[Te
     name = args.dataset or (subject.meta or {}).get("dataset")
     if not name:
         raise InputError(f"{args.subject} names no data set; give --dataset, or --shape for random images")
-    if name not in data.DATASETS:
-        raise InputError(f"unknown --dataset {name!r}; choose from {', '.join(data.DATASETS)}")
-    split = data.load(name, args.data_dir, split=split_of(subject.meta)).test.first(count)
+    name = data.named(name, "--dataset")
+    size = parse_one(args.image_size, "--image-size", int, 1) or ((subject.meta or {}).get("config") or {}).get("image_size")
+    split = data.load(name, args.data_dir, split=split_of(subject.meta), image_size=size).test.first(count)
     return split.images.to(device), split.labels.to(device), name
 
 
 def _middle(dataset: str) -> float:
-    return sorted(DEFAULTS[dataset]["linf"])[1]
+    return sorted(defaults_of(dataset)["linf"])[1]
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from experiments.harness.report.figures import save
 from experiments.harness.report.regions import region_sheet
 from experiments.harness.report.spectrum_file import read_spectrum
 from experiments.harness.run.folder import write_atomically
+from experiments.harness.words import file_name
 from odenets.errors import InputError
 from stability.methods.regions import ROUNDING
 
@@ -76,7 +77,7 @@ def _draw(schemes: Sequence[odenets.Scheme], args: Namespace, console: Console) 
         table.add_row(*cells)
         notes[str(scheme)] = f"order {cells[1]}, real {cells[5]}, imaginary {cells[6]}"
         growth.append(_growth(scheme, clouds[str(scheme)]))
-        save(region_sheet([scheme], notes, clouds), out, _file_name(scheme))
+        save(region_sheet([scheme], notes, clouds), out, file_name(str(scheme)))
     save(region_sheet(drawable, notes, clouds), out, "sheet")
     console.print(table)
     for line in filter(None, growth):
@@ -118,10 +119,6 @@ def _make_writable(out: Path) -> None:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=160)  # a pipe has no width to respect
-
-
-def _file_name(scheme: odenets.Scheme) -> str:
-    return str(scheme).replace("(", "_").replace(")", "").replace(",", "_")
 
 
 if __name__ == "__main__":

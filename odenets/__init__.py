@@ -7,6 +7,7 @@ from odenets.nets import fields
 from odenets.nets.certifiable import at_limit, certifiable_small
 from odenets.nets.convert import convert
 from odenets.nets.fields import get_field, list_fields
+from odenets.nets.models import get_model
 from odenets.nets.resnet import (
     MODELS,
     ODEResNet,
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "fields",
     "get_field",
+    "get_model",
     "get_scheme",
     "list_fields",
     "list_schemes",

@@ -1,7 +1,7 @@
 """Specs, name(parameter=value,...): how schemes and fields are named on a command line and in records."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from odenets.errors import InputError
@@ -55,6 +55,10 @@ def canonical(name: str, parameters: Mapping[str, tuple[Any, Any]]) -> str:
 def _convert(where: str, value: str, kind: type) -> Any:
     if kind is str:
         return value
+    if kind is type(None):  # a default that says nothing of the type: a number where it is one
+        return next((found for read in (int, float) if (found := _tried(read, value)) is not None), value)
+    if kind not in (bool, int, float):
+        raise InputError(f"{where} is a {kind.__name__}, which cannot be written in parentheses")
     if kind is bool:
         if value in ("True", "False", "true", "false"):
             return value.lower() == "true"
@@ -67,3 +71,10 @@ def _convert(where: str, value: str, kind: type) -> Any:
     if number != number:
         raise InputError(f"{where} must be a number, got {value!r}")
     return number
+
+
+def _tried(read: Callable[[str], Any], value: str) -> Any:
+    try:
+        return read(value)
+    except ValueError:
+        return None

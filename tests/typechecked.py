@@ -49,7 +49,7 @@ def checked(function):
                 function(*args, **kwargs)  # what the function refuses by itself, in its own words, is no fault of the caller
             raise
 
-    # Errors name the user's innermost line (`failures.place`), and this file is not the user's.
+    # Errors name the user's innermost line (`errors.place`), and this file is not the user's.
     call.__code__ = call.__code__.replace(co_filename=function.__code__.co_filename)
     return call
 

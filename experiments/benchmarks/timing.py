@@ -54,8 +54,7 @@ def _synchronise(device: torch.device) -> None:
 
 def digits_on(device: torch.device) -> data.Data:
     """scikit-learn's digits on a device."""
-    digits = data.load("digits", None)
-    return data.Data("digits", 10, *(split.to(device) for split in (digits.train, digits.held_out, digits.test)))
+    return data.load("digits", "data").to(device)
 
 
 def trained_on_digits(scheme: str, device: torch.device, smoke: bool) -> tuple[nn.Module, data.Data]:

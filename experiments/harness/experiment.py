@@ -32,15 +32,19 @@ from experiments.harness.command import (
 from experiments.harness.config import add_options
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import Comparison, comparison
+from experiments.harness.run import own
 from experiments.harness.run.budget import FEWEST, Budget
 from experiments.harness.run.case import Case, load_data
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
+from experiments.harness.run.rehearsal import rehearse
 from experiments.harness.run.runner import run_cases
 from experiments.harness.run.schedule import AUDITED
-from experiments.harness.training.data import DATASETS, RESPLIT, SPLITS
+from experiments.harness.training.brought import FORMS, IMAGE_SIZE
+from experiments.harness.training.data import DATASETS, RESPLIT, SPLITS, can_be_resplit, named
 from experiments.harness.training.settings import TrainingSettings, training_settings
 from odenets.errors import InputError
+from odenets.own import is_own
 from stability.attacks.threats import THREATS
 
 CasesOf = Callable[[RunConfig, Sequence[int]], list[Case]]  # the cases of a run with these seeds, in the order of the report
@@ -52,6 +56,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cifar10": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
     "cifar100": {"linf": [2 / 255, 4 / 255, 8 / 255], "l2": [0.25, 0.5, 1.0], "epochs": 20},
 }
+OWN_DEFAULTS = DEFAULTS["cifar10"]  # of data of a user's own
+
+
+def defaults_of(dataset: str) -> dict[str, Any]:
+    """The radii and epochs of a data set where the user names none."""
+    return DEFAULTS.get(dataset, OWN_DEFAULTS)
+
+
 # A run that exercises every path in seconds; its numbers mean nothing. What the user names stays as it is.
 SMOKE: dict[str, Any] = {
     "epochs": 1,
@@ -70,12 +82,13 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     parser.add_argument(
         "--schemes", default="explicit,implicit", help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}"
     )
-    parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file")
+    parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file; or {FORMS}")
+    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only")
-    parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}")
+    parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}, or FILE.py:NAME")
     add_options(parser, TrainingSettings)
     parser.add_argument(
         "--seeds",
@@ -132,8 +145,11 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
 
 def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: Iterable[str] = ("residual",)) -> RunConfig:
     """The `RunConfig` of a run from parsed options; ValueError names what is wrong and what is valid."""
-    parse_choice(args.dataset, "--dataset", DATASETS)
-    parse_choice(args.model, "--model", tuple(odenets.MODELS))
+    dataset, image_size = named(args.dataset, "--dataset"), parse_one(args.image_size, "--image-size", int, 1)
+    if image_size and dataset in DATASETS:
+        raise InputError(f"--image-size is for images of your own; those of {dataset} have one size")
+    if not is_own(args.model):
+        parse_choice(args.model, "--model", tuple(odenets.MODELS))
     parse_choice(args.threat, "--threat", tuple(THREATS))
     check_out(args)
     before = _before(args)
@@ -141,8 +157,10 @@ def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: I
     at_most = parse_one(args.seeds_at_most, "--seeds-at-most", int, FEWEST)
     splits = args.splits or before.get("splits") or "fixed"
     parse_choice(splits, "--splits", SPLITS)
-    if splits == "per-seed" and args.dataset not in RESPLIT:
-        raise InputError(f"--splits per-seed needs one of {', '.join(RESPLIT)}: {args.dataset} has test images of its own")
+    if splits == "per-seed" and not can_be_resplit(dataset):
+        raise InputError(
+            f"--splits per-seed needs one of {', '.join(RESPLIT)}, or your own: {dataset} has test images of its own"
+        )
     looks = _looks(args, before, at_most)
     if at_most and not (budget or looks):
         raise InputError("--seeds-at-most needs --budget or --until-clear; without one, --seeds says which they are")
@@ -154,7 +172,7 @@ def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: I
         seeds = [*seeds, *(seed for seed in range(FEWEST) if seed not in seeds)][: max(FEWEST, len(seeds))]
     if max(seeds) >= 2**63:
         raise InputError(f"--seeds must be below 2^63, as torch's generators take them; got {max(seeds)}")
-    defaults = DEFAULTS[args.dataset]
+    defaults = defaults_of(dataset)
     epsilons = defaults[args.threat] if args.epsilons is None else parse_numbers(args.epsilons, "--epsilons", float, 0)
     middle = statistics.middle(sorted(epsilons))
     margin = parse_one(args.margin, "--margin", float, 0)
@@ -166,13 +184,14 @@ def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: I
         schemes=tuple(str(scheme) for scheme in parse_schemes(args.schemes)),
         substeps=tuple(substeps),
         fields=tuple(fields),
-        dataset=args.dataset,
+        dataset=dataset,
+        image_size=image_size,
         data_dir=str(args.data_dir),
         download=args.download,
         train_limit=parse_one(args.train_limit, "--train-limit", int, 1),
         test_limit=parse_one(args.test_limit, "--test-limit", int, 1),
-        model=args.model,
-        settings=training_settings(args, args.dataset, defaults["epochs"], train_epsilon),
+        model=str(odenets.get_model(args.model)),
+        settings=training_settings(args, dataset, defaults["epochs"], train_epsilon),
         seeds=tuple(seeds),
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
         threat=args.threat,
@@ -193,7 +212,7 @@ def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: I
         given = {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
         settings = replace(config.settings, epochs=given.pop("epochs", config.settings.epochs))
         config = replace(config, settings=settings, **given)
-    return replace(config, **provenance(config.device))
+    return replace(config, own=own.digests(own.codes_of(config.parts)), **provenance(config.device))
 
 
 def _looks(args: Namespace, before: dict[str, Any], at_most: int | None) -> tuple[int, ...]:
@@ -258,8 +277,13 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
     console, started = Console(), time.monotonic()
     images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
     config = replace(config, data={"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)})
+    if images.digest:
+        config = replace(config, own={**config.own, config.dataset: images.digest})
+    rehearse(config, cases_of(config, config.seeds), images)
     out = args.out or f"runs/{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Run(out, config.to_json(), args.resume)
+    if images.note:
+        console.print(images.note, markup=False, highlight=False, soft_wrap=True)
     if run.environment_changes:
         console.print(
             f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",

@@ -1,5 +1,6 @@
 """How norms, radii, numbers of things and times are written in tables, sentences and figures."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -29,3 +30,8 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     parts = ((whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60 if whole < 3600 else 0, "s"))
     return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
+
+
+def file_name(spec: str) -> str:
+    """A spec as a part of a file's name."""
+    return re.sub(r"[(,:/\\]", "_", spec).replace(")", "")

@@ -1,9 +1,10 @@
-"""A torchvision ResNet read as an ODE network: the same modules, its residual blocks integrated by a scheme."""
+"""A ResNet of torchvision or timm read as an ODE network: the same modules, its residual blocks integrated by a scheme."""
 
+import sys
 from collections.abc import Iterator
 from copy import copy
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -40,7 +41,7 @@ class Increment(nn.Module):
 
 
 def convert(model: Module, scheme: str | Scheme | Tableau = "explicit", substeps: int = 1) -> Module:
-    """Read a torchvision ResNet as an ODE network: each maximal run of shape-preserving blocks becomes an `ODEStage`.
+    """Read a ResNet of torchvision or timm as an ODE network: maximal runs of shape-preserving blocks become `ODEStage`s.
 
     Blocks without a downsampling shortcut become fields f(t, y) = block(y) - y; everything else stays where it is, a
     replaced fc or stem and a subclass's own forward included. Explicit Euler with one substep gives the outputs and
@@ -53,8 +54,8 @@ def convert(model: Module, scheme: str | Scheme | Tableau = "explicit", substeps
     substeps help.
 
     Args:
-        model: A torchvision ResNet of BasicBlock or Bottleneck with its BatchNorm frozen (`model.eval()`); it keeps its
-            forward and its state dict.
+        model: A ResNet of torchvision or timm, of BasicBlock or Bottleneck, with its BatchNorm frozen (`model.eval()`); it
+            keeps its forward and its state dict.
         scheme: Spec or `Scheme`, for all stages; `odenets.set_scheme` changes it later.
         substeps: Steps for each block, with h = 1 / substeps.
 
@@ -85,14 +86,27 @@ def convert(model: Module, scheme: str | Scheme | Tableau = "explicit", substeps
     return net
 
 
-def _check(model: nn.Module) -> None:
-    # Here and not above: whoever holds a ResNet has paid for this import, which nearly doubles that of odenets.
-    from torchvision.models.resnet import ResNet
+def is_resnet(model: object) -> bool:
+    """Whether `convert` knows the kind of a model; its other conditions are its own."""
+    return isinstance(model, tuple(resnet for resnet, *_ in _families()))
 
+
+def _families() -> Iterator[tuple[type, type, type]]:
+    """(ResNet, BasicBlock, Bottleneck) of each library that is loaded: whoever holds a ResNet of one has loaded it."""
+    for name in ("torchvision.models.resnet", "timm.models.resnet"):
+        if module := sys.modules.get(name):
+            yield module.ResNet, module.BasicBlock, module.Bottleneck
+
+
+def _blocks() -> tuple[Any, ...]:
+    return tuple(block for _, *blocks in _families() for block in blocks)
+
+
+def _check(model: nn.Module) -> None:
     kind = type(model).__name__
-    if not isinstance(model, ResNet):
+    if not is_resnet(model):
         raise InputError(
-            f"convert takes a torchvision.models.ResNet of BasicBlock or Bottleneck blocks, got {kind}; "
+            f"convert takes a torchvision.models.ResNet, or timm's, of BasicBlock or Bottleneck blocks, got {kind}; "
             "where that wraps one (DataParallel, torch.compile), give the model inside"
         )
     if stages(model):
@@ -138,17 +152,13 @@ def _integrated(layer: nn.Sequential, scheme: str | Scheme | Tableau, substeps: 
 
 
 def _keeps_shape(block: nn.Module) -> bool:
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
     # The addition of the skip connection sees to it that the channels agree.
-    return isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is None and block.stride == 1
+    return isinstance(block, _blocks()) and block.downsample is None and block.stride == 1
 
 
 def _reads_only(block: nn.Module) -> bool:
-    """Whether a block runs torchvision's own forward, whose in-place ReLUs act on what its convolutions returned."""
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
-    own = type(block).forward in (BasicBlock.forward, Bottleneck.forward) and "forward" not in vars(block)
+    """Whether a block runs its library's own forward, whose in-place ReLUs act on what its convolutions returned."""
+    own = type(block).forward in [kind.forward for kind in _blocks()] and "forward" not in vars(block)
     first = block.get_submodule("conv1")
     return own and type(first) is nn.Conv2d and not (block._forward_pre_hooks or first._forward_pre_hooks)
 

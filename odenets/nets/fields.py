@@ -10,6 +10,7 @@ everywhere.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from odenets.nets.convolution import operator_bound
 from odenets.nets.layers import Layers, basic_layers, norm_relu
 from odenets.nets.layers import bottleneck_layers as bottleneck_layers
 from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Skew
+from odenets.own import find_own, is_own
 from odenets.specs import canonical, read_arguments, read_name
 from odenets.types import PerSample, Time
 
@@ -156,16 +158,32 @@ class Field:
     """A field by its spec; `str` gives the canonical one. values: the parameters, in declared order."""
 
     name: str
-    values: tuple[float, ...]
+    values: tuple[Any, ...]
 
     def build(self, layers: Layers, channels: int) -> nn.Module:
         """A new module f(t, y) on states with `channels` channels, of the size of `layers`."""
-        module, declared = FIELDS[self.name]
-        return module(layers, channels, **dict(zip(declared, self.values)))
+        settings = {key: value for key, (value, _) in self.parameters.items()}
+        if not is_own(self.name):
+            return FIELDS[self.name][0](layers, channels, **settings)
+        field = find_own(self.name, "field").call(layers=layers, channels=channels, **settings)
+        if not isinstance(field, nn.Module):
+            raise InputError(f"{self.name} gave a {type(field).__name__}; a field is a torch.nn.Module f(t, y)")
+        return field
+
+    @property
+    def parameters(self) -> dict[str, tuple[Any, Any]]:
+        """{name: (value, default)} in declared order."""
+        return {key: (value, default) for (key, default), value in zip(_defaults(self.name).items(), self.values)}
 
     def __str__(self) -> str:
-        declared = FIELDS[self.name][1]
-        return canonical(self.name, {key: (value, declared[key][0]) for key, value in zip(declared, self.values)})
+        return canonical(self.name, self.parameters)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """{parameter: default} of a field, in declared order."""
+    if is_own(name):
+        return find_own(name, "field").declared(("layers", "channels"))
+    return {key: default for key, (default, _) in FIELDS[name][1].items()}
 
 
 def list_fields() -> list[str]:
@@ -176,11 +194,18 @@ def list_fields() -> list[str]:
 def get_field(spec: str | Field) -> Field:
     """The field that a spec names: "residual", "damped(rate=1)", "antisymmetric(shift=0.1,slope=0.1)", "gradient_flow".
 
+    "path/to/file.py:NAME" is a callable of layers and channels (arguments of that name) that returns a module f(t, y).
+
     Raises:
         ValueError: Malformed spec, unknown name or parameter, or a value out of range.
     """
     if isinstance(spec, Field):
         return spec
+    if is_own(spec):
+        part = find_own(spec, "field")
+        known = _defaults(part.spec)
+        settings = part.settings(known)
+        return Field(part.spec, tuple(settings.get(key, default) for key, default in known.items()))
     name, arguments = read_name(spec, "field", list_fields(), {})
     declared = FIELDS[name][1]
     given = read_arguments(spec, "field", arguments, {key: default for key, (default, _) in declared.items()})

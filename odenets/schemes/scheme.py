@@ -34,6 +34,7 @@ class Scheme(ABC):
     has_R: bool = True  # a step on y' = lambda y multiplies by some R(h lambda)
     analytic: bool = True  # R is analytic, so that a step's Jacobian on a linear field has the eigenvalues R(h lambda)
     adaptive: bool = False  # chooses its step sizes from the data
+    origin: str | None = None  # of a user's own scheme the spec that it was found by
 
     @property
     @abstractmethod
@@ -152,8 +153,9 @@ class Scheme(ABC):
         return replace(own, **{key: value for key, value in changes.items() if key in self.parameters})
 
     def __str__(self) -> str:
-        """Canonical spec: the real name and the parameters that differ from their default, in declared order."""
-        return canonical(self.name, self.parameters)
+        """Canonical spec: the real name and the parameters that differ from their default, in declared order. Of a user's own
+        scheme that was named on a command line, the spec that finds it again."""
+        return self.origin or canonical(self.name, self.parameters)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scheme) and str(self) == str(other)

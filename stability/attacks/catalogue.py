@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from stability.attacks.images import check_count
 from stability.attacks.losses import objective_named
 from stability.attacks.random_search import noise, square
 from stability.errors import InputError, MissingExtra
-from stability.specs import canonical, read_arguments, read_name
+from stability.specs import Own, canonical, find_own, is_own, read_arguments, read_name
 from stability.types import Images, Indices, Labels, Net, Threat
 
 
@@ -253,6 +254,59 @@ class AutoAttack(Attack):
         return autoattack(net, x, y, threat, version=self.version, generator=generator)
 
 
+TAKES = ("net", "x", "y", "threat", "generator", "indices")  # an attack, by these names
+
+
+@dataclass(frozen=True)
+class Brought(Attack):
+    """An attack of a user's own, known by the spec that finds it again: a function of `TAKES`, or an `Attack`."""
+
+    spec: str
+    function: Callable[..., Images]
+
+    name = "brought"
+
+    @property
+    def follows_gradient(self) -> bool:  # type: ignore[override] # of the function it says so, if anybody
+        """Whether what it finds depends on the gradient in use: unless the function has an attribute that says otherwise."""
+        return bool(getattr(self.function, "follows_gradient", True))
+
+    def __call__(
+        self,
+        net: Net,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        generator: torch.Generator | None = None,
+        indices: Indices | None = None,
+    ) -> Images:
+        """See `Attack`."""
+        found = self.function(net=net, x=x, y=y, threat=threat, generator=generator, indices=indices)
+        if not isinstance(found, torch.Tensor) or found.shape != x.shape:
+            what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise InputError(f"{self.spec} gave {what}; an attack returns images like x, here {tuple(x.shape)}")
+        return found
+
+    def __str__(self) -> str:
+        return self.spec
+
+
+def _brought(part: Own) -> Attack:
+    """The attack of a user's own."""
+    found = part.found
+    if isinstance(found, type):  # a class of attacks
+        declared = part.declared()
+        function = part.call(**(settings := part.settings(declared)))
+    elif callable(found):
+        declared = {} if isinstance(found, Attack) else part.declared(TAKES)
+        settings = part.settings(declared)
+        function = partial(found, **settings) if settings else found
+    if not callable(found) or not callable(function):
+        raise InputError(f"{part.spec} is a {type(found).__name__}; an attack is an Attack or a function of {', '.join(TAKES)}")
+    spec = canonical(part.spec, {key: (settings.get(key, default), default) for key, default in declared.items()})
+    return Brought(spec, function)
+
+
 ATTACKS: dict[str, Any] = {attack.name: attack for attack in (FGSM, PGD, APGD, Square, Noise, AutoAttack)}
 _SHORTHAND = re.compile(r"(?P<name>[a-z]+)(?P<count>[1-9]\d*)?(-(?P<word>[a-z]+))?")
 
@@ -274,7 +328,8 @@ def shorthands() -> list[str]:
 def get_attack(spec: str | Attack) -> Attack:
     """The attack that a spec or a shorthand names: "pgd(steps=20,loss=margin)", or for short "pgd20-margin".
 
-    An `Attack` is returned as it is.
+    An `Attack` is returned as it is; "path/to/file.py:NAME" is one, a class of them, or a function (net, x, y, threat,
+    generator, indices) -> images, called by these names.
 
     Raises:
         ValueError: Malformed or unknown name, unknown parameter, a value of the wrong type or out of range; `MissingExtra`
@@ -282,6 +337,8 @@ def get_attack(spec: str | Attack) -> Attack:
     """
     if isinstance(spec, Attack):
         return spec
+    if is_own(spec):
+        return _brought(find_own(spec, "attack"))
     attack: Attack
     short = _SHORTHAND.fullmatch(spec.strip()) if isinstance(spec, str) else None
     if short and (kind := ATTACKS.get(short["name"])) and (kind.count or not short["count"]):

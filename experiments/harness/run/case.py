@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 import odenets
-from experiments.harness.run import checkpoints
+from experiments.harness.run import checkpoints, own
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.config import INCIDENTAL, RunConfig
 from experiments.harness.run.partials import Partials
 from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
+from experiments.harness.words import file_name
 from stability.attacks.threats import THREATS
 from stability.types import Progress
 
@@ -45,8 +46,7 @@ class Case:
     def name(self) -> str:
         """A readable name that serves as a file name."""
         field = "" if self.field == "residual" else f"-{self.field}"
-        name = f"{self.scheme}{field}-substeps{self.substeps}-seed{self.seed}"
-        return name.replace("(", "_").replace(")", "").replace(",", "_")
+        return file_name(f"{self.scheme}{field}-substeps{self.substeps}-seed{self.seed}")
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -109,7 +109,9 @@ def _load(*arguments: Any) -> data.Data:
 def load_data(config: RunConfig, seed: int | None = None) -> data.Data:
     """The data of a run, read once for each process; of one of its seeds where each has a split of its own."""
     split = config.split_of(config.seeds[0] if seed is None else seed)
-    return _load(config.dataset, config.data_dir, config.download, config.train_limit, config.test_limit, split)
+    return _load(
+        config.dataset, config.data_dir, config.download, config.train_limit, config.test_limit, split, config.image_size
+    )
 
 
 def run_task(
@@ -132,6 +134,7 @@ def run_task(
     Returns:
         What the phase knows of the case's record, for `records_of`; under "seconds" its time.
     """
+    own.refuse_changes(config.own, config.parts, "this run began")
     start, test = time.perf_counter(), load_data(config, task.case.seed).test.to(torch.device(config.device))
     found = PHASES[task.phase](Work(config, folder, task.case, test, progress, say))
     return {"seconds": round(time.perf_counter() - start, 2), **found}
@@ -139,8 +142,7 @@ def run_task(
 
 def _train(work: Work) -> dict[str, Any]:
     config, case, device = work.config, work.case, torch.device(work.config.device)
-    images = load_data(config, case.seed)
-    split = data.Data(images.name, images.classes, *(part.to(device) for part in (images.train, images.held_out, images.test)))
+    split = load_data(config, case.seed).to(device)
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
     description = {
         **_described(config, case),

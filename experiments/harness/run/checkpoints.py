@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import odenets
+from experiments.harness.run import own
 from experiments.harness.training.data import SPLIT_SEED
 from odenets.errors import InputError
 
@@ -79,15 +80,18 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def build(description: Mapping[str, Any]) -> nn.Module:
     """A new network, on the CPU, from a dict that has the keys of `ARCHITECTURE`; ValueError where there is no such model."""
-    if description["model"] not in odenets.MODELS:
-        raise InputError(f"unknown model {description['model']!r}; choose from {', '.join(odenets.MODELS)}")
-    return odenets.MODELS[description["model"]](
+    return odenets.get_model(description["model"]).build(
         num_classes=description["num_classes"],
         in_channels=description["in_channels"],
         scheme=description["scheme"],
         substeps=description["substeps"],
         field=description.get("field", "residual"),
     )
+
+
+def parts_of(description: Mapping[str, Any]) -> list[str]:
+    """The specs of what a network consists of."""
+    return [description["model"], description["scheme"], description.get("field", "residual")]
 
 
 def split_of(meta: Mapping[str, Any] | None) -> int:
@@ -117,6 +121,7 @@ def load_net(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.M
     if missing:
         raise InputError(f"{path} holds no trained network ({', '.join(missing)} missing); give a run's checkpoints/NAME.pt")
     weights = content.pop("state_dict")
+    own.refuse_changes(content["config"].get("own", {}), parts_of(content), f"{path} was written")
     try:
         net = build(content)
     except (ValueError, TypeError) as error:

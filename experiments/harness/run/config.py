@@ -32,7 +32,7 @@ class RunConfig:
     splits: whether all seeds share their images. margin: of equivalence, a share of the images. looks: numbers of seeds after
     which a run that ends when it is clear is looked at; none: one look, at all seeds. Both are fixed before anything is seen.
     reported: numbers of seeds at which there was a report.
-    environment: versions and machine. The rest is as its option says.
+    own: {file: SHA-256} of a user's own code and images. environment: versions and machine. The rest is as its option says.
     """
 
     experiment: str
@@ -54,6 +54,7 @@ class RunConfig:
     download: bool = True
     train_limit: int | None = None
     test_limit: int | None = None
+    image_size: int | None = None
     splits: str = "fixed"
     margin: float = 0.02
     looks: tuple[int, ...] = ()
@@ -64,9 +65,15 @@ class RunConfig:
     seeds_at_most: int | None = None
     smoke: bool = False
     data: Mapping[str, int] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     version: int = CONFIG_VERSION
+
+    @property
+    def parts(self) -> list[str]:
+        """The specs of everything that may be a user's own."""
+        return [*self.schemes, *self.fields, *self.attacks, self.model, self.dataset]
 
     @property
     def resplit(self) -> int | None:
@@ -113,9 +120,11 @@ class EvaluationConfig:
     audit_epsilon: float
     audit_images: int
     data: Mapping[str, int]
+    own: Mapping[str, str] = field(default_factory=dict)
     data_dir: str = "data"
     download: bool = True
     test_limit: int | None = None
+    image_size: int | None = None
     device: str = "cpu"
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

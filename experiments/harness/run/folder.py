@@ -308,6 +308,7 @@ def _refuse_changes(folder: str | Path, before: Mapping[str, Any], now: Mapping[
         ignored.append("audit")  # of a run of cases: what a net was audited by stands in its record
         if (now.get("seeds") or [])[: len(seeds)] == seeds:
             ignored.append("seeds")  # what a net is does not depend on other seeds
+    before, now = ({**config, **(config.get("own") or {}), "own": None} for config in (before, now))  # code: file by file
     changes = _changes(before, now, ignored)
     if changes:
         raise InputError(f"{folder} holds a run with another configuration ({'; '.join(changes)}); choose another --out")

@@ -1,20 +1,14 @@
 """What a script is asked to look at: a network that one of our runs trained, or any module that a user brings."""
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from experiments.harness.run import checkpoints
-from experiments.harness.run.failures import sentence
-from odenets.errors import InputError
+from odenets.errors import InputError, sentence
+from odenets.own import Own, find_own
 
 FORMS = "a checkpoint of a run, the folder of a run, package.module:callable or path/to/file.py:callable"
 
@@ -39,7 +33,7 @@ def load_subjects(text: str, device: str | torch.device = "cpu") -> list[Subject
 
     Args:
         text: A file or folder of a run, or an import path MODULE:NAME or FILE.py:NAME. NAME is a module, or something that
-            returns one when called without arguments; its weights, and eval mode, are its own business.
+            returns one when called, with what stands in parentheses; its weights, and eval mode, are its own business.
         device: Where the networks shall lie.
 
     Raises:
@@ -84,40 +78,18 @@ def _of_run(path: Path, device: str | torch.device) -> Subject:
 
 
 def _imported(text: str, device: str | torch.device) -> Subject:
-    place, _, name = text.rpartition(":")
-    try:
-        with _importable(Path(place).parent if place.endswith(".py") else Path()):
-            found = getattr(_from_file(place) if place.endswith(".py") else importlib.import_module(place), name)
-            net = found if isinstance(found, nn.Module) else found()
-    except (Exception, SystemExit) as error:  # the user's code may raise whatever it likes
-        raise InputError(f"{text} cannot be had: {sentence(error)}") from error
+    part = find_own(text, "network")
+    net = part.found if isinstance(part.found, nn.Module) else _called(part)
     if not isinstance(net, nn.Module):
         raise InputError(f"{text} gave a {type(net).__name__}; it must be, or return, a torch.nn.Module")
-    for part, module in net.named_modules():
+    for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise InputError(
-                f"{text}: {part or 'the module'} is a {type(module).__name__} in training mode, in which images "
+                f"{text}: {name or 'the module'} is a {type(module).__name__} in training mode, in which images "
                 f"depend on their neighbours; return net.eval()"
             )
     return Subject(text, net.to(device).eval(), text)
 
 
-def _from_file(place: str) -> ModuleType:
-    if not Path(place).is_file():
-        raise FileNotFoundError(f"no file {place}")
-    # Under a name that is nobody else's; known by it meanwhile and afterwards, as dataclasses and pickle want it.
-    spec = importlib.util.spec_from_file_location(f"evaluated_{Path(place).stem}", place)
-    assert spec and spec.loader  # of a file that is there
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Within the context Python imports from a folder too, as it does beside a script that it runs."""
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder.resolve()))
+def _called(part: Own) -> object:
+    return part.call(**part.settings(part.declared()))

@@ -1,9 +1,10 @@
 """Images in [0, 1] as tensors, split into train, held-out and test once and for all."""
 
 import gzip
+import hashlib
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from experiments.harness.training import brought
 from odenets.errors import InputError
+from odenets.own import is_own
 
 # name: (torchvision class, number of classes); digits is scikit-learn's and needs no file.
 REMOTE = {
@@ -48,13 +51,23 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: training images, held-out training images for every choice, test images for the result alone."""
+    """A data set: training images, held-out training images for every choice, test images for the result alone.
+
+    digest: SHA-256 of images and labels where they are a user's own. note: what the user should know of them.
+    """
 
     name: str
     classes: int
     train: Split
     held_out: Split
     test: Split
+    digest: str = ""
+    note: str = ""
+
+    def to(self, device: torch.device) -> "Data":
+        """The same on another device."""
+        parts = {name: getattr(self, name).to(device) for name in ("train", "held_out", "test")}
+        return replace(self, **parts)
 
     @property
     def channels(self) -> int:
@@ -69,24 +82,31 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
     split: int = SPLIT_SEED,
+    image_size: int | None = None,
 ) -> Data:
     """Load a data set by name.
 
     Args:
-        name: One of `DATASETS`.
+        name: One of `DATASETS`, or one of a user's own: see `brought.read`, and for image_size too.
         folder: Where torchvision's files lie or shall lie; not used for digits.
         download: Fetch missing files where a network is there.
         train_limit, test_limit: Keep so many images only (of a fixed shuffle), None for all.
-        split: Seed of the shuffle that cuts the images of `RESPLIT` into train, held-out and test.
+        split: Seed of the shuffle that cuts the images of `RESPLIT`, and a user's own, into train, held-out and test.
 
     Raises:
         ValueError: Unknown name; missing, truncated or corrupt files, with what to do.
     """
-    if name not in DATASETS:
-        raise InputError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
-    if split != SPLIT_SEED and name not in RESPLIT:
+    name, digest, note = named(name), "", ""
+    if split != SPLIT_SEED and not can_be_resplit(name):
         raise InputError(f"{name} comes with test images of its own; only {', '.join(RESPLIT)} can be split anew")
-    if name == "digits":
+    if name not in DATASETS:
+        images, labels, known = brought.read(name, image_size)
+        digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+        test, rest = _cut(_shuffled(Split(images, labels), split), len(images) // 4)
+        classes, held_out = len(known), max(1, len(rest) // 10)
+        if known != [str(label) for label in range(classes)]:
+            note = f"{name}: the classes {_few(known)} are counted as 0 to {classes - 1}"
+    elif name == "digits":
         bunch = load_digits()
         images = torch.tensor(bunch.images / 16.0, dtype=torch.float32)[:, None]
         everything = _shuffled(Split(images, torch.tensor(bunch.target)), split)
@@ -95,7 +115,25 @@ def load(
         rest, test = (_read(name, folder, train, download) for train in (True, False))
         rest, test, classes, held_out = _shuffled(rest, SPLIT_SEED), _shuffled(test, SPLIT_SEED), REMOTE[name][1], 5000
     held, train = _cut(rest, held_out)
-    return Data(name, classes, train.first(train_limit), held.first(train_limit), test.first(test_limit))
+    return Data(name, classes, train.first(train_limit), held.first(train_limit), test.first(test_limit), digest, note)
+
+
+def named(name: str, what: str = "data set") -> str:
+    """A data set's name as records have it; InputError where there is none of that name."""
+    if name in DATASETS:
+        return name
+    if not brought.is_brought(name):
+        raise InputError(f"unknown {what} {name!r}; choose from {', '.join(DATASETS)}, or give {brought.FORMS}")
+    return name if is_own(name) else Path(name).as_posix()
+
+
+def can_be_resplit(name: str) -> bool:
+    """Whether a data set has no test images of its own."""
+    return name in RESPLIT or name not in DATASETS
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
 
 
 def _cut(split: Split, count: int) -> tuple[Split, Split]:

@@ -30,6 +30,7 @@ from stability.types import Progress
 
 Book = dict[str, Any]  # what the rest of a training depends on beside weights and generators
 Generators = dict[str, torch.Generator]
+CALIBRATED = 256  # images that a new BatchNorm takes its statistics from
 EXPLAINED = 8  # images on which a divergence is explained
 LONG = 300.0  # seconds: a training that takes longer says so after its first epoch
 SELECTION_STEPS = 10  # of the PGD that judges an epoch
@@ -109,9 +110,11 @@ def _train(
     state = store.latest() if store else None
     if state:
         _restore(state, live, generators, book)
+    else:
+        _settle_statistics(net, data.train.images[:CALIBRATED])
     forward, started, saved = low_precision(net, settings.precision), time.monotonic() - book["seconds"], time.monotonic()
     while book["epoch"] < passes and not (settings.stop_overfitting and _overfitted(book["history"])):
-        net.train()
+        _training_mode(net)
         before = generators["order"].get_state()
         order = torch.randperm(len(data.train), generator=generators["order"]).to(data.train.labels.device)
         parts = order[: batches * settings.batch_size].chunk(batches)
@@ -137,6 +140,38 @@ def _train(
             store.save(_snapshot(live, generators, book))
             saved = time.monotonic()
     return _finish(net, settings, book)
+
+
+def _training_mode(net: nn.Module) -> None:
+    """Training mode, but for BatchNorm: neither the passes of a solve nor those of an attack shall move its statistics."""
+    net.train()
+    for norm in _norms(net):
+        norm.eval()
+
+
+@torch.no_grad()
+def _settle_statistics(net: nn.Module, images: Tensor) -> None:
+    """Give a BatchNorm that has seen nothing the statistics of some images, under explicit Euler whatever the scheme."""
+    fresh = [norm for norm in _norms(net) if norm.track_running_stats and not norm.num_batches_tracked]
+    if not fresh:
+        return
+    before = {stage: (stage.scheme, stage.substeps) for stage in odenets.stages(net).values()}
+    momenta = [norm.momentum for norm in fresh]
+    for stage in before:
+        stage.configure(scheme="explicit", substeps=1)
+    for norm in fresh:
+        norm.train()
+        norm.momentum = 1.0  # the statistics of this batch
+    net(images)
+    for norm, momentum in zip(fresh, momenta):
+        norm.eval()
+        norm.momentum = momentum
+    for stage, (scheme, substeps) in before.items():
+        stage.configure(scheme=scheme, substeps=substeps)
+
+
+def _norms(net: nn.Module) -> list[Any]:
+    return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def _loss(
