@@ -62,7 +62,10 @@ class Own:
         if lacking or needed:
             wrong = f"does not take {', '.join(lacking)}" if lacking else f"needs {', '.join(needed)}"
             called = f"called with {', '.join(filled)}" if filled else "called without arguments"
-            raise InputError(f"{self.spec} {wrong}: a {self.kind} is {called}, and what else it takes must have a default")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise InputError(
+                f"{self.spec} {wrong}: {article} {self.kind} is {called}, and what else it takes must have a default"
+            )
         return {name: default for name, default in takes.items() if name not in filled}
 
     def settings(self, declared: dict[str, Any]) -> dict[str, Any]:

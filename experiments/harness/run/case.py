@@ -23,6 +23,7 @@ from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from experiments.harness.words import file_name
+from odenets.errors import InputError
 from stability.attacks.threats import THREATS
 from stability.types import Progress
 
@@ -109,9 +110,11 @@ def _load(*arguments: Any) -> data.Data:
 def load_data(config: RunConfig, seed: int | None = None) -> data.Data:
     """The data of a run, read once for each process; of one of its seeds where each has a split of its own."""
     split = config.split_of(config.seeds[0] if seed is None else seed)
-    return _load(
-        config.dataset, config.data_dir, config.download, config.train_limit, config.test_limit, split, config.image_size
-    )
+    limits = config.train_limit, config.test_limit
+    found = _load(config.dataset, config.data_dir, config.download, *limits, split, config.image_size)
+    if config.own.get(config.dataset, found.digest) != found.digest:
+        raise InputError(f"{config.dataset} has changed since this run began; bring its images back, or start anew")
+    return found
 
 
 def run_task(

@@ -81,10 +81,10 @@ def _code(place: str) -> Code:
         path = Path(spec.origin).resolve()
         root = path.parents[place.count(".") + (path.name == "__init__.py")]
     files: dict[str, bytes] = {}
-    todo = [path]
+    todo = [*(folder / "__init__.py" for folder in path.parents if folder.is_relative_to(root) and folder != root), path]
     while todo:
         name = (path := todo.pop()).relative_to(root).as_posix()
-        if name not in files:
+        if name not in files and path.is_file():
             files[name] = path.read_bytes()
             todo += _imported(path, root)
     return Code(place, files)

@@ -125,7 +125,8 @@ def _size(shape: Sequence[int]) -> str:
 def _stacked(name: str, images: Any, size: int | None) -> Tensor:
     """(N, C, H, W) float32 in [0, 1] of an array, a tensor, or a list of them."""
     if isinstance(images, (list, tuple)):
-        parts = [_stacked(name, torch.as_tensor(np.array(image))[None], size) for image in images]
+        tensors = [image if isinstance(image, Tensor) else torch.as_tensor(np.array(image)) for image in images]
+        parts = [_stacked(name, tensor[None], size) for tensor in tensors]
         shapes = {part.shape for part in parts}
         if len(shapes) > 1:
             (one, other, *_) = (tuple(shape[1:]) for shape in shapes)
