@@ -44,6 +44,8 @@ class Own:
     @property
     def takes(self) -> dict[str, Any]:
         """{parameter: default} of a callable, `EMPTY` where there is none."""
+        if not callable(self.found):
+            raise InputError(f"{self.spec} cannot be had: TypeError: {type(self.found).__name__!r} object is not callable")
         try:
             signature = inspect.signature(self.found).parameters.values()
         except (TypeError, ValueError) as error:
