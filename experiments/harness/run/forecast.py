@@ -45,7 +45,7 @@ def forecast(config: RunConfig, cases: Iterable[Case]) -> Forecast:
     known: dict[str, tuple[float, float]] = {}
     for case in cases:
         if case.scheme not in known:
-            net = odenets.MODELS[config.model](num_classes=images.classes, in_channels=images.channels, scheme=case.scheme)
+            net = odenets.get_model(config.model).build(images.classes, images.channels, case.scheme)
             known[case.scheme] = _timed(net.to(config.device), images.train.first(config.settings.batch_size), config)
         step, per_image = known[case.scheme]
         ways = len(gradients(odenets.get_scheme(case.scheme)))
