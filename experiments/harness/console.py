@@ -12,6 +12,7 @@ COMMANDS = {
     "regions": "plot_regions",
     "solvers": "compare_solvers",
     "relate": "relate",
+    "share": "share",
     "reproduce": "reproduce_ie_skips",
 }
 

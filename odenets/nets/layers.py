@@ -33,3 +33,6 @@ def bottleneck_layers(inputs: int, outputs: int, stride: int = 1, expansion: int
         *norm_relu(width),
         nn.Conv2d(width, outputs, 1, bias=False),
     )
+
+
+LAYERS = {"basic": basic_layers, "bottleneck": bottleneck_layers}  # by the names that a shared network says

@@ -1,15 +1,32 @@
 """The paper's residual networks, built of ODE stages: pre-activation, GroupNorm(1, C), images in [0, 1] taken as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from odenets.errors import InputError, sentence
+from odenets.nets import hub
 from odenets.nets.fields import Field as FieldSpec
 from odenets.nets.fields import Transition, basic_layers, bottleneck_layers, get_field
-from odenets.nets.layers import Layers
-from odenets.nets.stage import ODEStage
+from odenets.nets.layers import LAYERS, Layers
+from odenets.nets.stage import ODEStage, stages
 from odenets.schemes import Scheme, Tableau
 from odenets.types import Images, Logits
+
+ARCHITECTURE = (
+    "depths",
+    "widths",
+    "num_classes",
+    "in_channels",
+    "scheme",
+    "substeps",
+    "field",
+    "stem_width",
+    "stem_stride",
+)
 
 
 class ODEResNet(nn.Module):
@@ -45,6 +62,16 @@ class ODEResNet(nn.Module):
     ) -> None:
         super().__init__()
         field = get_field(field)
+        self.architecture = {
+            "layers": next((name for name, known in LAYERS.items() if known is unwrap(layers)), None),
+            "depths": [*depths],
+            "widths": [*widths],
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "field": str(field),
+            "stem_width": stem_width,
+            "stem_stride": stem_stride,
+        }
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem_width, 3, stem_stride, 1, bias=False), nn.GroupNorm(1, stem_width), nn.ReLU()
         )
@@ -65,6 +92,45 @@ class ODEResNet(nn.Module):
     def forward(self, x: Images) -> Logits:
         """Logits (B, num_classes) of images (B, in_channels, H, W) in [0, 1]."""
         return self.head(self.blocks(self.stem(x)))
+
+    def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
+        """Write config.json and model.safetensors into a folder, as the Hugging Face hub has them; no code is in it.
+
+        Args:
+            folder: Made where missing.
+            about: What else shall stand in the configuration under this name, as JSON.
+
+        Raises:
+            InputError: Layers that are neither basic nor bottleneck, or stages of several schemes; `MissingExtra` without the
+                extra hub.
+        """
+        ways = {(str(stage.scheme), stage.substeps) for stage in stages(self).values()}
+        if len(ways) > 1 or self.architecture["layers"] is None:
+            what = "layers of their own" if len(ways) == 1 else f"the schemes {', '.join(sorted(name for name, _ in ways))}"
+            raise InputError(
+                f"a network that is shared has one scheme and {' or '.join(LAYERS)} layers; these stages have {what}"
+            )
+        (scheme, substeps), *_ = ways
+        hub.write(folder, {**self.architecture, "scheme": scheme, "substeps": substeps, "about": about}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "ODEResNet":
+        """The network that `save_pretrained` wrote, on the CPU, in eval mode.
+
+        Args:
+            name: A folder, for which no connection is needed, or USER/NAME on the Hugging Face hub.
+            revision: Branch, tag or commit there.
+
+        Raises:
+            InputError: Nothing there, damaged, or weights of another architecture; `MissingExtra` without the extra hub.
+        """
+        config, weights = hub.read(name, revision)
+        try:
+            net = cls(LAYERS[config.pop("layers")], **{key: config[key] for key in ARCHITECTURE})
+            net.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+            raise InputError(f"{name} cannot be built by this version of odenets: {sentence(error)}") from None
+        return net.eval()
 
 
 def ode_resnet18(

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiments.harness.run import checkpoints
+from experiments.harness.run import checkpoints, sharing
 from odenets.errors import InputError, sentence
+from odenets.nets import hub
 from odenets.own import Own, find_own
 
-FORMS = "a checkpoint of a run, the folder of a run, package.module:callable or path/to/file.py:callable"
+FORMS = "a checkpoint of a run, the folder of a run, one that was shared, package.module:callable or path/to/file.py:callable"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,9 @@ def load_subjects(text: str, device: str | torch.device = "cpu") -> list[Subject
     """Every network that a text names: one, or all checkpoints of a run's folder in the order of their names.
 
     Args:
-        text: A file or folder of a run, or an import path MODULE:NAME or FILE.py:NAME. NAME is a module, or something that
-            returns one when called, with what stands in parentheses; its weights, and eval mode, are its own business.
+        text: A file or folder of a run, a folder that save_pretrained wrote, or an import path MODULE:NAME or FILE.py:NAME.
+            NAME is a module, or something that returns one when called, with what stands in parentheses; its weights, and eval
+            mode, are its own business.
         device: Where the networks shall lie.
 
     Raises:
@@ -41,6 +43,9 @@ def load_subjects(text: str, device: str | torch.device = "cpu") -> list[Subject
         OSError: A file cannot be read.
     """
     path = Path(text)
+    if path.is_dir() and hub.is_shared(path):
+        net, meta = sharing.shared_net(path)
+        return [Subject(path.name, net.to(device), text, meta)]
     if path.is_dir():
         files = sorted(path.glob("checkpoints/*.pt"))
         if not files:
