@@ -1,34 +1,143 @@
-"""Accuracy and robustness against the number of solver steps: the same weights run with more steps, and retrained with them.
+"""What do the number of solver steps, and the scheme, do to weights that are there? And to training?
 
-    python experiments/sweep_steps.py --schemes explicit,implicit --substeps 1,2,4,8
+    python experiments/sweep_steps.py
+    python experiments/sweep_steps.py --read swap
+    python experiments/sweep_steps.py --read finer --schemes explicit,rk4,implicit --substeps 1,2,4,8,16
 
-One seed by default: cost grows with the substeps, about 10 minutes on 2 cores for the line above.
+--read finer: nets trained with the fewest of --substeps are run with all of them. Do they converge to their differential
+equation, at which rate, and what happens to clean and robust accuracy on the way? --read trained: nets are trained with each
+number of steps. --read swap: nets are trained with each scheme and run with every other. Every net is attacked as it is run,
+and judged by a cold solve. The default asks the first two of explicit and implicit Euler with three seeds, at one radius.
+
+--out receives what compare_schemes.py writes, steps.csv and convergence.csv; --resume goes on, with further --seeds too.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from experiments.harness.command import Parser, parse_numbers, run_cli
-from experiments.harness.experiment import add_arguments, conduct, make_config
-from experiments.harness.run.case import Case
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+
+import odenets
+import stability
+from experiments.harness.command import Parser, parse_choice, parse_numbers, run_cli, split_top_level
+from experiments.harness.experiment import DEFAULTS, add_arguments, conduct, make_config
+from experiments.harness.run.case import Case, load_data
 from experiments.harness.run.config import RunConfig
+from experiments.harness.run.machine import default_workers
+from experiments.harness.statistics import middle
+from experiments.harness.training.data import Data
+from experiments.harness.words import count, duration, listed
+from odenets.errors import InputError
+
+READS = {
+    "finer": "weights of the fewest steps, run with more",
+    "trained": "trained with each number of steps",
+    "swap": "trained with one scheme, run with every other",
+}
+SWAPPED = "explicit,midpoint,rk4,ie_skip,implicit"  # schemes, where a swap is asked for and none is named
+# A trained net's equations take about so much longer than those of an untrained one, and so does what a guess leaves out.
+SLOWER = 1.6
 
 
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="sweep_steps.py", description=__doc__.split("\n\n")[0])
-    add_arguments(parser, seeds="0")
-    parser.add_argument("--substeps", default="1,2,4,8", help="numbers of steps for each block; the step size is 1 / substeps")
+    add_arguments(parser)
+    parser.add_argument("--substeps", help="numbers of steps for each block; the step size is 1 / substeps; default: 1,2,4")
+    parser.add_argument("--read", default="finer,trained", help=f"of {', '.join(f'{k} ({v})' for k, v in READS.items())}")
+    parser.set_defaults(schemes=None, audit=None)
     args = parser.parse_args(argv)
-    config = make_config(args, "sweep_steps", sorted(parse_numbers(args.substeps, "--substeps", int, 1)))
-    return conduct(config, _cases, args)
+    reads = list(dict.fromkeys(split_top_level(args.read)))
+    for read in reads:
+        parse_choice(read, "--read", tuple(READS))
+    if not reads:
+        raise InputError(f"--read is empty; choose from {', '.join(READS)}")
+    several = bool({"finer", "trained"} & {*reads})
+    args.schemes = args.schemes or ("explicit,implicit" if several else SWAPPED)
+    steps = sorted(
+        parse_numbers(("1,2,4" if several else "1") if args.substeps is None else args.substeps, "--substeps", int, 1)
+    )
+    if "finer" in reads and len(steps) < 2:
+        raise InputError(f"--read finer compares numbers of steps, and --substeps names one ({steps[0]})")
+    if args.epsilons is None and args.dataset in DEFAULTS and args.threat in DEFAULTS[args.dataset]:
+        args.epsilons = str(middle(DEFAULTS[args.dataset][args.threat]))  # attacks at every number of steps are dear
+    args.audit = args.audit or "cheap"
+    config = make_config(args, "sweep_steps", steps, reads=reads)
+    if "swap" in reads and len(config.schemes) < 2:
+        raise InputError(f"--read swap runs weights with another scheme, and --schemes names one ({config.schemes[0]})")
+    _foretell(config, Console())
+    return conduct(config, cases_of, args)
 
 
-def _cases(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
-    first, *others = config.substeps
-    nets = product(config.schemes, config.substeps, seeds)
-    return [Case(scheme, steps, seed, tuple(others) if steps == first else ()) for scheme, steps, seed in nets]
+def cases_of(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
+    """The nets of a sweep: those of the fewest steps are run otherwise too."""
+    first, *finer = config.substeps
+    trained = config.substeps if "trained" in config.reads else (first,)
+    again = tuple(finer) if "finer" in config.reads else ()
+
+    def case(scheme: str, steps: int, seed: int) -> Case:
+        others = tuple(other for other in config.schemes if other != scheme) if "swap" in config.reads else ()
+        return Case(scheme, steps, seed, again, rerun_as=others) if steps == first else Case(scheme, steps, seed)
+
+    return [case(*net) for net in product(config.schemes, trained, seeds)]
+
+
+def _foretell(config: RunConfig, console: Console) -> None:
+    """Say what will be done, and about how long it takes: a guess from one batch of each scheme."""
+    cases, images = cases_of(config, config.seeds), load_data(config)
+    walks = [walk for case in cases for walk in case.walks]
+    seconds = {walk: _batch(config, images, *walk) for walk in dict.fromkeys(walks)}
+    batches = config.settings.epochs * len(images.train) / config.settings.batch_size
+    if config.settings.training != "standard":
+        batches *= 1 + (config.settings.train_steps or 0)
+    passes = (
+        sum(_passes(name) for name in config.attacks) * len(config.epsilons) * len(images.test) / config.settings.batch_size
+    )
+    work = sum(batches * seconds[case.walks[0]] for case in cases) + sum(
+        passes * _ways(*walk) * seconds[walk] for walk in walks
+    )
+    workers = config.workers or default_workers(torch.device(config.device), config.model)
+    asked = "; ".join(READS[read] for read in config.reads)
+    trained = listed(dict.fromkeys(case.substeps for case in cases))
+    time_left = duration(max(60 * round(SLOWER * work / workers / 60), 30))
+    console.print(
+        f"{asked[0].upper()}{asked[1:]}. {count(len(cases), 'net')} to train ({listed(config.schemes)}; steps {trained}; seeds "
+        f"{listed(config.seeds)}), {count(len(walks), 'net')} to attack: about {time_left} on {count(workers, 'worker')}.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _batch(config: RunConfig, images: Data, scheme: str, substeps: int) -> float:
+    """Seconds of a forward and a backward pass of an untrained net."""
+    x, y = (part[: config.settings.batch_size] for part in (images.train.images, images.train.labels))
+    with torch.random.fork_rng(devices=[]):
+        net = odenets.MODELS[config.model](
+            num_classes=images.classes, in_channels=images.channels, scheme=scheme, substeps=substeps
+        )
+    best, threads = float("inf"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(2):
+        start = time.perf_counter()
+        F.cross_entropy(net(x), y).backward()
+        best = min(best, time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return best
+
+
+def _passes(attack: str) -> float:
+    """Forward and backward passes, roughly, of an attack on an image."""
+    found = stability.get_attack(attack)
+    return getattr(found, "steps", 0) or getattr(found, "queries", 0) / 2 or 1
+
+
+def _ways(scheme: str, substeps: int) -> int:
+    return len(odenets.get_scheme(scheme).gradients) - ("unrolled" in odenets.get_scheme(scheme).gradients)
 
 
 if __name__ == "__main__":

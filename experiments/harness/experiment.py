@@ -143,7 +143,9 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 
-def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: Iterable[str] = ("residual",)) -> RunConfig:
+def make_config(
+    args: Namespace, script: str, substeps: Iterable[int], fields: Iterable[str] = ("residual",), reads: Iterable[str] = ()
+) -> RunConfig:
     """The `RunConfig` of a run from parsed options; ValueError names what is wrong and what is valid."""
     dataset, image_size = named(args.dataset, "--dataset"), parse_one(args.image_size, "--image-size", int, 1)
     if image_size and dataset in DATASETS:
@@ -206,6 +208,7 @@ def make_config(args: Namespace, script: str, substeps: Iterable[int], fields: I
         seeds_at_most=at_most,
         looks=looks,
         reported=tuple(before.get("reported", ())),
+        reads=tuple(reads),
         smoke=args.smoke,
     )
     if args.smoke:
@@ -332,8 +335,9 @@ def _take_seeds(run: Run, count: int) -> None:
 
 def _print_summary(console: Console, found: Comparison, failures: Mapping[str, str], report_path: Path) -> None:
     """The table of the report without its empty columns, its first sentences, and where the report lies."""
-    wide = show_table(console, _title(found), report.summary_table(found), keys=2)
-    for sentence in [*report.headline(found), *_solves(found)]:
+    rows, keys = report.answer_table(found)
+    wide = show_table(console, _title(found), rows, keys)
+    for sentence in [*report.answer(found), *_solves(found)]:
         wide.print(sentence, markup=False, highlight=False)
     for name, reason in failures.items():
         wide.print(f"{name} failed: {reason}", markup=False, highlight=False)

@@ -22,7 +22,8 @@ class Arm:
     """Nets of a run that differ in their seed alone.
 
     name: what tables call it. scheme: canonical spec that the nets run with. field: what is integrated. trained_substeps,
-    substeps: steps for each block, in training and now. records: one a seed; empty where all its cases failed.
+    substeps: steps for each block, in training and now. records: one a seed; empty where all its cases failed. trained_with:
+    the scheme of training.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Arm:
     trained_substeps: int
     substeps: int
     records: tuple[Record, ...]
+    trained_with: str = ""
+
+    @property
+    def swapped(self) -> bool:
+        """Whether its weights were trained with another scheme."""
+        return self.trained_with not in ("", self.scheme)
 
     @property
     def label(self) -> str:
@@ -104,6 +111,11 @@ class Comparison:
         """Whether arms differ in their steps."""
         return len({(arm.trained_substeps, arm.substeps) for arm in self.arms}) > 1
 
+    @property
+    def rerun(self) -> bool:
+        """Whether weights were run otherwise than trained, or trained with several numbers of steps."""
+        return self.swept or any(arm.swapped for arm in self.arms)
+
     def attacks(self) -> list[str]:
         """Names of the attacks, in the order in which they were run."""
         return list(dict.fromkeys(m.attack for record in self.records for m in record.measurements if m.epsilon))
@@ -168,23 +180,26 @@ def comparison(config: RunConfig, records: list[Record]) -> Comparison:
     groups: dict[tuple, list[Record]] = {}
     if not swept:
         # A scheme whose cases all failed is an arm too: it is missing, and named.
-        groups = {(field, scheme, *steps[0]): [] for field in fields for scheme in config.schemes}
+        groups = {(field, scheme, scheme, *steps[0]): [] for field in fields for scheme in config.schemes}
     for record in records:
-        groups.setdefault((record.field, record.scheme, record.trained_substeps, record.substeps), []).append(record)
+        walked = record.trained_substeps, record.substeps
+        groups.setdefault((record.field, record.trained_with, record.scheme, *walked), []).append(record)
 
     def order(key: tuple) -> tuple:
-        field, scheme, *walked = key
-        return fields.index(field), config.schemes.index(scheme), *walked
+        field, trained_with, scheme, *walked = key
+        others = -1 if scheme == trained_with else config.schemes.index(scheme)
+        return fields.index(field), config.schemes.index(trained_with), *walked, others
 
-    def name(field: str, scheme: str, trained: int, run: int) -> str:
-        suffix = f" (trained with {trained})" if trained != run else ""
-        walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else ""
+    def name(field: str, trained_with: str, scheme: str, trained: int, run: int) -> str:
+        first = [trained_with] * (trained_with != scheme) + [str(trained)] * (trained != run)
+        suffix = f" (trained with {', '.join(first)})" if first else ""
+        walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else suffix
         return f"{scheme}{f' on {field}' if len(fields) > 1 else ''}{walked}"
 
     arms = []
     for key in sorted(groups, key=order):
-        field, scheme, trained, run = key
-        arms.append(Arm(name(*key), scheme, field, trained, run, tuple(groups[key])))
+        field, trained_with, scheme, trained, run = key
+        arms.append(Arm(name(*key), scheme, field, trained, run, tuple(groups[key]), trained_with))
     return Comparison(config, tuple(arms))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 import odenets
-from experiments.harness.report import figures, regions
+from experiments.harness.report import figures, regions, steps
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.page import VERDICTS, Code, Figure, Listed, Section, Table, Terms, Text, audit_rows, write_page
 from experiments.harness.report.sentences import (
@@ -30,8 +30,6 @@ CAPTIONS = {
     "interval over seeds and images; dashed where the attack follows the detached gradient, which shows what masking would "
     "hide. Right: the difference to the first scheme, paired; a filled mark where one scheme is more robust, a hollow one "
     "where this run cannot tell or the two are equivalent; grey: the margin of equivalence.",
-    "sweep": "Accuracy against the number of solver steps for each block. Solid: trained with that many steps. Dashed "
-    "and hollow: trained with the fewest, then run with more, same weights. Bars are 95 % intervals.",
     "regions": "Each scheme's growth |R(z)| in one step, and on top Ritz values of hJ in its trained nets (h the step "
     "size, J the blocks' Jacobians). The outermost dots approximate eigenvalues h\u03bb; the density of the "
     "dots means nothing. Blue damps, sand amplifies, the bold line is |R| = 1. A-stability promises blue on "
@@ -49,15 +47,26 @@ CAPTIONS = {
 
 def write_report(found: Comparison, path: Path) -> None:
     """Write the report of a run to `path`, and the figures as PNG into figures/ beside it."""
-    path = Path(path)
+    path, folder = Path(path), Path(path).parent / "figures"
+    own = steps.sections(found, folder) if found.rerun else []
     write_page(
         path,
-        "Is a more stable scheme a more robust network?",
+        "What do finer steps, and other schemes, do to a network?" if found.rerun else "Is a more stable scheme a more robust network?",
         _subtitle(found),
-        headline(found),
-        [section(found, path.parent / "figures") for section in SECTIONS],
+        answer(found),
+        [*own, *(section(found, folder) for section in SECTIONS)],
         _banner(found),
     )
+
+
+def answer(found: Comparison) -> list[str]:
+    """The sentences that stand first: of a sweep those on its steps."""
+    return steps.headline(found) if found.rerun else headline(found)
+
+
+def answer_table(found: Comparison) -> tuple[list[tuple[str, ...]], int]:
+    """(rows for a terminal, the header first; how many columns name a row)."""
+    return (steps.summary(found), 3) if found.rerun else (summary_table(found), 2)
 
 
 def _results(found: Comparison, folder: Path) -> Section:
@@ -142,9 +151,9 @@ def _plots(found: Comparison, folder: Path) -> Section:
         if not_normal
         else ""
     )
-    drawn = {"sweep": figures.sweep_figure} if found.swept else {"accuracy": figures.accuracy_figure}
+    drawn = {} if found.rerun else {"accuracy": figures.accuracy_figure}
     drawn |= {"regions": regions.clouds_figure}
-    if not found.swept:
+    if not found.rerun:
         drawn |= {"measure": figures.measure_figure, "training": figures.training_figure}
     parts: list[Figure] = []
     for name, draw in drawn.items():

@@ -134,8 +134,12 @@ def sweep_figure(found: Comparison) -> MplFigure:
                 own = {
                     arm.substeps: arm
                     for arm in found.arms
-                    if arm.scheme == scheme.scheme and arm.trained_substeps == (fewest if again else arm.substeps)
+                    if arm.scheme == scheme.scheme
+                    and not arm.swapped
+                    and arm.trained_substeps == (fewest if again else arm.substeps)
                 }
+                if len(own) < 2:
+                    continue
                 value, low, high = _percentages(found.accuracy(own[steps], eps) for steps in sorted(own))
                 bars = np.abs([value - low, high - value])
                 ax.errorbar(

@@ -34,7 +34,7 @@ class Case:
 
     scheme: canonical spec. substeps: steps for each block, in training and evaluation. seed: initial weights, batches, noise.
     rerun_with: other numbers of substeps with which the trained weights are evaluated again, without training.
-    field: canonical spec of what is integrated.
+    field: canonical spec of what is integrated. rerun_as: other schemes with which they are evaluated again.
     """
 
     scheme: str
@@ -42,6 +42,13 @@ class Case:
     seed: int
     rerun_with: tuple[int, ...] = ()
     field: str = "residual"
+    rerun_as: tuple[str, ...] = ()
+
+    @property
+    def walks(self) -> tuple[tuple[str, int], ...]:
+        """(scheme, substeps) that its weights are run with, a record each; first those of its training."""
+        again = ((self.scheme, steps) for steps in self.rerun_with)
+        return (self.scheme, self.substeps), *again, *((scheme, self.substeps) for scheme in self.rerun_as)
 
     @property
     def name(self) -> str:
@@ -197,12 +204,16 @@ def _check(work: Work) -> dict[str, Any]:
 
 
 def _rerun(work: Work) -> dict[str, Any]:
-    """The same weights with other numbers of steps."""
-    net, again = work.net(), {}
-    for substeps in work.case.rerun_with:
-        odenets.set_scheme(net, work.case.scheme, substeps=substeps)
-        again[substeps] = {"measurements": _accuracy(work, net), "solver": evaluation.measure_solver(net, work.test)}
-    return {"again": again}
+    """The same weights with other numbers of steps, or other schemes."""
+    net, case = work.net(), work.case
+    again: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[str, Any] = {"again": again}
+    if case.rerun_with:
+        found["refinement"] = evaluation.measure_refinement(net, work.test.images[: work.config.probe_images])
+    for scheme, substeps in case.walks[1:]:
+        odenets.set_scheme(net, scheme, substeps=substeps)
+        again[scheme, substeps] = {"measurements": _accuracy(work, net), "solver": evaluation.measure_solver(net, work.test)}
+    return found
 
 
 def _accuracy(work: Work, net: nn.Module) -> tuple:
@@ -226,7 +237,7 @@ PHASES: dict[str, Callable[[Work], dict[str, Any]]] = {
 
 def phases_of(case: Case, audit: str | None, stability: bool = True) -> list[str]:
     """The phases that a case shall have; audit: "audit", "checks" or None."""
-    wanted = {TRAINING, "attacks", "solver", audit, *(["stability"] * stability), *(["reruns"] * bool(case.rerun_with))}
+    wanted = {TRAINING, "attacks", "solver", audit, *(["stability"] * stability), *(["reruns"] * (len(case.walks) > 1))}
     return [phase for phase in PHASES if phase in wanted]
 
 
@@ -239,7 +250,7 @@ def phases_had(record: Record) -> set[str]:
 
 
 def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], before: Record | None = None) -> list[Record]:
-    """The `Record`s of a case: its own, and one for each entry of `rerun_with`.
+    """The `Record`s of a case: its own, and one for each other entry of its `walks`.
 
     Args:
         config, case: What was run.
@@ -255,7 +266,12 @@ def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], 
     shared = {**_described(config, case), "trained_substeps": case.substeps, "trained_as": case.scheme}
     record = Record(**shared, rerun_with=case.rerun_with, **fields)
     rest: dict[str, Any] = {"history": (), "stability": (), "cloud": {}, "unsolved": None, "audit": None, "seconds": {}}
-    return [record, *(replace(record, substeps=steps, **rest, **measured) for steps, measured in again.items())]
+    rest["refinement"] = None
+    others = (
+        replace(record, scheme=scheme, substeps=steps, swapped=scheme != case.scheme, **rest, **measured)
+        for (scheme, steps), measured in again.items()
+    )
+    return [record, *others]
 
 
 def _described(config: RunConfig, case: Case) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from experiments.harness.training.data import SPLIT_SEED
 from experiments.harness.training.settings import TrainingSettings
 
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 # What may change between the start of a run and its resumption: nothing here moves a result.
 INCIDENTAL = (
     "version",
@@ -31,7 +31,7 @@ class RunConfig:
     as the command line names it. epsilons: radii in pixel units. audit: which nets. budget: in seconds. data: {split: images}.
     splits: whether all seeds share their images. margin: of equivalence, a share of the images. looks: numbers of seeds after
     which a run that ends when it is clear is looked at; none: one look, at all seeds. Both are fixed before anything is seen.
-    reported: numbers of seeds at which there was a report.
+    reported: numbers of seeds at which there was a report. reads: what a sweep of steps asks: `sweep_steps.READS`.
     own: {file: SHA-256} of a user's own code and images. environment: versions and machine. The rest is as its option says.
     """
 
@@ -59,6 +59,7 @@ class RunConfig:
     margin: float = 0.02
     looks: tuple[int, ...] = ()
     reported: tuple[int, ...] = ()
+    reads: tuple[str, ...] = ()
     device: str = "cpu"
     workers: int | None = None
     budget: float | None = None
@@ -148,4 +149,5 @@ def migrated(entry: dict) -> dict:
     substeps = entry.get("substeps", 1)
     # Before there was a choice the last epoch was the result, and attacks were held to the L-infinity ball.
     before = {"fields": ["residual"], "threat": "linf", "select": "last"}
+    before |= {"reads": ["finer", "trained"]} if entry.get("experiment") == "sweep_steps" else {}
     return before | entry | {"version": CONFIG_VERSION, "substeps": [substeps] if isinstance(substeps, int) else substeps}

@@ -91,12 +91,12 @@ class Run:
 
     def record_of(self, case: Any) -> Record | None:
         """The record of a case's own net, without the reruns; None where there is none."""
-        return next((r for r in self.records if r.key == case.key and r.substeps == case.substeps), None)
+        return next((r for r in self.records if r.key == case.key and r.walk == case.walks[0]), None)
 
     def replace(self, record: Record) -> None:
         """Put a record in the place of that of the same net: more is known of it."""
-        same = (record.key, record.substeps)
-        self._rewrite([record if (old.key, old.substeps) == same else old for old in self.records])
+        same = (record.key, record.walk)
+        self._rewrite([record if (old.key, old.walk) == same else old for old in self.records])
 
     def take_seed(self, seed: int) -> None:
         """Note in the configuration that the run has this seed too."""
@@ -113,10 +113,10 @@ class Run:
 
     def missing(self, cases: Sequence[Any]) -> list[Any]:
         """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
-        found: dict[tuple, list[int]] = {}
+        found: dict[tuple, list[tuple[str, int]]] = {}
         for record in self.records:
-            found.setdefault(record.key, []).append(record.substeps)
-        missing = [case for case in cases if sorted(found.get(case.key, ())) != sorted((case.substeps, *case.rerun_with))]
+            found.setdefault(record.key, []).append(record.walk)
+        missing = [case for case in cases if sorted(found.get(case.key, ())) != sorted(case.walks)]
         keys = {case.key for case in missing}
         kept = [record for record in self.records if record.key not in keys]
         if len(kept) < len(self.records):
@@ -132,8 +132,8 @@ class Run:
 
     def sort(self, cases: Sequence[Any]) -> None:
         """Bring the records, which came in as cases ended, into the order of the cases."""
-        position = {case.key: index for index, case in enumerate(cases)}
-        self.records.sort(key=lambda record: (position[record.key], record.substeps))
+        position = {(case.key, walk): index for index, (case, walk) in enumerate((c, w) for c in cases for w in c.walks)}
+        self.records.sort(key=lambda record: position[record.key, record.walk])
 
     def write_tables(self) -> None:
         """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
@@ -141,7 +141,7 @@ class Run:
         measured = ("attack", "epsilon", "gradient", "correct", "total")
         self._write_csv(
             "accuracy.csv",
-            (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field"),
+            (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field", "trained_with"),
             (
                 [
                     *(getattr(r, key) for key in shared),
@@ -151,6 +151,7 @@ class Run:
                     r.trained_substeps,
                     r.verdict,
                     r.field,
+                    r.trained_with,
                 ]
                 for r in self.records
                 for m in _with_the_worst(r.measurements)

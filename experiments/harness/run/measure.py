@@ -10,13 +10,25 @@ from torch import Tensor, nn
 
 import odenets
 import stability
-from experiments.harness.run.schema import CHEAP, FULL, WHOLE, AuditResult, CheckResult, Measurement, Metric, SolverStatistics
+from experiments.harness.run.schema import (
+    CHEAP,
+    FULL,
+    WHOLE,
+    AuditResult,
+    CheckResult,
+    Measurement,
+    Metric,
+    Refinement,
+    SolverStatistics,
+)
 from experiments.harness.training.data import Split
 from stability.masking.subject import configured
 from stability.types import Progress
 
 DENSE_LIMIT, DENSE_IMAGES = 512, 4  # states so small have all eigenvalues computed, for so many images
 EXPONENT_IMAGES, EXPONENT_TOL = 2, 1e-2
+# A net at finer and finer steps, solved to `LADDER_TOL`, against the flow of its fields: fourth order at `EXACT_STEPS`.
+LADDER, LADDER_TOL, EXACT, EXACT_STEPS = (1, 2, 4, 8, 16, 32), 1e-10, "rk4", 128
 # What an audit tells in seconds: short attacks do to look at adversarial images.
 CHEAP_CHECKS = ("deterministic", "zero_gradients", "exact_gradient", "solver", "connected_root", "tolerance", "moved")
 
@@ -131,6 +143,34 @@ def _exponent(stage: int | None, metric: str, found: Any) -> list[Metric]:
 def _row(stage: int | None, block: int | None, metric: str, values: Tensor) -> Metric:
     value = values.double().min() if metric == "largest_stable_h" else values.double().nanmean()
     return Metric(stage, block, metric, float(value))
+
+
+@torch.no_grad()
+def measure_refinement(net: nn.Module, images: Tensor) -> Refinement | None:
+    """Does a net converge to its differential equation? Its logits at finer steps against those of the exact flow.
+
+    In float64, equations solved to `LADDER_TOL`: what is measured is the scheme, not the solver. Where a net is finer trained
+    than `LADDER` begins, it begins there. None where the scheme chooses its own steps.
+    """
+    stage = next(iter(odenets.stages(net).values()))
+    if stage.scheme.adaptive:
+        return None
+    net, images, spec = copy.deepcopy(net).double(), images.double(), str(stage.scheme)
+
+    def logits(scheme: str, steps: int) -> Tensor:
+        odenets.set_scheme(net, scheme, substeps=steps)
+        with odenets.tightened(net, LADDER_TOL):
+            return net(images.clone())
+
+    exact = logits(EXACT, EXACT_STEPS)
+
+    def error(found: Tensor) -> float:
+        size = ((found - exact).norm(dim=1) / exact.norm(dim=1)).square().mean().sqrt().item()
+        return size if size < float("inf") else float("inf")
+
+    steps = tuple(stage.substeps * n for n in LADDER)
+    steps = tuple(n for n in steps if n <= max(LADDER)) or steps[:1]
+    return Refinement(steps, tuple(error(logits(spec, n)) for n in steps), error(logits(EXACT, EXACT_STEPS // 2)))
 
 
 def measure_solver(net: nn.Module, split: Split, batch_size: int = 500) -> SolverStatistics | None:

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.harness.training.epoch import Epoch
 from odenets.errors import InputError
 
-VERSION = 4
+VERSION = 5
 CHEAP, WHOLE, FULL = "cheap", "whole", "full"  # of an audit: the checks that take seconds, all, all with longer attacks
 CHEAP_IMAGES = 16  # that the checks which take seconds look at
 WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
@@ -107,12 +107,26 @@ class SolverStatistics:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """How far the logits of a net are from those of the exact flow of its fields, by the steps for each block.
+
+    steps: numbers of them, ascending. errors: |logits - exact| / |exact|, root mean square over probe images; inf where the net
+    blew up. uncertain: the same of what is taken for exact, so that errors of that size are not its own.
+    """
+
+    steps: tuple[int, ...]
+    errors: tuple[float, ...]
+    uncertain: float
+
+
+@dataclass(frozen=True)
 class Record:
     """A network and what was measured on it: of a case of a run, or of a network that `evaluate.py` was given.
 
     scheme: canonical spec that it runs with. substeps, trained_substeps: steps for each block, now and in training.
-    trained_as: the spec in training. rerun_with: of the case, other substeps with records of their own. network: its name in
-    an evaluation. cloud: {stage: [[re, im], ...]} Ritz values of hJ. unsolved: why equations stay unsolved, in a sentence.
+    trained_as: the spec in training. swapped: it runs with another scheme than that of its case. rerun_with: of the case, other
+    substeps with records of their own. refinement: does it converge to its differential equation? network: its name in an
+    evaluation. cloud: {stage: [[re, im], ...]} Ritz values of hJ. unsolved: why equations stay unsolved, in a sentence.
     seconds: of each phase.
     """
 
@@ -126,7 +140,9 @@ class Record:
     measurements: tuple[Measurement, ...] = ()
     field: str = "residual"
     trained_as: str = ""
+    swapped: bool = False
     rerun_with: tuple[int, ...] = ()
+    refinement: Refinement | None = None
     network: str = ""
     parameters: int | None = None
     epoch: int | None = None
@@ -142,7 +158,17 @@ class Record:
     @property
     def key(self) -> tuple[str, str, int, int]:
         """What distinguishes the case that it is of: scheme, field, substeps it was trained with, seed."""
-        return self.scheme, self.field, self.trained_substeps, self.seed
+        return self.trained_with, self.field, self.trained_substeps, self.seed
+
+    @property
+    def trained_with(self) -> str:
+        """The scheme of the case that it is of."""
+        return self.trained_as if self.swapped else self.scheme
+
+    @property
+    def walk(self) -> tuple[str, int]:
+        """What tells the records of a case apart: the scheme and the substeps that the net runs with."""
+        return self.scheme, self.substeps
 
     @property
     def verdict(self) -> str:
@@ -172,12 +198,17 @@ class Record:
                     "history": tuple(Epoch(**e) for e in entry.get("history", ())),
                     "stability": tuple(Metric(**m) for m in entry.get("stability", ())),
                     "rerun_with": tuple(entry.get("rerun_with", ())),
+                    "refinement": _refinement(entry.get("refinement")),
                     "solver": SolverStatistics(**entry["solver"]) if entry.get("solver") else None,
                     "audit": audit and AuditResult(**audit | {"checks": tuple(CheckResult(**c) for c in audit["checks"])}),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"no record of a network ({error})") from error
+
+
+def _refinement(entry: dict | None) -> Refinement | None:
+    return Refinement(tuple(entry["steps"]), tuple(entry["errors"]), entry["uncertain"]) if entry else None
 
 
 def _migrated(entry: dict) -> dict:
