@@ -60,6 +60,10 @@ LINES = {
 --schemes explicit --substeps 1,1 ; --substeps names 1 twice
 --schemes explicit --substeps '' ; --substeps is empty
 --schemes explicit --fields residual ; unrecognized arguments
+--read often ; unknown --read 'often'; choose from finer, trained, swap
+--read '' ; --read is empty
+--substeps 4 ; --read finer compares numbers of steps, and --substeps names one (4)
+--read swap --schemes heun ; --read swap runs weights with another scheme, and --schemes names one (heun)
 """,
     evaluate: """
 own.py:unloadable --dataset digits ; missing 1.weight, 1.bias; unexpected module.1.weight, module.1.bias; DataParallel

@@ -192,3 +192,33 @@ def test_sweep_of_substeps(tmp_path, no_stability):
     )
     arms = {(row["trained_substeps"], row["substeps"]) for row in rows(out / "accuracy.csv")}
     assert arms == {("1", "1"), ("1", "2"), ("2", "2")}, "retrained with 1 and 2 substeps, and trained with 1 and run with 2"
+
+
+def test_weights_run_with_every_other_scheme(tmp_path, capsys, no_stability):
+    line = [
+        "--read",
+        "swap",
+        "--schemes",
+        "explicit,heun,rk4",
+        "--smoke",
+        "--test-limit",
+        "8",
+        "--seeds",
+        "0,1",
+        "--audit",
+        "none",
+    ]
+    line += ["--workers", "1", "--out", str(tmp_path / "swap")]
+    assert sweep_steps.main(line) == 0
+    told = capsys.readouterr().out
+    assert "6 nets to train (explicit_euler, heun, rk4; steps 1; seeds 0, 1), 18 nets to attack: about" in told
+    pairs = {(row["trained_with"], row["scheme"]) for row in rows(tmp_path / "swap" / "accuracy.csv")}
+    assert len(pairs) == 9 and (tmp_path / "swap" / "steps.csv").exists()
+    lines = (tmp_path / "swap" / "records.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 18
+    # A case whose records are not all there runs again.
+    (tmp_path / "swap" / "records.jsonl").write_text("".join(lines[:-1]))
+    assert sweep_steps.main([*line, "--resume"]) == 0 and "5 of 6 cases are already there" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        sweep_steps.main([*line, "--resume", "--read", "finer", "--substeps", "1,2"])
+    assert "reads was ['swap'] and is now ['finer']" in capsys.readouterr().err

@@ -51,7 +51,9 @@ def write_report(found: Comparison, path: Path) -> None:
     own = steps.sections(found, folder) if found.rerun else []
     write_page(
         path,
-        "What do finer steps, and other schemes, do to a network?" if found.rerun else "Is a more stable scheme a more robust network?",
+        "What do finer steps, and other schemes, do to a network?"
+        if found.rerun
+        else "Is a more stable scheme a more robust network?",
         _subtitle(found),
         answer(found),
         [*own, *(section(found, folder) for section in SECTIONS)],

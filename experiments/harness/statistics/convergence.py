@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.harness.statistics.estimates import LEVEL, Estimate, t_interval
 
-POINTS = 3  # the finest step sizes that a slope is taken over: coarser ones are no asymptotics
+POINTS = 4  # the finest step sizes that a slope is taken over: coarser ones are no asymptotics
 CLEAR = 10  # errors that are not so many times as large as what is uncertain of the exact solution are not their own
 SLACK = 0.2  # below its order at which a slope of few steps still counts as of that order
 AS_STATED, SLOWER, DIVERGES, UNKNOWN = "at its order", "slower than its order", "does not converge", "cannot tell"
