@@ -315,6 +315,8 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
         if found.clear or len(config.seeds) < (look or 0):
             break
     run.write_tables()
+    for name, rows in report.further_files(found).items():
+        run.write_csv(name, rows[0], rows[1:])
     with console.status("drawing the report"), saving(run.path("report.html")):
         report.write_report(found, run.path("report.html"))
     run.note_report(len(config.seeds))

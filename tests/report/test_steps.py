@@ -1,6 +1,5 @@
 """The page of a sweep, from synthetic records: rates, each arm beside what it is compared with, the matrix, the CSV files."""
 
-import csv
 from dataclasses import replace
 
 import pytest
@@ -102,13 +101,11 @@ def test_the_page_and_its_files(found, tmp_path):
     ):
         assert title in text
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"convergence.png", "swap.png", "sweep.png"}
-    with open(tmp_path / "steps.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (4 + 4 + 4) and {row["seeds"] for row in rows} == {"3"}
-    swapped = [row for row in rows if row["trained_with"] != row["scheme"] and row["epsilon"] == "0.1"]
-    assert {row["verdict"] for row in swapped} == {"less robust"}
-    with open(tmp_path / "convergence.csv") as file:
-        assert len(list(csv.DictReader(file))) == 2 * 3 * 4
+    files = {name: [dict(zip(header, row)) for row in rows] for name, (header, *rows) in report.further_files(found).items()}
+    rows = files["steps.csv"]
+    assert len(rows) == 2 * (4 + 4 + 4) and {row["seeds"] for row in rows} == {3}
+    swapped = [row for row in rows if row["trained_with"] != row["scheme"] and row["epsilon"] == 0.1]
+    assert {row["verdict"] for row in swapped} == {"less robust"} and len(files["convergence.csv"]) == 2 * 3 * 4
 
 
 def test_records_of_a_swap_go_through_json():

@@ -71,6 +71,11 @@ def answer_table(found: Comparison) -> tuple[list[tuple[str, ...]], int]:
     return (steps.summary(found), 3) if found.rerun else (summary_table(found), 2)
 
 
+def further_files(found: Comparison) -> dict[str, list[tuple]]:
+    """{CSV file: its rows, the header first} beside those of every run."""
+    return steps.files(found) if found.rerun else {}
+
+
 def _results(found: Comparison, folder: Path) -> Section:
     seeds, config = found.config.seeds, found.config
     varied = (

@@ -1,7 +1,5 @@
 """The page of a sweep: the same weights at finer steps, training at each number of steps, weights run by another scheme."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from experiments.harness.report.arms import Comparison
 from experiments.harness.report.page import Figure, Section, Table, Text
 from experiments.harness.report.readings import FINER, SWAP, TRAINED, Convergence, Reading, convergences, readings
 from experiments.harness.report.sentences import interval, percent, points
-from experiments.harness.run.folder import write_atomically
 from experiments.harness.statistics import Estimate
 from experiments.harness.statistics.convergence import SLOWER, slope
 from experiments.harness.words import count
@@ -142,8 +139,7 @@ def _swapped(found: Comparison, answers: Sequence[Reading]) -> str:
 
 
 def sections(found: Comparison, folder: Path) -> list[Section]:
-    """A section for each question that the run asks; figures into `folder`, steps.csv and convergence.csv beside it."""
-    _write_tables(found, folder.parent)
+    """A section for each question that the run asks; figures into `folder`."""
     rates, told, numbers = convergences(found), readings(found), iter(range(1, 99))
 
     def drawn(name: str, figure: Any, caption: str) -> Figure:
@@ -173,7 +169,8 @@ def _rate(row: Convergence) -> tuple[str, ...]:
     return row.arm.label, str(len(slopes)), str(row.order or ""), value, held, row.verdict
 
 
-def _write_tables(found: Comparison, folder: Path) -> None:
+def files(found: Comparison) -> dict[str, list[tuple]]:
+    """{file: its rows, the header first}: steps.csv, a row a reading and radius; convergence.csv, a row a net and step size."""
     measured = ("accuracy", "low", "high", "difference", "difference_low", "difference_high", "verdict", "seeds", "untrusted")
     rows: list[tuple] = [("question", "trained_with", "trained_substeps", "scheme", "substeps", "epsilon", *measured)]
     for reading in readings(found):
@@ -184,7 +181,6 @@ def _write_tables(found: Comparison, folder: Path) -> None:
                 difference = (*_numbers(gap.estimate), gap.verdict) if gap else ("", "", "", "reference")
                 walk = (arm.trained_with or arm.scheme, arm.trained_substeps, arm.scheme, arm.substeps)
                 rows.append((reading.question, *walk, eps, *_numbers(mean), *difference, len(arm.records), reading.untrusted))
-    _write(folder / "steps.csv", rows)
     rates: list[tuple] = [("scheme", "trained_substeps", "seed", "substeps", "error", "uncertain", "observed_order")]
     for arm in found.arms:
         for record in arm.records:
@@ -193,15 +189,8 @@ def _write_tables(found: Comparison, folder: Path) -> None:
                 order = slope(refined.steps, refined.errors, refined.uncertain)
                 shared = (arm.scheme, arm.trained_substeps, record.seed)
                 rates += [(*shared, n, e, refined.uncertain, order) for n, e in zip(refined.steps, refined.errors)]
-    if len(rates) > 1:
-        _write(folder / "convergence.csv", rates)
+    return {"steps.csv": rows} | ({"convergence.csv": rates} if len(rates) > 1 else {})
 
 
 def _numbers(estimate: Estimate) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in (estimate.value, estimate.low, estimate.high))
-
-
-def _write(path: Path, rows: Sequence[Sequence]) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    write_atomically(path, text.getvalue())

@@ -139,7 +139,7 @@ class Run:
         """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
         shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
         measured = ("attack", "epsilon", "gradient", "correct", "total")
-        self._write_csv(
+        self.write_csv(
             "accuracy.csv",
             (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field", "trained_with"),
             (
@@ -158,7 +158,7 @@ class Run:
             ),
         )
         columns = ("stage", "block", "metric", "value")
-        self._write_csv(
+        self.write_csv(
             "stability.csv",
             ("scheme", "seed", *columns, "substeps", "audit", "field"),
             (
@@ -167,7 +167,7 @@ class Run:
                 for row in r.stability
             ),
         )
-        self._write_csv(
+        self.write_csv(
             "audit.csv",
             ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"),
             (
@@ -186,7 +186,8 @@ class Run:
             ),
         )
 
-    def _write_csv(self, name: str, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    def write_csv(self, name: str, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+        """A table in the folder, whole or as it was."""
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(header)
