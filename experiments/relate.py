@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_study(found, out)
     with saving(out / "relation.csv"), open(out / "relation.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    wide = show_table(Console(), "Predictors of robustness", [(*row[:5], *row[-2:]) for row in rows], keys=1)
+    wide = show_table(Console(), "Predictors of robustness", [(*row[:5], *row[-3:]) for row in rows], keys=1)
     for sentence in sentences(found):
         wide.print(sentence, markup=False, highlight=False)
     wide.print(f"Page: {(out / 'relation.html').resolve()}", markup=False, highlight=False, soft_wrap=True)

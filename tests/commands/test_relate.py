@@ -47,6 +47,7 @@ def test_a_predictor_that_is_there_is_supported_and_the_answer_names_its_size():
     assert not any(r.verdict == "supported" for r in found.relations[1:]) and len(found.nets.robust) == 64
     said = sentences(found)
     assert "supported: log norm (-" in said[0] and "8 schemes, 64 nets, digits, standard, pgd training" in said[0]
+    assert any(text.startswith("A standard deviation of log norm goes with \u2212") for text in said)
     header, *rows = table(found)
     assert {len(row) for row in rows} == {len(header)}
     for row in rows:
@@ -62,6 +63,25 @@ def test_what_is_known_for_half_of_the_schemes_is_compared_there():
     assert any(
         "Not known for all 8 schemes, and compared where they are known: kreiss on 5" in text for text in sentences(found)
     )
+
+
+def test_without_statsmodels_the_page_says_so(monkeypatch):
+    monkeypatch.setattr("experiments.harness.statistics.mixed.find_spec", lambda name: None)
+    found = study([run_of("standard")])
+    assert any(text.endswith("statsmodels is not installed (pip install 'odenets[mixed]').") for text in sentences(found))
+    assert found.relations[0].verdict == "supported"
+
+
+def test_a_fit_that_is_singular_is_said():
+    """Clean accuracy in the order of the predictor: one cannot be told from the other."""
+    made, records = run_of("standard")
+    same = [replace(r, stability=(Metric(0, 0, "step_norm", _clean(r)), *r.stability[:1])) for r in records]
+    said = sentences(study([(made, same)]))
+    assert any(text.startswith("Mixed model of step norm: the fit is singular") for text in said)
+
+
+def _clean(record):
+    return next(m for m in record.measurements if not m.epsilon).accuracy
 
 
 def test_nets_that_failed_their_audit_are_left_out():

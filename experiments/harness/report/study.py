@@ -12,10 +12,12 @@ from matplotlib.figure import Figure as Drawing
 from experiments.harness.report import figures, measures
 from experiments.harness.report.arms import comparison
 from experiments.harness.report.page import Figure, Section, Table, Terms, Text, write_page
+from experiments.harness.report.sentences import interval, points
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.statistics.estimates import Estimate
+from experiments.harness.statistics.mixed import MixedEffect, mixed_effect
 from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations
 from experiments.harness.words import count, listed
 from odenets.errors import InputError
@@ -29,7 +31,7 @@ DRAWN = 4  # figures, at most
 @dataclass(frozen=True)
 class Study:
     """What was found. runs: the configurations. nets: those compared. left_out: how many failed their audit. values:
-    {predictor: a number for each net, NaN where it is not known}."""
+    {predictor: a number for each net, NaN where it is not known}. mixed: {predictor: at equal clean accuracy}."""
 
     runs: tuple[RunConfig, ...]
     attack: str
@@ -37,6 +39,7 @@ class Study:
     left_out: int
     values: dict[str, np.ndarray]
     relations: tuple[Relation, ...]
+    mixed: dict[str, MixedEffect]
 
 
 def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
@@ -83,9 +86,12 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
     related = relations(predictors, nets, given=given, expected=expected)
     order = {SUPPORTED: 0, REFUTED: 1, UNKNOWN: 2}
     related.sort(key=lambda r: (order[r.verdict], -abs(r.between.value) if r.between else 0))
-    return Study(
-        tuple(config for config, _ in runs), compared.attack_at(compared.middle), nets, left_out, predictors, tuple(related)
-    )
+    mixed = {
+        name: mixed_effect(values, nets.robust, given[CLEAN], nets.stratum, nets.scheme, nets.seed)
+        for name, values in predictors.items()
+    }
+    attack = compared.attack_at(compared.middle)
+    return Study(tuple(config for config, _ in runs), attack, nets, left_out, predictors, tuple(related), mixed)
 
 
 def sentences(found: Study) -> list[str]:
@@ -106,13 +112,24 @@ def sentences(found: Study) -> list[str]:
         f"{count(len(found.nets.robust), 'net')}, {found.runs[0].dataset}, {listed(trainings)} training: {'; '.join(parts)}"
         f"{f'; {rest} cannot be told' * bool(rest)}."
     ]
+    for r in found.relations[:DRAWN]:
+        effect = found.mixed[r.predictor].estimate
+        if effect and r.verdict != UNKNOWN:
+            told.append(
+                f"A standard deviation of {_name(r.predictor)} goes with {points(effect.value)} points of robust accuracy "
+                f"{interval(effect, '+')} at equal clean accuracy (mixed model)."
+            )
     if found.left_out:
         told.append(f"{count(found.left_out, 'net')} failed the audit and {'is' if found.left_out == 1 else 'are'} left out.")
     partly = [r for r in found.relations if r.schemes < r.total]
     if partly:
         listing = ", ".join(f"{_name(r.predictor)} on {r.schemes}" for r in partly)
         told.append(f"Not known for all {partly[0].total} schemes, and compared where they are known: {listing}.")
-    return told
+    reasons: dict[str, list[str]] = {}
+    for predictor, fit in found.mixed.items():
+        if fit.note:
+            reasons.setdefault(fit.note, []).append(_name(predictor))
+    return told + [f"Mixed model of {', '.join(names)}: {reason}." for reason, names in reasons.items()]
 
 
 def table(found: Study) -> list[tuple]:
@@ -129,6 +146,7 @@ def table(found: Study) -> list[tuple]:
             "cluster bootstrap",
             "within schemes",
             *(names[other] for other in others),
+            "points a standard deviation",
             "unseen pairs ordered rightly, %",
             "verdict",
         )
@@ -144,6 +162,7 @@ def table(found: Study) -> list[tuple]:
                 _interval(r.bootstrap),
                 _both(r.within),
                 *(_both(r.given.get(other)) for other in others),
+                _effect(found.mixed[r.predictor].estimate),
                 "" if r.order is None else f"{100 * r.order:.0f}",
                 r.verdict,
             )
@@ -157,7 +176,9 @@ def write_study(found: Study, folder: Path) -> None:
         "Rank correlations, on ranks within each field and training; a scheme, the mean over its nets, is one observation. "
         "Between schemes: the interval inverts an exact test and holds for all predictors together. Within: nets of a scheme, "
         "which differ in their seed. Given: what clean accuracy, or the size of the Jacobian, leaves of the correlation "
-        "between schemes. Unseen pairs: what the other schemes say of two; half by chance. Supported: only correlations of "
+        "between schemes. Points a standard deviation: of robust accuracy, by a mixed model with clean accuracy beside the "
+        "predictor (normal scores), field and training fixed, schemes and seeds random; its interval is Student's, for each by "
+        "itself. Unseen pairs: what the other schemes say of two; half by chance. Supported: only correlations of "
         f"the sign that stability would give; refuted: none of at least {WEAK} with that sign. No correlation is a cause."
     )
     shown = [r for r in found.relations if r.between][:DRAWN]
@@ -217,6 +238,10 @@ def _name(predictor: str) -> str:
 
 def _interval(estimate: Estimate | None) -> str:
     return f"[{estimate.low:+.2f}, {estimate.high:+.2f}]" if estimate else ""
+
+
+def _effect(estimate: Estimate | None) -> str:
+    return f"{points(estimate.value)} {interval(estimate, '+')}" if estimate else ""
 
 
 def _both(estimate: Estimate | None) -> str:
