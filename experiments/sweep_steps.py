@@ -12,23 +12,19 @@ and judged by a cold solve. The default asks the first two of explicit and impli
 --out receives what compare_schemes.py writes, steps.csv and convergence.csv; --resume goes on, with further --seeds too.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from itertools import product
 
 import torch
 from rich.console import Console
-from torch.nn import functional as F
 
-import odenets
-import stability
 from experiments.harness.command import Parser, parse_choice, parse_numbers, run_cli, split_top_level
 from experiments.harness.experiment import DEFAULTS, add_arguments, conduct, make_config
-from experiments.harness.run.case import Case, load_data
+from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
+from experiments.harness.run.forecast import forecast
 from experiments.harness.run.machine import default_workers
 from experiments.harness.statistics import middle
-from experiments.harness.training.data import Data
 from experiments.harness.words import count, duration, listed
 from odenets.errors import InputError
 
@@ -38,8 +34,6 @@ READS = {
     "swap": "trained with one scheme, run with every other",
 }
 SWAPPED = "explicit,midpoint,rk4,ie_skip,implicit"  # schemes, where a swap is asked for and none is named
-# A trained net's equations take about so much longer than those of an untrained one, and so does what a guess leaves out.
-SLOWER = 1.6
 
 
 @run_cli
@@ -87,57 +81,20 @@ def cases_of(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
 
 
 def _foretell(config: RunConfig, console: Console) -> None:
-    """Say what will be done, and about how long it takes: a guess from one batch of each scheme."""
-    cases, images = cases_of(config, config.seeds), load_data(config)
-    walks = [walk for case in cases for walk in case.walks]
-    seconds = {walk: _batch(config, images, *walk) for walk in dict.fromkeys(walks)}
-    batches = config.settings.epochs * len(images.train) / config.settings.batch_size
-    if config.settings.training != "standard":
-        batches *= 1 + (config.settings.train_steps or 0)
-    passes = (
-        sum(_passes(name) for name in config.attacks) * len(config.epsilons) * len(images.test) / config.settings.batch_size
-    )
-    work = sum(batches * seconds[case.walks[0]] for case in cases) + sum(
-        passes * _ways(*walk) * seconds[walk] for walk in walks
-    )
+    """Say what will be done, and about how long it takes; of a run that goes on, the whole of it."""
+    cases = cases_of(config, config.seeds)
     workers = config.workers or default_workers(torch.device(config.device), config.model)
-    asked = "; ".join(READS[read] for read in config.reads)
-    trained = listed(dict.fromkeys(case.substeps for case in cases))
-    time_left = duration(max(60 * round(SLOWER * work / workers / 60), 30))
+    with console.status("timing a step of each scheme"):
+        whole = duration(forecast(config, cases).seconds(workers))
+    asked, trained = "; ".join(READS[read] for read in config.reads), listed(dict.fromkeys(case.substeps for case in cases))
     console.print(
         f"{asked[0].upper()}{asked[1:]}. {count(len(cases), 'net')} to train ({listed(config.schemes)}; steps {trained}; seeds "
-        f"{listed(config.seeds)}), {count(len(walks), 'net')} to attack: about {time_left} on {count(workers, 'worker')}.",
+        f"{listed(config.seeds)}), {count(sum(len(case.walks) for case in cases), 'net')} to attack: about {whole} on "
+        f"{count(workers, 'worker')}.",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _batch(config: RunConfig, images: Data, scheme: str, substeps: int) -> float:
-    """Seconds of a forward and a backward pass of an untrained net."""
-    x, y = (part[: config.settings.batch_size] for part in (images.train.images, images.train.labels))
-    with torch.random.fork_rng(devices=[]):
-        net = odenets.MODELS[config.model](
-            num_classes=images.classes, in_channels=images.channels, scheme=scheme, substeps=substeps
-        )
-    best, threads = float("inf"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    for _ in range(2):
-        start = time.perf_counter()
-        F.cross_entropy(net(x), y).backward()
-        best = min(best, time.perf_counter() - start)
-    torch.set_num_threads(threads)
-    return best
-
-
-def _passes(attack: str) -> float:
-    """Forward and backward passes, roughly, of an attack on an image."""
-    found = stability.get_attack(attack)
-    return getattr(found, "steps", 0) or getattr(found, "queries", 0) / 2 or 1
-
-
-def _ways(scheme: str, substeps: int) -> int:
-    return len(odenets.get_scheme(scheme).gradients) - ("unrolled" in odenets.get_scheme(scheme).gradients)
 
 
 if __name__ == "__main__":

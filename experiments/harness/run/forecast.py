@@ -44,13 +44,14 @@ def forecast(config: RunConfig, cases: Iterable[Case]) -> Forecast:
     steps = max(1, len(images.train) // config.settings.batch_size) * config.settings.epochs
     known: dict[str, tuple[float, float]] = {}
     for case in cases:
-        if case.scheme not in known:
-            net = odenets.get_model(config.model).build(images.classes, images.channels, case.scheme)
-            known[case.scheme] = _timed(net.to(config.device), images.train.first(config.settings.batch_size), config)
-        step, per_image = known[case.scheme]
-        ways = len(gradients(odenets.get_scheme(case.scheme)))
-        training += steps * step
-        attacks += len(images.test) * len(config.epsilons) * per_image * sum(passes(name, ways) for name in config.attacks)
+        for scheme in [scheme for scheme, _ in case.walks if scheme not in known]:
+            net = odenets.get_model(config.model).build(images.classes, images.channels, scheme)
+            known[scheme] = _timed(net.to(config.device), images.train.first(config.settings.batch_size), config)
+        training += steps * known[case.scheme][0] * case.substeps
+        for scheme, substeps in case.walks:
+            ways = len(gradients(odenets.get_scheme(scheme)))
+            whole = len(images.test) * len(config.epsilons) * sum(passes(name, ways) for name in config.attacks)
+            attacks += whole * known[scheme][1] * substeps
     return Forecast(training, attacks)
 
 
