@@ -1,6 +1,8 @@
 """Is a more stable scheme a more robust network? Train every scheme alike, attack every network honestly, compare in pairs.
 
     python experiments/compare_schemes.py --schemes explicit,implicit
+    python experiments/compare_schemes.py --schemes "explicit,ie_skip(gamma=0.05)" --training pgd --budget 1h --out runs/pgd
+    python experiments/compare_schemes.py --schemes explicit,my.py:SCHEME --model my.py:net --dataset my_images/ --image-size 32
 
 Every scheme starts from the same weights, sees the same batches and is judged on the same test images. A folder under runs/
 receives config.json, records.jsonl, accuracy.csv, stability.csv, audit.csv, figures, checkpoints and report.html.
@@ -10,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 import odenets
-from experiments.harness.command import Parser, parse_fields, parse_numbers, run_cli
+from experiments.harness.command import COMPARED, Parser, parse_fields, parse_numbers, run_cli
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
@@ -20,8 +22,9 @@ from odenets.errors import InputError
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="compare_schemes.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("compare_schemes.py", __doc__)
     add_arguments(parser)
+    parser.section(COMPARED)
     parser.add_argument("--substeps", default="1", help="steps for each block; the step size is 1 / substeps")
     parser.add_argument(
         "--fields",

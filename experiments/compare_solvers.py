@@ -1,6 +1,7 @@
 """How many evaluations does one implicit Euler step of a trained block take, and how few could any Krylov method take?
 
-    python experiments/compare_solvers.py runs/compare [--tol 1e-3] [--images 256] [--out FILE.csv]
+    python experiments/compare_solvers.py runs/compare
+    python experiments/compare_solvers.py runs/compare --tol 1e-5 --images 64 --out solvers.csv
 
 For every checkpoint of a run, at the states that test images reach under the scheme trained with: median and 90th percentile
 over images of the evaluations of f of each solver from a cold start, the share of images unsolved, and beside them the steps
@@ -9,7 +10,7 @@ alone cannot do much better than that: it is the floor. Two ways below it: a war
 step of PGD (20 steps, the run's middle radius) before, and a preconditioner, the inverse of the mean Jacobian at the roots of
 training images (dense, so that it shows what any such knowledge of the block could gain). Minutes for the default run.
 
-    python experiments/compare_solvers.py runs/compare --roots [--scheme implicit_euler] [--images 256] [--out FILE.csv]
+    python experiments/compare_solvers.py runs/compare --roots --scheme implicit_euler
 
 asks whether a net's answers hang on the solver instead: how many of the test images, and of these after PGD (20 steps, the
 run's middle radius), get other logits (by 2 % of their spread) or another class when their equations are solved cold at 1e-4,
@@ -72,7 +73,7 @@ COLUMNS = ("trained with", "seed", "stage", "block", "method", "median", "90 %",
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="compare_solvers.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("compare_solvers.py", __doc__)
     parser.add_argument("run", help="folder of a run of compare_schemes.py")
     parser.add_argument("--tol", default="1e-3", help="relative residual of each image")
     parser.add_argument("--images", default="256", help="test images")

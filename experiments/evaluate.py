@@ -2,6 +2,7 @@
 
     python experiments/evaluate.py runs/compare --attacks pgd20,apgd100-ce,square1000 --audit
     python experiments/evaluate.py path/to/file.py:make_net --dataset cifar10 --data-dir data
+    python experiments/evaluate.py "my.py:net(width=64)" --dataset my_images/ --image-size 32 --attacks fgsm,my.py:attack
 
 A folder under runs/ receives config.json, records.jsonl, accuracy.csv, audit.csv, figures and report.html. What was killed
 goes on with --resume after the last attack that had ended.
@@ -24,6 +25,9 @@ import odenets
 import stability
 from experiments.harness.command import (
     ATTACK_CHOICE,
+    ATTACKS,
+    DATA,
+    RUN,
     Parser,
     parse_attacks,
     parse_choice,
@@ -117,17 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="evaluate.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("evaluate.py", __doc__)
     parser.add_argument(
         "network",
         help="a checkpoint of a run, the folder of a run (all its checkpoints), package.module:NAME "
         "or path/to/file.py:NAME, NAME returning a torch.nn.Module",
     )
-    parser.add_argument("--attacks", default="pgd20,square200", help=f"of {ATTACK_CHOICE}")
-    parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
-    parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
-    parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")
-    parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")
+    parser.section(DATA)
     parser.add_argument(
         "--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; by default the one the network was trained on"
     )
@@ -135,6 +135,13 @@ def _parser() -> Parser:
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--test-limit", help="use so many test images only")
+    parser.section(ATTACKS)
+    parser.add_argument("--attacks", default="pgd20,square200", help=f"of {ATTACK_CHOICE}")
+    parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
+    parser.add_argument("--threat", default="linf", help=f"the norm of the ball: {' or '.join(THREATS)}")
+    parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")
+    parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")
+    parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")

@@ -1,6 +1,7 @@
 """See a network's dynamics as a numerical analyst does: spectra over stability regions, growth of perturbations, pseudospectra.
 
     python experiments/map_spectra.py runs/compare/checkpoints/NAME.pt
+    python experiments/map_spectra.py my.py:net --dataset my_images/ --image-size 32
     python experiments/map_spectra.py my_models.py:resnet --shape 3,32,32 --scheme implicit --substeps 4
 
 The network is a checkpoint of a run of ours, or a torchvision ResNet in eval mode by import path, read by odenets.convert. A
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 import odenets
-from experiments.harness.command import Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
+from experiments.harness.command import DATA, RUN, Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
 from experiments.harness.experiment import defaults_of
 from experiments.harness.report import survey as mapping
 from experiments.harness.run.checkpoints import split_of
@@ -30,17 +31,20 @@ from odenets.errors import InputError
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="map_spectra.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("map_spectra.py", __doc__)
     parser.add_argument("subject", help="a checkpoint of a run, package.module:callable or path/to/file.py:callable")
+    parser.section(DATA)
     parser.add_argument("--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; default: that of the checkpoint")
     parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--shape", help="channels,height,width: random images instead of a data set")
     parser.add_argument("--images", default="4", help="how many images")
+    parser.section("what is mapped")
     parser.add_argument("--epsilon", help="L-infinity radius; default by data set, 8/255 for random images")
     parser.add_argument("--scheme", help="another scheme on the same weights")
     parser.add_argument("--substeps", help="another number of steps for each block")
     parser.add_argument("--block", help="stage,block of the pseudospectra; default: the one with the largest log-norm")
+    parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", help="folder; default: a new one under runs/")
     args = parser.parse_args(argv)

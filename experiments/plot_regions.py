@@ -36,7 +36,7 @@ from stability.methods.regions import ROUNDING
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="plot_regions.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("plot_regions.py", __doc__)
     parser.add_argument("--schemes", help="comma-separated specs such as rk4,ie_skip(gamma=0.05), or all")
     parser.add_argument("--out", default="runs/regions", help="folder of the drawings")
     parser.add_argument(

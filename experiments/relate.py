@@ -1,6 +1,8 @@
 """Does the stability of a scheme go with robustness? Every predictor against exact-gradient robust accuracy, over many schemes.
 
     python experiments/relate.py --schemes all --seeds 0,1,2,3,4,5,6,7 --training standard,pgd --out runs/relation
+    python experiments/relate.py --schemes explicit,heun,rk4,implicit,my.py:SCHEME --predictors my.py:predictor
+    python experiments/relate.py --runs runs/compare runs/pgd --out runs/both
 
 Each training is a run of compare_schemes.py in a folder of its own under --out, and can be resumed as one. --runs relates
 finished ones. --out receives relation.html, relation.csv and figures.
@@ -15,7 +17,17 @@ from rich.console import Console
 
 import odenets
 from experiments.compare_schemes import cases_of
-from experiments.harness.command import Parser, parse_choice, parse_fields, parse_schemes, run_cli, show_table, split_top_level
+from experiments.harness.command import (
+    COMPARED,
+    RUN,
+    Parser,
+    parse_choice,
+    parse_fields,
+    parse_schemes,
+    run_cli,
+    show_table,
+    split_top_level,
+)
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.report.study import sentences, study, table, write_study
 from experiments.harness.run.folder import read_run, saving
@@ -27,11 +39,13 @@ from odenets.errors import InputError
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="relate.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("relate.py", __doc__)
     add_arguments(parser)
+    parser.section(COMPARED)
     parser.add_argument(
         "--fields", default="residual", help=f"comma-separated specs of what is integrated: {', '.join(odenets.list_fields())}"
     )
+    parser.section(RUN)
     parser.add_argument(
         "--runs", nargs="+", metavar="FOLDER", help="relate these runs of compare_schemes.py, and train nothing"
     )

@@ -1,6 +1,8 @@
 """The comparison of Li, He and Lin (ICML 2020) in one command: ResNet against IE-ResNet, read in their way and honestly.
 
     python experiments/reproduce_ie_skips.py --scale cpu
+    python experiments/reproduce_ie_skips.py --scale gpu --datasets cifar10 --device cuda
+    python experiments/reproduce_ie_skips.py --scale smoke --out runs/ie-skips --resume
 
 Both nets have the same parameters, initial weights and batches; natural and adversarial training follow the authors' protocol,
 with every deviation named. FGSM, PGD-20 and PGD-100 follow the detached gradient, as the authors' code does, and the exact one;
@@ -19,7 +21,7 @@ import torch
 from rich.console import Console
 
 from experiments.compare_schemes import cases_of
-from experiments.harness.command import Parser, parse_choice, run_cli, show_table, split_top_level
+from experiments.harness.command import COMPARED, Parser, parse_choice, run_cli, show_table, split_top_level
 from experiments.harness.experiment import add_arguments, check_out, conduct, make_config
 from experiments.harness.report import reproduction as report
 from experiments.harness.report.arms import comparison
@@ -81,7 +83,8 @@ SCALES = {
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="reproduce_ie_skips.py", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser("reproduce_ie_skips.py", __doc__)
+    parser.section(COMPARED)
     parser.add_argument(
         "--scale", default="cpu", help=f"one of {', '.join(SCALES)}: seconds, a night on a few cores, hours on one GPU"
     )

@@ -18,7 +18,7 @@ from odenets.errors import InputError
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="share.py", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser("share.py", __doc__)
     parser.add_argument("source", help="a run's checkpoints/NAME.pt, or a folder that was made of one")
     parser.add_argument("target", help="the folder, or the checkpoint NAME.pt, that is written; it must not exist")
     args = parser.parse_args(argv)

@@ -18,7 +18,7 @@ from itertools import product
 import torch
 from rich.console import Console
 
-from experiments.harness.command import Parser, parse_choice, parse_numbers, run_cli, split_top_level
+from experiments.harness.command import COMPARED, Parser, parse_choice, parse_numbers, run_cli, split_top_level
 from experiments.harness.experiment import DEFAULTS, add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
@@ -39,8 +39,9 @@ SWAPPED = "explicit,midpoint,rk4,ie_skip,implicit"  # schemes, where a swap is a
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="sweep_steps.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("sweep_steps.py", __doc__)
     add_arguments(parser)
+    parser.section(COMPARED)
     parser.add_argument("--substeps", help="numbers of steps for each block; the step size is 1 / substeps; default: 1,2,4")
     parser.add_argument("--read", default="finer,trained", help=f"of {', '.join(f'{k} ({v})' for k, v in READS.items())}")
     parser.set_defaults(schemes=None, audit=None)

@@ -28,7 +28,7 @@ from stability.network.explain import Explanation, explain
 from stability.network.growth import Exponents, Growth, growth, lyapunov_exponents
 from stability.network.penalty import log_norm_penalty
 from stability.network.places import Place, places
-from stability.network.predictors import PREDICTORS, Predictor, lipschitz_bound, predictors
+from stability.network.predictors import PREDICTORS, Predictor, get_predictor, lipschitz_bound, predictors
 
 __all__ = [
     "Attack",
@@ -71,6 +71,7 @@ __all__ = [
     "explain",
     "fgsm",
     "get_attack",
+    "get_predictor",
     "growth",
     "growth_factors",
     "jacobian",

@@ -55,6 +55,7 @@ KNOWN = {
         "stability.types",
         "stability.random",
         "stability.scaling",
+        "stability.specs",
         "stability.methods",
         "stability.linear",
         "stability.network",

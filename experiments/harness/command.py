@@ -19,6 +19,16 @@ import odenets
 import stability
 from odenets.errors import InputError, Unsolved
 
+EXAMPLES = "examples:"
+# The sections of --help that scripts share; each option stands in one of them.
+COMPARED, DATA, TRAINING, SEEDS, ATTACKS, RUN = (
+    "what is compared",
+    "data",
+    "training",
+    "seeds, time and verdicts",
+    "attacks, predictors and audit",
+    "the run",
+)
 Number = TypeVar("Number", int, float)
 
 
@@ -26,12 +36,45 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLES) else super()._fill_text(text, width, indent)  # to be copied as they are
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one sentence."""
+    """argparse without abbreviations, whose errors are one sentence.
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
+    Args:
+        prog: Name of the script.
+        doc: Its docstring: the first paragraph is the description, the lines of commands are the examples.
+        description: In its place.
+    """
+
+    _section: Any = None
+
+    def __init__(self, prog: str, doc: str | None = None, description: str | None = None) -> None:
+        described, *rest = (doc or "").split("\n\n")
+        lines = [line.strip() for line in "\n".join(rest).splitlines() if line.startswith("    python ")]
+        epilog = "\n  ".join([EXAMPLES, *lines]) if lines else None
+        super().__init__(prog, description=description or described, epilog=epilog, allow_abbrev=False, formatter_class=_Help)
+
+    def section(self, title: str) -> None:
+        """Options added from here on stand under a title of --help, beside those that were added under it before."""
+        known = {group.title: group for group in self._action_groups}
+        self._section = known.get(title) or self.add_argument_group(title)
+
+    def add_argument(self, *names: Any, **settings: Any) -> Action:
+        """As argparse has it, into the section at hand."""
+        return self._section.add_argument(*names, **settings) if self._section else super().add_argument(*names, **settings)
+
+    def format_usage(self) -> str:
+        """The arguments in their order, for the options stand below."""
+        arguments = [str(action.metavar or action.dest).upper() for action in self._get_positional_actions()]
+        return f"usage: {' '.join([self.prog, *arguments])} [--option VALUE ...]\n"
+
+    def format_help(self) -> str:
+        """The usage above the sections."""
+        self.usage = self.format_usage().removeprefix("usage: ").strip()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Print the sentence and exit with 2."""
@@ -116,6 +159,12 @@ def parse_attacks(text: str) -> list[str]:
     if not names:
         raise InputError(f"--attacks is empty; choose from {ATTACK_CHOICE}")
     return list(dict.fromkeys(names))
+
+
+def parse_predictors(text: str) -> list[str]:
+    """Names of the predictors of a user's own in a comma-separated list, without repetitions; ours are always measured."""
+    names = [stability.get_predictor(piece).name for piece in split_top_level(text)]
+    return [name for name in dict.fromkeys(names) if name not in stability.PREDICTORS]
 
 
 def parse_numbers(text: str, option: str, kind: type[Number], minimum: float) -> list[Number]:

@@ -19,6 +19,12 @@ import odenets
 from experiments.harness import statistics
 from experiments.harness.command import (
     ATTACK_CHOICE,
+    ATTACKS,
+    COMPARED,
+    DATA,
+    RUN,
+    SEEDS,
+    TRAINING,
     Parser,
     parse_attacks,
     parse_choice,
@@ -26,6 +32,7 @@ from experiments.harness.command import (
     parse_duration,
     parse_numbers,
     parse_one,
+    parse_predictors,
     parse_schemes,
     show_table,
 )
@@ -79,17 +86,26 @@ SMOKE: dict[str, Any] = {
 def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     """The options that the experiments share; None stands for a default that depends on the data set."""
     names = ", ".join(odenets.list_schemes())
+    parser.section(COMPARED)
     parser.add_argument(
         "--schemes", default="explicit,implicit", help=f"comma-separated specs such as explicit,ie_skip(gamma=0.05): {names}"
     )
+    parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}, or FILE.py:NAME")
+    parser.section(DATA)
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file; or {FORMS}")
     parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only")
-    parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}, or FILE.py:NAME")
+    parser.add_argument(
+        "--splits",
+        help=f"one of {', '.join(SPLITS)}: whether all seeds share training and test images, or each draws its own (of "
+        f"{', '.join(RESPLIT)}), the same for all schemes; intervals are corrected for what splits share; default: fixed",
+    )
+    parser.section(TRAINING)
     add_options(parser, TrainingSettings)
+    parser.section(SEEDS)
     parser.add_argument(
         "--seeds",
         help=f"initial weights and order of batches, the same for every scheme; default: {seeds}, with --budget as many as fit",
@@ -110,6 +126,10 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     parser.add_argument(
         "--seeds-at-most", metavar="N", help="with --budget or --until-clear, no more than so many in all; --until-clear: 30"
     )
+    parser.add_argument(
+        "--margin", default="2", help="of equivalence: a difference of accuracies, in points, that is of no practical interest"
+    )
+    parser.section(ATTACKS)
     parser.add_argument("--attacks", help=f"of {ATTACK_CHOICE}; default: pgd20")
     parser.add_argument(
         "--threat",
@@ -118,18 +138,16 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     )
     parser.add_argument("--epsilons", help="radii of the ball, pixel units, such as 0.1 or 8/255; default by data set")
     parser.add_argument(
-        "--splits",
-        help=f"one of {', '.join(SPLITS)}: whether all seeds share training and test images, or each draws its own (of "
-        f"{', '.join(RESPLIT)}), the same for all schemes; intervals are corrected for what splits share; default: fixed",
-    )
-    parser.add_argument(
-        "--margin", default="2", help="of equivalence: a difference of accuracies, in points, that is of no practical interest"
+        "--predictors",
+        default="",
+        help="of your own, FILE.py:NAME, measured at each block beside ours and related to robustness",
     )
     parser.add_argument(
         "--audit",
         help=f"which nets are audited, one of {', '.join(AUDITED)}; first: of each scheme that of the first seed, the others "
         "get the checks that take seconds; cheap: these for every net; default: all, with --budget first, or cheap if need be",
     )
+    parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--workers", help="processes; default: as many as cores and memory carry; on a GPU several of small nets"
@@ -198,6 +216,7 @@ def make_config(
         attacks=tuple(parse_attacks("pgd20" if args.attacks is None else args.attacks)),
         threat=args.threat,
         epsilons=tuple(epsilons),
+        predictors=tuple(parse_predictors(args.predictors)),
         splits=splits,
         margin=margin / 100,
         audit=audit,

@@ -4,14 +4,16 @@ All are of h J, the Jacobian of h f at the state that enters a block, or of the 
 shares are over all eigenvalues, and only where all are known: over Ritz values they would be wrong by a factor.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from stability.errors import InputError
 from stability.methods.regions import ROUNDING
 from stability.network.blocks import BlockDynamics
+from stability.specs import canonical, find_own, is_own
 from stability.types import PerSample
 
 
@@ -147,9 +149,30 @@ PREDICTORS = {
 }
 
 
-def predictors(block: BlockDynamics) -> dict[str, PerSample]:
+def get_predictor(spec: str | Predictor) -> Predictor:
+    """The predictor of a name; "path/to/file.py:NAME" is a `Predictor`, or a function block -> (samples,), called by that name.
+
+    Raises:
+        InputError: No such predictor; code that fails, with the user's line; a function of another signature.
+    """
+    if isinstance(spec, Predictor):
+        return spec
+    if not is_own(spec):
+        if spec not in PREDICTORS:
+            raise InputError(f"unknown predictor {spec!r}; choose from {', '.join(PREDICTORS)}, or give path/to/file.py:NAME")
+        return PREDICTORS[spec]
+    part = find_own(spec, "predictor")
+    if isinstance(part.found, Predictor):
+        return replace(part.found, name=part.spec)
+    declared = part.declared(("block",))
+    given = part.settings(declared)
+    name = canonical(part.spec, {key: (given.get(key, default), default) for key, default in declared.items()})
+    return Predictor(name, "", name, "", lambda block: part.found(block=block, **given))
+
+
+def predictors(block: BlockDynamics, further: Iterable[Predictor] = ()) -> dict[str, PerSample]:
     """{name: (samples,) tensor} of a `BlockDynamics`, without those that are unknown for its scheme or its size."""
-    found = {name: entry.value(block) for name, entry in PREDICTORS.items()}
+    found = {entry.name: entry.value(block) for entry in (*PREDICTORS.values(), *further)}
     return {name: value for name, value in found.items() if value is not None}
 
 

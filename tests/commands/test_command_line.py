@@ -1,18 +1,49 @@
 """Command lines: what becomes of the options, and every kind of bad input."""
 
 import dataclasses
-from argparse import ArgumentParser
+import importlib
+import re
+import shlex
 
 import pytest
 import torch
 
 from experiments import compare_schemes
 from experiments.harness import command as options
+from experiments.harness.command import Parser
 from experiments.harness.experiment import add_arguments, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
 from experiments.harness.training.settings import TrainingSettings
 from odenets.errors import Divergence, InputError, MissingExtra, Unsolved
+
+SCRIPTS = ["compare_schemes", "sweep_steps", "relate", "evaluate", "map_spectra", "plot_regions", "compare_solvers", "share", "reproduce_ie_skips"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_has_examples_whose_options_it_explains(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"experiments.{name}").main(["--help"])
+    said, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    lines = [line.strip() for line in examples.strip().splitlines()]
+    assert stopped.value.code == 0 and len(lines) == 3 and all("python experiments/" in line for line in lines)
+    for line in [line for line in lines if f"/{name}.py " in line]:
+        assert all(f"  {word}" in said for word in shlex.split(line) if word.startswith("--"))
+
+
+def test_help_of_a_comparison_is_in_sections_and_says_each_option_once(capsys):
+    with pytest.raises(SystemExit):
+        compare_schemes.main(["--help"])
+    said = capsys.readouterr().out
+    titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    sections = (options.COMPARED, options.DATA, options.TRAINING, options.SEEDS, options.ATTACKS, options.RUN)
+    assert titles == ["options:", *(f"{title}:" for title in sections), "examples:"]
+    names = re.findall(r"^  (--[\w-]+)", said, flags=re.M)
+    assert len(names) == len(set(names)) > 40
+    between = said.split("\ntraining:")[1].split("\nseeds, time")[0]
+    wanted = {"--" + known.name.replace("_", "-") for known in dataclasses.fields(TrainingSettings) if known.metadata}
+    assert wanted == set(re.findall(r"^  (--[\w-]+)", between, flags=re.M))
+
 
 BAD = [
     (["--schemes", "explicit,magic"], "unknown scheme 'magic'; choose from explicit, implicit"),
@@ -83,7 +114,7 @@ def test_an_unwritable_folder_is_named(tmp_path, capsys):
 
 
 def config(*options):
-    parser = ArgumentParser()
+    parser = Parser("test")
     add_arguments(parser)
     return make_config(parser.parse_args(["--schemes", "explicit", *options]), "test", [1]).to_json()
 

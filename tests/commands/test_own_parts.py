@@ -72,6 +72,11 @@ def sign(net, x, y, threat, generator, indices, step=1.0):
     return (x + threat.project(step * (stability.fgsm(net, x, y, threat) - x))).clamp(0, 1)
 
 
+def largest(block, power=1.0):
+    return block.ritz.abs().amax(1) ** power
+
+
+def shapeless(block): return 3.0
 def images():
     return torch.arange(40 * 64).view(40, 8, 8).remainder(256).to(torch.uint8), [3, 7] * 20
 
@@ -144,7 +149,21 @@ def test_grey_images_mean_to_a_network_of_colours_what_they_did(folder):
     torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-RUN = ["--attacks", "own.py:sign", "--epsilons", "0.1", "--smoke", "--device", "cpu", "--audit", "none", "--workers", "1"]
+RUN = [
+    "--attacks",
+    "own.py:sign",
+    "--predictors",
+    "own.py:largest(power=2)",
+    "--epsilons",
+    "0.1",
+    "--smoke",
+    "--device",
+    "cpu",
+    "--audit",
+    "none",
+    "--workers",
+    "1",
+]
 PARTS = [
     "--schemes",
     "explicit,own.py:RALSTON",
@@ -163,6 +182,9 @@ def test_a_run_of_nothing_but_own_parts_goes_on_with_the_same_code_only(folder, 
     assert "the classes 3, 7 are counted as 0 to 1" in capsys.readouterr().out
     table = (folder / "out" / "accuracy.csv").read_text().splitlines()
     assert sum("own.py:images,own.py:small,own.py:RALSTON,1,standard,0,own.py:sign,0.1,exact" in row for row in table) == 1
+    stability_table = (folder / "out" / "stability.csv").read_text().splitlines()
+    squares = [row for row in stability_table if "own.py:largest(power=2.0)" in row]
+    assert len(squares) == sum(",spectral_radius," in row for row in stability_table) > 0
     assert set(json.loads((folder / "out" / "config.json").read_text())["own"]) == {"own.py", "helper.py", "own.py:images"}
     checkpoint = "out/checkpoints/own.py_RALSTON-own.py_Field-substeps1-seed0.pt"
     evaluation = [checkpoint, "--attacks", "own.py:sign", "--epsilons", "0.1", "--audit", "none", "--device", "cpu"]
@@ -199,6 +221,9 @@ BAD = [
     (["--fields", "own.py:small"], "own.py:small does not take layers, channels: a field is called with layers, channels"),
     (["--attacks", "own.py:net"], "own.py:net does not take net, x, y, threat, generator, indices: an attack"),
     (["--attacks", "own.py:wrong_attack"], "own.py:wrong_attack gave NoneType; an attack returns images like x"),
+    (["--predictors", "own.py:shapeless"], "own.py:shapeless cannot be measured: it gave 3.0 of one sample"),
+    (["--predictors", "own.py:net"], "own.py:net does not take block: a predictor is called with block"),
+    (["--predictors", "magic"], "unknown predictor 'magic'; choose from step_norm"),
     (["--dataset", "own.py:several"], "own.py:several has images of 2 shapes, such as"),
     (["--dataset", "own.py:one"], "own.py:one has one class only (4); a classifier needs two at least"),
     (["--dataset", "own.py:sign"], "own.py:sign needs net, x, y, threat, generator, indices: a data set is called without"),
@@ -239,7 +264,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing(folder, argume
     )
     (folder / "raises.py").write_text("def f():\n    return 1 / 0\n\n\nS = f()\n")
     with pytest.raises(SystemExit) as stopped:
-        compare_schemes.main([*RUN[2:], *arguments, "--out", "out"])
+        compare_schemes.main([*RUN[4:], *arguments, "--out", "out"])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and sentence in error and len(error.strip().splitlines()) == 1
     assert not (folder / "out").exists()

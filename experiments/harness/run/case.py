@@ -189,7 +189,7 @@ def _solve(work: Work) -> dict[str, Any]:
 
 def _stability(work: Work) -> dict[str, Any]:
     probe = work.test.images[: work.config.probe_images]
-    metrics, cloud = evaluation.measure_stability(work.net(), probe, progress=work.progress)
+    metrics, cloud = evaluation.measure_stability(work.net(), probe, progress=work.progress, predictors=work.config.predictors)
     return {"stability": metrics, "cloud": cloud}
 
 

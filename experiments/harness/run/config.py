@@ -45,6 +45,7 @@ class RunConfig:
     epsilons: tuple[float, ...]
     substeps: tuple[int, ...] = (1,)
     fields: tuple[str, ...] = ("residual",)
+    predictors: tuple[str, ...] = ()
     threat: str = "linf"
     audit: str = "all"
     audit_epsilon: float = 0.1
@@ -74,7 +75,7 @@ class RunConfig:
     @property
     def parts(self) -> list[str]:
         """The specs of everything that may be a user's own."""
-        return [*self.schemes, *self.fields, *self.attacks, self.model, self.dataset]
+        return [*self.schemes, *self.fields, *self.attacks, *self.predictors, self.model, self.dataset]
 
     @property
     def resplit(self) -> int | None:

@@ -106,12 +106,17 @@ def measure_attack(
 
 
 def measure_stability(
-    net: nn.Module, images: Tensor, dimension: int = 40, progress: Progress = lambda done, total: None
+    net: nn.Module,
+    images: Tensor,
+    dimension: int = 40,
+    progress: Progress = lambda done, total: None,
+    predictors: Iterable[str] = (),
 ) -> tuple[tuple[Metric, ...], dict[str, Any]]:
     """Dynamics along the network at the states that `images` run through, each block at its own input.
 
     In float64 and with implicit steps solved to 1e-6: what is measured is the scheme, not the solver. Blocks with at most
-    `DENSE_LIMIT` entries also have all eigenvalues, of the first few images; Lyapunov exponents are of fewer still.
+    `DENSE_LIMIT` entries also have all eigenvalues, of the first few images; Lyapunov exponents are of fewer still. predictors:
+    specs of those that are measured beside ours.
 
     Returns:
         (metrics, cloud): `Metric`s, whose values are means over the images, of largest_stable_h the least. cloud maps a
@@ -120,8 +125,11 @@ def measure_stability(
     """
     net, images = copy.deepcopy(net).double(), images.double()
     blocks = stability.dynamics(net, images, dimension, dense_limit=DENSE_LIMIT, dense_samples=DENSE_IMAGES, progress=progress)
+    further = [stability.get_predictor(spec) for spec in predictors]
     rows = [
-        _row(block.stage, block.block, name, value) for block in blocks for name, value in stability.predictors(block).items()
+        _row(block.stage, block.block, name, value)
+        for block in blocks
+        for name, value in stability.predictors(block, further).items()
     ]
     exponents, whole = stability.stage_exponents(net, images[:EXPONENT_IMAGES], tol=EXPONENT_TOL, step_tol=EXPONENT_TOL / 100)
     cloud = {}

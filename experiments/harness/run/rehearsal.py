@@ -1,9 +1,11 @@
 """A user's own parts tried on two images before a run begins: what would fail after an hour of training fails at once."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import stability
@@ -18,15 +20,18 @@ from stability.attacks.threats import THREATS
 
 
 def rehearse(config: RunConfig, cases: Iterable[Case], data: Data) -> None:
-    """One training step, and each attack, of every kind of net that has a part of a user's own.
+    """One training step of every kind of net that has a part of a user's own; each attack and predictor on the first of them.
 
     Raises:
         InputError: Names the part, and the line of the user's code that failed.
     """
     threat: Any = THREATS[config.threat]
+    predictors = [stability.get_predictor(name) for name in config.predictors]
     attacks = [name for name in config.attacks if is_own(name)]
     kinds = list(dict.fromkeys(case.kind for case in cases))
-    own = [case for case in kinds if attacks or any(is_own(part) for part in (config.model, case.scheme, case.field))]
+    own = [
+        case for case in kinds if attacks or predictors or any(is_own(part) for part in (config.model, case.scheme, case.field))
+    ]
     x, y = data.train.images[:2], data.train.labels[:2]
     for case in own:
         parts = [part for part in (config.model, case.scheme, case.field) if is_own(part)]
@@ -52,5 +57,13 @@ def rehearse(config: RunConfig, cases: Iterable[Case], data: Data) -> None:
                 for name in attacks if case == own[0] else ():
                     what = f"{name} cannot attack"
                     stability.get_attack(name).bound(threat(config.audit_epsilon), 0)(net, x.clone(), y)
+                for predictor in predictors if case == own[0] else ():
+                    what = f"{predictor.name} cannot be measured"
+                    for block in stability.dynamics(copy.deepcopy(net).double(), x[:1].double(), 4):
+                        values = predictor.value(block)
+                        if values is not None and (not isinstance(values, Tensor) or values.shape != (1,)):
+                            raise InputError(
+                                f"it gave {values!r} of one sample; a predictor gives a tensor (samples,), or None"
+                            )
             except Exception as error:  # the user's code may raise whatever it likes
                 raise InputError(f"{what}: {sentence(error)}") from (None if isinstance(error, EXPECTED) else error)

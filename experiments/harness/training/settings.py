@@ -38,13 +38,10 @@ class TrainingSettings:
         "is measured follows the exact one in any case",
         choices=GRADIENTS,
     )
+    epochs: int = option(20, "passes of gradients over the training images, replays counted", minimum=1, implied="by data set")
     clean_epochs: int = option(
         0, "so many epochs on clean images first; 1 helps where an attacked net does not leave the uniform guess", minimum=0
     )
-    warmup_epochs: int = option(
-        0, "so many epochs in which the learning rate rises linearly; one-cycle has a rise of its own", minimum=0
-    )
-    epochs: int = option(20, "passes of gradients over the training images, replays counted", minimum=1, implied="by data set")
     batch_size: int = option(64, "", minimum=1)
     optimizer: str = option("adamw", "sgd has momentum 0.9", choices=OPTIMIZERS)
     learning_rate: float | None = option(
@@ -60,6 +57,9 @@ class TrainingSettings:
         implied=", ".join(f"{rates['weight_decay']:g} for {name}" for name, rates in OPTIMIZERS.items()),
     )
     schedule: str = option("one-cycle", "of the learning rate", choices=SCHEDULES)
+    warmup_epochs: int = option(
+        0, "so many epochs in which the learning rate rises linearly; one-cycle has a rise of its own", minimum=0
+    )
     select: str = option(
         "best",
         "best: the epoch that is best on held-out training images, under a short PGD where training "
