@@ -17,7 +17,17 @@ from experiments.harness.run.config import RunConfig
 from experiments.harness.training.settings import TrainingSettings
 from odenets.errors import Divergence, InputError, MissingExtra, Unsolved
 
-SCRIPTS = ["compare_schemes", "sweep_steps", "relate", "evaluate", "map_spectra", "plot_regions", "compare_solvers", "share", "reproduce_ie_skips"]
+SCRIPTS = [
+    "compare_schemes",
+    "sweep_steps",
+    "relate",
+    "evaluate",
+    "map_spectra",
+    "plot_regions",
+    "compare_solvers",
+    "share",
+    "reproduce_ie_skips",
+]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
