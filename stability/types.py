@@ -17,8 +17,10 @@ Indices = Int[Tensor, "batch"]  # who each image is, whatever batch it is in
 Logits = Float[Tensor, "batch classes"]
 PerSample = Float[Tensor, "batch"]
 Flags = Bool[Tensor, "batch"]
+Counts = Int[Tensor, "batch"]
 Rows = Inexact[Tensor, "batch unknowns"]
 Product = Callable[[Rows], Rows]  # a linear operator, by what it does to each row
+Operators = Callable[[Indices], Product]  # those of some samples, by their indices
 
 
 @runtime_checkable

@@ -13,9 +13,7 @@ from stability.attacks.losses import Objective, input_gradient, likeliest_wrong,
 from stability.attacks.threats import check_threat, confine, representable, rows, shrunk, working_precision
 from stability.errors import InputError
 from stability.random import generators, seeds
-from stability.types import Flags, Images, Indices, Labels, Logits, Net, PerSample, Threat
-
-Telling = Callable[[Images, Indices], Logits]  # a net that is told which images it sees
+from stability.types import Flags, Images, Indices, Labels, Net, PerSample, Threat
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +67,11 @@ Looking = Callable[..., Look]  # (point, images, differentiate=True)
 Climb = Callable[..., tuple[Images, PerSample, Flags]]  # (look, point, images, safe) -> (point, score, fallen)
 
 
-def look(net: Telling, objective: Objective, point: Images, images: Attacked, differentiate: bool = True) -> Look:
-    """Evaluate a `told` net at `point`, (B, ...) near images.x: a forward pass and, where asked for, a backward one."""
+def look(net: Net, objective: Objective, point: Images, images: Attacked, differentiate: bool = True) -> Look:
+    """Evaluate a net at `point`, (B, ...) near images.x: a forward pass and, where asked for, a backward one."""
     with torch.set_grad_enabled(differentiate):
         image = images.shown(point.detach()).detach().requires_grad_(differentiate)
-        own = net(image.clone(), images.indices)
+        own = net(image.clone(), **told(net, images.indices))
         check_logits(own, images.y)
         logits = own.to(point.dtype)  # those of a network under autocast are less precise
         loss = objective(logits, images.y, images.target)
@@ -135,15 +133,14 @@ def ascend(
         check_count(name, value)
     indices, runs = identities(indices, x), (restarts if random_start else 1) * (targets or 1)
     starts = seeds(generator, runs) if random_start else [None] * runs
-    call = told(net)
-    climb = partial(climb, partial(look, call, objective_named(loss)))
+    climb = partial(climb, partial(look, net, objective_named(loss)))
     with attacking(net):
-        found = [_runs(call, part, threat, climb, starts, targets) for part in in_parts(x, y, threat, indices, batch_size)]
+        found = [_runs(net, part, threat, climb, starts, targets) for part in in_parts(x, y, threat, indices, batch_size)]
         return torch.cat(found).to(x.dtype)
 
 
 def _runs(
-    net: Telling, images: Attacked, threat: Threat, climb: Climb, starts: Sequence[int | None], targets: int | None
+    net: Net, images: Attacked, threat: Threat, climb: Climb, starts: Sequence[int | None], targets: int | None
 ) -> Images:
     safe, best, highest = shrunk(threat, images.x), images.x.clone(), torch.full_like(images.x.flatten(1)[:, 0], -torch.inf)
     alive = torch.arange(len(best), device=best.device)
@@ -161,8 +158,8 @@ def _runs(
 
 
 @torch.no_grad()
-def _classes(net: Telling, images: Attacked, targets: int) -> Tensor:
-    logits = net(images.shown(images.x).clone(), images.indices)
+def _classes(net: Net, images: Attacked, targets: int) -> Tensor:
+    logits = net(images.shown(images.x).clone(), **told(net, images.indices))
     check_logits(logits, images.y)
     return likeliest_wrong(logits, images.y, targets)
 

@@ -12,7 +12,7 @@ from stability.attacks.images import attacking, check_count, check_images, check
 from stability.attacks.threats import L2, Linf
 from stability.errors import InputError, MissingExtra
 from stability.random import given_or_new
-from stability.types import Images, Labels, Net, Threat
+from stability.types import Images, Indices, Labels, Net, Threat
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 
@@ -27,6 +27,7 @@ def autoattack(
     attacks: Iterable[str] | None = None,
     configure: Callable[[Any], object] | None = None,
     generator: torch.Generator | None = None,
+    indices: Indices | None = None,
     batch_size: int = 250,
 ) -> Images:
     """AutoAttack as its authors wrote it, an attack for `worst_case`: `functools.partial(autoattack, threat=threat)`.
@@ -40,6 +41,7 @@ def autoattack(
         configure: Is given the package's AutoAttack object before it runs, to change what it exposes, such as
             `square.n_queries`.
         generator: Draws one number, the seed; by default a new generator with seed 0. Global seeds are left as they were.
+        indices: As for `pgd`, and of no use here.
         batch_size: Images attacked at once.
 
     Returns:

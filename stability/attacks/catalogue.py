@@ -59,6 +59,10 @@ class Attack(ABC):
     ) -> Images:
         """Adversarial images like x, (B, ...); arguments as for `pgd`."""
 
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """What its function takes beside the data: fields by their names, those left out whose 0 stands for "none"."""
+        return {name: value for name, (value, default) in self.parameters.items() if value or default}
+
     def bound(self, threat: Threat, seed: int) -> "Bound":
         """The attack on images alone, as `worst_case` takes it: its noise depends on the seed and an image's index."""
         return Bound(self, threat, seed)
@@ -92,16 +96,11 @@ class Bound:
         return self.attack(net, x, y, self.threat, torch.Generator().manual_seed(self.seed), indices)
 
 
-@dataclass(frozen=True)
-class FGSM(Attack):
-    """One step of the whole budget; see `fgsm`."""
-
-    loss: str = "cross_entropy"
-
-    name = "fgsm"
+def by(function: Callable[..., Images]) -> Callable[..., Images]:
+    """`Attack.__call__` by a function (net, x, y, threat, *, generator, indices) of the attack's settings."""
 
     def __call__(
-        self,
+        self: Attack,
         net: Net,
         x: Images,
         y: Labels,
@@ -109,8 +108,19 @@ class FGSM(Attack):
         generator: torch.Generator | None = None,
         indices: Indices | None = None,
     ) -> Images:
-        """See `Attack`."""
-        return fgsm(net, x, y, threat, self.loss, indices=indices)
+        return function(net, x, y, threat, generator=generator, indices=indices, **self.settings(threat))
+
+    return __call__
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step of the whole budget; see `fgsm`."""
+
+    loss: str = "cross_entropy"
+
+    name = "fgsm"
+    __call__ = by(fgsm)
 
 
 @dataclass(frozen=True)
@@ -127,32 +137,13 @@ class PGD(Attack):
 
     name, count = "pgd", "steps"
     words = {"margin": {"loss": "margin"}, "dlr": {"loss": "dlr"}, "momentum": {"momentum": 1.0}}
+    __call__ = by(pgd)
 
-    def __call__(
-        self,
-        net: Net,
-        x: Images,
-        y: Labels,
-        threat: Threat,
-        generator: torch.Generator | None = None,
-        indices: Indices | None = None,
-    ) -> Images:
-        """See `Attack`."""
-        return pgd(
-            net,
-            x,
-            y,
-            threat,
-            self.steps,
-            self.relative_step * threat.epsilon / self.steps,
-            self.loss,
-            restarts=self.restarts,
-            random_start=self.random_start,
-            generator=generator,
-            indices=indices,
-            momentum=self.momentum,
-            targets=self.targets or None,
-        )
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """See `Attack.settings`; steps are relative to the ball."""
+        found = super().settings(threat)
+        found["step_size"] = found.pop("relative_step") * threat.epsilon / self.steps
+        return found
 
 
 @dataclass(frozen=True)
@@ -166,29 +157,7 @@ class APGD(Attack):
 
     name, count = "apgd", "steps"
     words = {"ce": {"loss": "cross_entropy"}, "dlr": {"loss": "dlr"}, "t": {"loss": "dlr", "targets": 9}}
-
-    def __call__(
-        self,
-        net: Net,
-        x: Images,
-        y: Labels,
-        threat: Threat,
-        generator: torch.Generator | None = None,
-        indices: Indices | None = None,
-    ) -> Images:
-        """See `Attack`."""
-        return apgd(
-            net,
-            x,
-            y,
-            threat,
-            self.steps,
-            self.loss,
-            restarts=self.restarts,
-            targets=self.targets or None,
-            generator=generator,
-            indices=indices,
-        )
+    __call__ = by(apgd)
 
 
 @dataclass(frozen=True)
@@ -198,18 +167,7 @@ class Square(Attack):
     queries: int = 1000
 
     name, count, follows_gradient = "square", "queries", False
-
-    def __call__(
-        self,
-        net: Net,
-        x: Images,
-        y: Labels,
-        threat: Threat,
-        generator: torch.Generator | None = None,
-        indices: Indices | None = None,
-    ) -> Images:
-        """See `Attack`."""
-        return square(net, x, y, threat, queries=self.queries, generator=generator, indices=indices)
+    __call__ = by(square)
 
 
 @dataclass(frozen=True)
@@ -219,18 +177,7 @@ class Noise(Attack):
     draws: int = 100
 
     name, count, follows_gradient = "noise", "draws", False
-
-    def __call__(
-        self,
-        net: Net,
-        x: Images,
-        y: Labels,
-        threat: Threat,
-        generator: torch.Generator | None = None,
-        indices: Indices | None = None,
-    ) -> Images:
-        """See `Attack`."""
-        return noise(net, x, y, threat, draws=self.draws, generator=generator, indices=indices)
+    __call__ = by(noise)
 
 
 @dataclass(frozen=True)
@@ -240,18 +187,7 @@ class AutoAttack(Attack):
     version: str = "standard"
 
     name, package = "autoattack", ("pyautoattack", "autoattack")
-
-    def __call__(
-        self,
-        net: Net,
-        x: Images,
-        y: Labels,
-        threat: Threat,
-        generator: torch.Generator | None = None,
-        indices: Indices | None = None,
-    ) -> Images:
-        """See `Attack`."""
-        return autoattack(net, x, y, threat, version=self.version, generator=generator)
+    __call__ = by(autoattack)
 
 
 TAKES = ("net", "x", "y", "threat", "generator", "indices")  # an attack, by these names

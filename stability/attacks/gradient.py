@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 
 from stability.attacks.ascent import Attacked, Looking, ascend, in_parts, look
-from stability.attacks.images import attacking, check_count, check_images, identities, indexed, told
+from stability.attacks.images import attacking, check_count, check_images, identities, indexed
 from stability.attacks.losses import objective_named
 from stability.attacks.threats import check_threat, confine, rows, shrunk
 from stability.errors import InputError
@@ -34,15 +34,20 @@ def fgsm(
     loss: str = "cross_entropy",
     batch_size: int = 512,
     indices: Indices | None = None,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Images:
-    """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015). Arguments as for `pgd`."""
+    """One step of the whole budget along the steepest ascent of the loss (Goodfellow 2015).
+
+    Arguments as for `pgd`; it draws nothing from `generator`.
+    """
     x = check_images(x, y)
     check_threat(threat)
     check_count("batch_size", batch_size)
     objective, parts = objective_named(loss), []
     with attacking(net):
         for images in in_parts(x, y, threat, identities(indices, x), batch_size):
-            gradient = look(told(net), objective, images.x, images).gradient
+            gradient = look(net, objective, images.x, images).gradient
             point = images.x + threat.epsilon * threat.steepest(gradient)
             parts.append(images.shown(confine(point, images.x, shrunk(threat, images.x))))
         return torch.cat(parts)

@@ -1,6 +1,6 @@
 """What every attack asks of a network, images and labels, and the noise that belongs to an image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -90,11 +90,9 @@ def takes_indices(call: Any) -> bool:
     return getattr(call, "takes_indices", False)
 
 
-def told(call: Any) -> Callable[..., Any]:
-    """A net as (x, indices) -> logits, an attack as (net, x, y, indices) -> images, whether it takes `indices` or not."""
-    if takes_indices(call):
-        return lambda *given: call(*given[:-1], indices=given[-1])
-    return lambda *given: call(*given[:-1])
+def told(call: object, indices: Indices) -> dict[str, Indices]:
+    """What a net or an attack is given beside its data: `indices` where it says that it takes them."""
+    return {"indices": indices} if takes_indices(call) else {}
 
 
 def evaluated(net: Net, x: Images) -> Logits:

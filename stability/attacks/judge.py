@@ -91,7 +91,7 @@ def worst_case(
         alive = (broken_by == SURVIVED).nonzero()[:, 0]
         if not len(alive):
             break
-        moved = _held(_returned(name, told(attack)(net, x[alive], y[alive], alive.cpu()), x[alive]), x[alive], threat)
+        moved = _held(_returned(name, attack(net, x[alive], y[alive], **told(attack, alive.cpu())), x[alive]), x[alive], threat)
         wrong, doubtful = _judged(judge, net, moved, y[alive], batch_size)
         best[alive], untrusted[alive], broken_by[alive[wrong]] = moved, doubtful, index
     names = (*before, *(name for name, _ in pairs))

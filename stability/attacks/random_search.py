@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stability.attacks.ascent import Attacked, Telling, in_parts, look
-from stability.attacks.images import check_count, check_images, evaluating, identities, indexed, told
+from stability.attacks.ascent import Attacked, in_parts, look
+from stability.attacks.images import check_count, check_images, evaluating, identities, indexed
 from stability.attacks.losses import margin
 from stability.attacks.threats import L2, Linf, check_threat, confine, shrunk
 from stability.errors import InputError
@@ -141,14 +141,14 @@ def _search(
     indices, (base,) = identities(indices, x), seeds(generator, 1)
     with evaluating(net), torch.inference_mode(False), torch.no_grad():
         found = [
-            _part(told(net), part, threat, queries, start, draw, propose, base)
+            _part(net, part, threat, queries, start, draw, propose, base)
             for part in in_parts(x, y, threat, indices, batch_size)
         ]
     return torch.cat(found).to(x.dtype)
 
 
 def _part(
-    net: Telling, images: Attacked, threat: Threat, queries: int, start: Draw, draw: Draw, propose: Propose, base: int
+    net: Net, images: Attacked, threat: Threat, queries: int, start: Draw, draw: Draw, propose: Propose, base: int
 ) -> Images:
     x, safe, alive = images.x, shrunk(threat, images.x), torch.arange(len(images.x), device=images.x.device)
     own = generators(images.indices, base)

@@ -156,7 +156,7 @@ class _Prover:
             raise InputError(
                 f"tau = {tau:g} is below what rounding in float64 leaves of a residual here: the least is {least:.2g}"
             )
-        self.behind = []  # the Lipschitz constant of all behind each link
+        self.behind: list[float] = []  # the Lipschitz constant of all behind each link
         behind = 1.0
         for bound in reversed(bounds):
             self.behind.insert(0, behind)

@@ -8,7 +8,9 @@ stability of numerical algorithms, sections 2.2 and 3.1.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from odenets.nets.certifiable import CayleyConv, Centre, PadChannels, ScaledPool, UnitRows
-from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Skew
+from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Shape, Skew
 from odenets.nets.stage import ODEStage
 from odenets.schemes.runge_kutta import RungeKutta
 from odenets.schemes.splitting import Splitting
@@ -31,7 +33,8 @@ class Link(ABC):
     """A layer, its name, the shape of its states before it, and its bounds for states of at most some norm."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, module
+        self.name = name
+        self.module: Any = module  # of the type that `KINDS` pairs with this link
         self.moves: tuple[Move, ...] = ()
 
     @abstractmethod
@@ -104,7 +107,7 @@ class Stage(Link):
                 if type(module) not in FIELDS:
                     _check_convolution(f"{self.name}.fields.{n}.{name}", module)
         try:
-            self.moves = moves(stage, shape, p)
+            self.moves = moves(stage, cast(Shape, shape), p)  # of convolutions, and so of images
         except InputError as error:
             raise InputError(f"layer {self.name!r}: {error}") from error
         factor, rounding, deployed = 1.0, 0.0, 0.0
@@ -158,7 +161,7 @@ def links(net: nn.Module) -> tuple[list[Link], str, nn.Module]:
     return chain, *layers[-1]
 
 
-def _flat(name: str, module: nn.Module):
+def _flat(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if type(module) is nn.Sequential:
         _check_plain(name, module)
         for child, layer in module._modules.items():  # a layer that stands twice is two links
@@ -197,7 +200,7 @@ class Head:
     rounding: float  # of a logit
 
     @classmethod
-    def of(cls, head: nn.Module, norm: float, p: float) -> "Head":
+    def of(cls, head: Any, norm: float, p: float) -> "Head":
         """The head of features with ||y||_p <= norm."""
         weight = head.weight.detach()
         bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device) if head.bias is None else head.bias.detach()

@@ -6,14 +6,17 @@ nobody's statistics are believed.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenets.nets.monotone import Constants, GradientFlow
+from odenets.nets.monotone import Constants, GradientFlow, Shape
 from odenets.nets.stage import ODEStage
 from odenets.schemes import Scheme
+from odenets.schemes.tableau import Tableau
 from odenets.solve.semismooth import ConvexNewton, Semismooth
+from odenets.types import Field
 from stability.errors import InputError
 from stability.methods.contraction import contraction
 
@@ -44,8 +47,9 @@ class Move:
     residual: the constant by which the residual of its equation enters; 0 where it solves none.
     """
 
-    field: torch.nn.Module
+    field: Field
     scheme: Scheme
+    tableau: Tableau
     h: float
     p: float
     factor: float
@@ -61,7 +65,7 @@ class Move:
         """(the new states, (B,) norm of the residual of their equations)."""
         if not self.solves:
             return self.scheme.step(self.field, 0.0, y, self.h), torch.zeros(len(y), dtype=y.dtype, device=y.device)
-        weight = float(self.scheme.tableau.A[0, 0])
+        weight = float(self.tableau.A[0, 0])
 
         def equation(increment: Tensor, base: Tensor) -> Tensor:
             return increment - weight * self.h * self.field(0.0, base + increment)
@@ -80,7 +84,7 @@ class Move:
         offset = self.h * self.constants.offset
         if self.solves:
             longest, slope, evaluation = self._stage(norm, tau)
-            weight = float(self.scheme.tableau.A[0, 0])
+            weight = float(self.tableau.A[0, 0])
             update = gamma(4) * (norm + (longest + norm) / weight)
             return Bounds(self.factor, self.factor * norm + offset + self.residual * tau, self.residual * evaluation + update)
         reached, rounding = self._explicit(norm)
@@ -95,7 +99,7 @@ class Move:
 
         The exact stage is a resolvent J of y, and ||J(y)|| <= ||y|| + ||J(0)|| <= ||y|| + a h ||f(0)||.
         """
-        constants, weighted = self.constants, float(self.scheme.tableau.A[0, 0]) * self.h
+        constants, weighted = self.constants, float(self.tableau.A[0, 0]) * self.h
         longest = norm + weighted * constants.offset + tau
         slope = constants.magnitude * longest + constants.offset
         argument = constants.lipschitz * UNIT * longest  # base + increment is rounded before f sees it
@@ -106,7 +110,7 @@ class Move:
 
     def _explicit(self, norm: float) -> tuple[float, float]:
         """(bound of the new state, bound of its rounding), stage by stage."""
-        tableau, constants = self.scheme.tableau, self.constants
+        tableau, constants = self.tableau, self.constants
         slopes: list[float] = []
         errors: list[float] = []
         for row in [*tableau.A, tableau.b]:
@@ -118,13 +122,14 @@ class Move:
         return longest, 2 * error  # twice: for the products of roundings
 
 
-def moves(stage: ODEStage, shape: tuple[int, ...], p: float) -> tuple[Move, ...]:
+def moves(stage: ODEStage, shape: Shape, p: float) -> tuple[Move, ...]:
     """The moves of a stage on states of one shape.
 
     Raises:
         ValueError: A step is not proven to contract, or inexact solutions of its equations are not covered.
     """
     found = []
+    field: Any  # `contraction` says what it lacks
     for field in stage.fields:
         for _ in range(stage.substeps):
             composed = stage.scheme.moves or ((0, stage.scheme, 1.0),)
@@ -136,7 +141,7 @@ def moves(stage: ODEStage, shape: tuple[int, ...], p: float) -> tuple[Move, ...]
     return tuple(found)
 
 
-def _move(field: torch.nn.Module, scheme: Scheme, h: float, shape: tuple[int, ...], p: float) -> Move:
+def _move(field: Any, scheme: Scheme, h: float, shape: Shape, p: float) -> Move:
     proof = contraction(scheme, field, h, shape)
     factor, residual = (proof.factor, proof.residual) if p == 2 else (proof.factor_inf, proof.residual_inf)
     if factor == math.inf:
@@ -146,4 +151,4 @@ def _move(field: torch.nn.Module, scheme: Scheme, h: float, shape: tuple[int, ..
             f"{scheme}: certificates cover explicit steps and equations of one stage, whose rounding is bounded: "
             "take implicit_euler, implicit_midpoint or splitting"
         )
-    return Move(field, scheme, h, p, factor, residual, field.constants(p, shape))
+    return Move(field, scheme, scheme.tableau, h, p, factor, residual, field.constants(p, shape))

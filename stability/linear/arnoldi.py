@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stability.errors import InputError
@@ -100,7 +101,13 @@ def grow(krylov: Krylov, m: int) -> None:
         krylov.step()
 
 
-def hessenberg(krylov: Krylov) -> np.ndarray:
+def unit_of(krylov: Krylov) -> Float[Tensor, "batch 1"]:
+    """What a process that has grown divides its operators by."""
+    assert isinstance(krylov.unit, Tensor), "known from the first product on"
+    return krylov.unit
+
+
+def hessenberg(krylov: Krylov) -> Float[np.ndarray, "batch rows columns"]:
     """(B, m + 1, m), H as a host array in float64, in units of the process."""
     return krylov.hessenberg().double().cpu().numpy()
 

@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Complex, Float
 from scipy.linalg import lapack
+from torch import Tensor
 
+from stability.krylov import Krylov
 from stability.linear.arnoldi import (
     EXACT,
     MEMORY,
@@ -22,7 +25,9 @@ from stability.linear.arnoldi import (
     kept_size,
     krylov_process,
     memory_of,
+    unit_of,
 )
+from stability.types import Counts, Flags, Indices, Operators, Product
 
 MAX_PRODUCTS = 3000
 BEHIND = 1e-3  # relative residual, to which what lies behind the wanted eigenvalues is found
@@ -43,14 +48,14 @@ class Spectrum:
     vectors: (B, k, n) complex eigenvectors on the device where they were asked for, else None.
     """
 
-    values: torch.Tensor
-    residuals: torch.Tensor
-    scale: torch.Tensor
-    converged: torch.Tensor
-    settled: torch.Tensor
-    steps: torch.Tensor
+    values: Complex[Tensor, "batch k"]
+    residuals: Float[Tensor, "batch k"]
+    scale: Float[Tensor, "batch k"]
+    converged: Bool[Tensor, "batch k"]
+    settled: Flags
+    steps: Counts
     products: int
-    vectors: torch.Tensor | None = None
+    vectors: Complex[Tensor, "batch k n"] | None = None
 
 
 class Search(NamedTuple):
@@ -70,7 +75,7 @@ class Search(NamedTuple):
     vectors: bool = False
 
 
-def leading(operator, like, count, n, search):
+def leading(operator: Operators, like: Tensor, count: int, n: int, search: Search) -> Spectrum:
     """The wanted eigenvalues of each of `count` operators, a `Spectrum`.
 
     Args:
@@ -87,12 +92,12 @@ def leading(operator, like, count, n, search):
     return replace(parts[0], **joined, products=max(part.products for part in parts))
 
 
-def _leading(operator, rows, like, n, search):
+def _leading(operator: Operators, rows: Indices, like: Tensor, n: int, search: Search) -> Spectrum:
     k, tol, count, limit = search.k, search.tol, len(rows), basis_size(n, search.k, search.dimension)
     krylov = krylov_process(operator(rows), like, count, n, limit)
     m = limit if limit == n <= EXACT else min(limit, max(20, 2 * k + 4))
     found = _iterated(krylov, operator, rows, search, m)
-    unit, found.unit, spent = found.unit, None, krylov.products
+    unit, spent = found.unit, krylov.products
     del krylov
     # A copy of a multiple eigenvalue, or one that the first start missed, shows in the complement of what was found. Of the
     # first eigenvalue alone a copy says nothing new.
@@ -123,9 +128,9 @@ def _leading(operator, rows, like, n, search):
                 getattr(found, name)[group] = getattr(again, name)
             found.X[here] = again.X
         spent += deepest
-    residuals, more = _residuals(operator(rows), found.X, found.theta, unit)
+    left, more = _residuals(operator(rows), found.X, found.theta, unit)
     unit = unit.double().cpu()
-    residuals = torch.from_numpy(residuals) / torch.from_numpy(found.size)
+    residuals = torch.from_numpy(left / found.size)
     vectors = torch.complex(*found.X.split(k, 1)) if search.vectors else None
     settled = torch.from_numpy(found.settled)
     converged = (residuals <= tol) & (settled[:, None] | (torch.arange(k) == 0))
@@ -148,14 +153,14 @@ class _Found:
 
     theta: np.ndarray
     size: np.ndarray
-    X: torch.Tensor
-    steps: torch.Tensor
+    X: Tensor
+    steps: Tensor
     settled: np.ndarray
     full: np.ndarray
-    unit: torch.Tensor | None = None
+    unit: Tensor
 
 
-def _iterated(krylov, operator, rows, search, m, locked=0):
+def _iterated(krylov: Krylov, operator: Operators, rows: Indices, search: Search, m: int, locked: int = 0) -> _Found:
     """Grow and restart `krylov` from dimension m on until each sample's wanted pairs stand; a `_Found`.
 
     locked: Size of the space that `krylov` starts with. What lies behind it has to stand too, so far as to be known to be
@@ -164,6 +169,7 @@ def _iterated(krylov, operator, rows, search, m, locked=0):
     k, tol, count, n, eps = search.k, search.tol, len(rows), krylov.n, torch.finfo(krylov.V.dtype).eps
     limit = krylov.V.shape[1] - 1
     X = krylov.V.new_zeros(count, 2 * k, n)
+    grow(krylov, m)
     found = _Found(
         np.zeros((count, k), complex),
         np.zeros((count, k)),
@@ -171,12 +177,11 @@ def _iterated(krylov, operator, rows, search, m, locked=0):
         torch.full((count,), limit),
         np.zeros(count, bool),
         np.zeros(count, bool),
+        unit_of(krylov),
     )
     pending = torch.arange(count)
     wanted = _wanted_symmetric if search.symmetric else _wanted
     while True:
-        grow(krylov, m)
-        found.unit = krylov.unit if found.unit is None else found.unit
         H, p = hessenberg(krylov), m if m == n else kept_size(m, k)
         theta, S, Z, T, b = (np.stack(part) for part in zip(*[wanted(h, min(k + 2, p), search.which, p) for h in H]))
         norm = np.sqrt((H**2).sum(1)).max(1)  # max ||A v_j||: a lower bound of ||A||
@@ -208,18 +213,19 @@ def _iterated(krylov, operator, rows, search, m, locked=0):
             krylov.restart(*(torch.from_numpy(part[~done]).to(X) for part in (Z, T, b)))
         else:
             m = min(limit, m + 2 * max(4, m // 6))
+        grow(krylov, m)
 
 
-def _key(theta, which):
+def _key(theta: np.ndarray, which: str) -> np.ndarray:
     return abs(theta) if which == "LM" else theta.real
 
 
-def _widths(theta):
+def _widths(theta: np.ndarray) -> np.ndarray:
     """(B,) dimension of the real space of each row's eigenvectors: a conjugate pair cut at the end counts whole."""
     return (1.0 * (theta.imag == 0) + 2 * (theta.imag > 0)).sum(1).astype(int)
 
 
-def _orthonormal(X, theta):
+def _orthonormal(X: Tensor, theta: np.ndarray) -> Tensor:
     """(B, p, n) rows spanning what the eigenvectors X of rows of equal `_widths` span."""
     k = theta.shape[1]
     rows = [
@@ -230,7 +236,7 @@ def _orthonormal(X, theta):
     return torch.linalg.qr(chosen.mT)[0].mT
 
 
-def _wanted(h, k, which, p):
+def _wanted(h: np.ndarray, k: int, which: str, p: int) -> tuple[np.ndarray, ...]:
     """Of H (m + 1, m): k eigenvalues and unit eigenvectors; basis Z, block T and coupling b of p Schur vectors."""
     m = h.shape[1]
     T, _, real, imaginary, Z, *_ = lapack.dgees(lambda *_: None, h[:m])
@@ -249,7 +255,7 @@ def _wanted(h, k, which, p):
     return theta[order], Z @ S[:, order], Z, T, h[m, m - 1] * Z[-1]
 
 
-def _wanted_symmetric(h, k, which, p):
+def _wanted_symmetric(h: np.ndarray, k: int, which: str, p: int) -> tuple[np.ndarray, ...]:
     """`_wanted` of a symmetric matrix: real, and complete where eigenvalues coincide."""
     m = h.shape[1]
     values, Z = np.linalg.eigh(h[:m])  # of the lower triangle: the coefficients of Lanczos
@@ -258,7 +264,7 @@ def _wanted_symmetric(h, k, which, p):
     return values[:k].astype(complex), Z[:, :k].astype(complex), Z, np.diag(values), h[m, m - 1] * Z[-1]
 
 
-def _residuals(apply, X, values, unit):
+def _residuals(apply: Product, X: Tensor, values: np.ndarray, unit: Tensor) -> tuple[np.ndarray, int]:
     """||A x - lambda x|| / ||x|| of x = X_j + i X_{k+j} by products with both parts, (B, k), in units of A as `values` are;
     and the products spent."""
     result, products, k = np.empty(values.shape), 0, values.shape[1]

@@ -4,20 +4,22 @@ Knows plain callables only. A stage of a network is one; so is the field of a bl
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
+from jaxtyping import Float, Inexact
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from stability.errors import InputError
 from stability.random import direction
-from stability.types import Map, Product, State
+from stability.types import Map, Product, Rows, State
 
 
-def jacobian(f, y, chunk=32):
+def jacobian(f: Map, y: State, *, chunk: int = 32) -> LinearOperator:
     """The Jacobian of f at one sample, as a linear operator.
 
     Args:
@@ -41,46 +43,48 @@ def jacobian(f, y, chunk=32):
     return _Jacobian(f, y, chunk)
 
 
+Products = Callable[[Map, State], Product]
+
+
 class _Jacobian(LinearOperator):
     """Products of dense blocks of columns with the Jacobian and its transpose."""
 
-    def __init__(self, f, y, chunk):
+    def __init__(self, f: Map, y: State, chunk: int) -> None:
         n = y.numel()
         super().__init__(torch.empty(0, dtype=y.dtype).numpy().dtype, (n, n))
-        self.f, self.y, self.chunk, self.last = f, y.detach(), chunk, {}
+        self.f, self.y, self.chunk = f, y.detach(), chunk
+        self.last: dict[Products, tuple[int, Product]] = {}
 
-    def _matvec(self, v):
+    def _matvec(self, v: np.ndarray) -> np.ndarray:
         return self._columns(_forward_product, v.reshape(-1, 1))[:, 0]
 
-    def _rmatvec(self, v):
+    def _rmatvec(self, v: np.ndarray) -> np.ndarray:
         return self._columns(reverse_product, v.reshape(-1, 1))[:, 0]
 
-    def _matmat(self, V):
+    def _matmat(self, V: np.ndarray) -> np.ndarray:
         return self._columns(_forward_product, V)
 
-    def _rmatmat(self, V):
+    def _rmatmat(self, V: np.ndarray) -> np.ndarray:
         return self._columns(reverse_product, V)
 
-    def _columns(self, product, V):
+    def _columns(self, product: Products, V: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(V):
             return self._columns(product, V.real) + 1j * self._columns(product, V.imag)
         parts = []
         for start in range(0, V.shape[1], self.chunk):
             rows = torch.as_tensor(np.ascontiguousarray(V[:, start : start + self.chunk].T)).to(self.y)
-            count, apply = self.last.get(product, (0, None))
-            if count != len(rows):  # a Krylov method asks for one column after the other: one evaluation of f for all
-                apply = product(self.f, repeated(self.y, len(rows)))
-                self.last[product] = len(rows), apply
-            parts.append(apply(rows).cpu().numpy().T)
+            if self.last.get(product, (0,))[0] != len(rows):  # columns mostly come one by one: one evaluation of f for all
+                self.last[product] = len(rows), product(self.f, repeated(self.y, len(rows)))
+            parts.append(self.last[product][1](rows).cpu().numpy().T)
         return np.concatenate(parts, 1) if parts else np.empty(V.shape, self.dtype)
 
 
-def repeated(y, count):
+def repeated(y: State, count: int) -> Inexact[Tensor, "copies ..."]:
     """Each sample of y `count` times in a row, (B * count, ...)."""
     return y.detach().repeat_interleave(count, 0)
 
 
-def dense_jacobians(f, y, rows=256):
+def dense_jacobians(f: Map, y: State, *, rows: int = 256) -> Float[Tensor, "batch n n"]:
     """The Jacobians (B, n, n) themselves, for samples with few entries; dtype and device of y.
 
     Reverse mode, `rows` of the matrices at a time: as many copies of the states pass through f.
@@ -142,7 +146,7 @@ def linearised(f: Map, y: State, tol: float = 0.0, square: bool = True) -> Linea
     return Linearised(value.detach(), _pulled_twice(value, state, reverse, tol) or _pushed(f, y), reverse)
 
 
-def _recorded(f, y, square):
+def _recorded(f: Map, y: State, square: bool) -> tuple[Tensor, Tensor, Product]:
     """f(y), the state that it was recorded from, and the product with J^T."""
     check_mode(f)
     with torch.inference_mode(False), torch.enable_grad():
@@ -152,25 +156,25 @@ def _recorded(f, y, square):
     if not value.requires_grad:
         raise InputError("f(y) does not depend on y as far as autograd can see; remove detach() or no_grad() inside f")
 
-    def product(v):
+    def product(v: Rows) -> Rows:
         return torch.autograd.grad(value, state, v.reshape(value.shape), retain_graph=True)[0].reshape(len(v), -1)
 
     check_independence(product, value)
     return value, state, product
 
 
-def _forward_product(f, y):
+def _forward_product(f: Map, y: State) -> Product:
     return linearised(f, y).forward
 
 
-def _pulled_twice(value, state, reverse, tol):
+def _pulled_twice(value: Tensor, state: Tensor, reverse: Product, tol: float) -> Product | None:
     """The forward product as a pullback of the pullback; None where that is wrong or refused."""
     try:
         with torch.inference_mode(False), torch.enable_grad():
             cotangent = torch.zeros_like(value, requires_grad=True)
             (pulled,) = torch.autograd.grad(value, state, cotangent, create_graph=True)
 
-        def product(v):
+        def product(v: Rows) -> Rows:
             return torch.autograd.grad(pulled, cotangent, v.reshape(state.shape), retain_graph=True)[0].reshape(len(v), -1)
 
         u, w = (direction(part.numel(), seed).to(part).reshape(len(part), -1) for seed, part in ((1, state), (2, value)))
@@ -184,12 +188,12 @@ def _pulled_twice(value, state, reverse, tol):
     return product if abs((image * w).sum() - (u * back).sum()) <= slack else None
 
 
-def _pushed(f, y):
+def _pushed(f: Map, y: State) -> Product:
     """The forward product by torch.func.jvp."""
     load_decompositions()
     y = y.detach()
 
-    def product(v):
+    def product(v: Rows) -> Rows:
         with torch.inference_mode(False), torch.no_grad():
             return torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.reshape(y.shape).clone(),))[1].reshape(len(v), -1)
 
@@ -197,7 +201,7 @@ def _pushed(f, y):
 
 
 @cache
-def load_decompositions():
+def load_decompositions() -> None:
     """Load what torch needs for forward-mode products, without its warning."""
     # The first forward-mode product loads TorchScript, whose deprecation warning is none of our caller's business.
     with warnings.catch_warnings():
@@ -205,7 +209,7 @@ def load_decompositions():
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
-def check_state(y):
+def check_state(y: object) -> None:
     """Refuse what is no batch of states: a wrong type, no entries, NaN or Inf."""
     # Half precision has no digits to spare for a Krylov basis: values would come out that mean nothing.
     if not isinstance(y, torch.Tensor) or y.dtype not in (torch.float32, torch.float64) or y.dim() < 1:
@@ -218,7 +222,7 @@ def check_state(y):
         raise InputError("y holds NaN or Inf")
 
 
-def _check_value(value, y, square):
+def _check_value(value: Tensor, y: State, square: bool) -> None:
     if square and value.shape != y.shape:
         raise InputError(f"f maps a state of shape {tuple(y.shape)} to {tuple(value.shape)}; it must keep the shape")
     if value.dtype != y.dtype:
@@ -230,14 +234,14 @@ def _check_value(value, y, square):
         raise InputError("f gives NaN or Inf at y")
 
 
-def check_mode(f):
+def check_mode(f: Map) -> None:
     """Refuse a BatchNorm in training mode, which mixes the samples of a batch."""
     normed = f.modules() if isinstance(f, torch.nn.Module) else []
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training for module in normed):
         raise InputError("f holds a BatchNorm in training mode, which mixes the samples of a batch; call eval() on it")
 
 
-def check_independence(reverse, y):
+def check_independence(reverse: Product, y: State) -> None:
     """Refuse a map whose value at sample 0 depends on other samples."""
     if len(y) > 1:
         v = torch.zeros_like(y).reshape(len(y), -1)

@@ -1,6 +1,7 @@
 """The Kreiss constant: how large e^{tJ} or the powers of J become before the eigenvalues have their say."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +9,9 @@ from scipy.optimize import minimize
 
 from stability.errors import InputError
 from stability.linear.jacobian import dense_jacobians
-from stability.linear.levels import enclosed
-from stability.linear.pseudospectra import resolvent_readers
+from stability.linear.levels import Peak, enclosed
+from stability.linear.pseudospectra import Points, Smallest, resolvent_readers
+from stability.types import Map, PerSample, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +25,21 @@ class Kreiss:
     kind: what `values` are, in words.
     """
 
-    values: torch.Tensor
-    points: torch.Tensor
-    bound: torch.Tensor
+    values: PerSample
+    points: Points
+    bound: PerSample
     exact: bool
     kind: str
 
 
-def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, dense_limit=512):
+def kreiss_constant(
+    f: Map,
+    y: State,
+    domain: str = "half-plane",
+    threshold: Any = None,
+    dimension: int = 100,
+    dense_limit: int = 512,
+) -> Kreiss:
     """The Kreiss constant of each sample's Jacobian, for the flow or for the step.
 
     K = sup (Re z - w) ||(z I - J)^-1|| over Re z > w ("half-plane"), or sup (|z| - w) ||(z I - J)^-1|| over |z| > w
@@ -70,9 +79,9 @@ def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, de
     readers, exact = resolvent_readers(f, y, dimension, dense_limit)
     closest = torch.finfo(y.dtype).eps ** 0.5  # distance, relative to the norm, below which rounding decides
     found = []
-    for sample, reader, w in zip(y.split(1), readers, threshold.expand(len(y)).tolist()):
+    for sample, (eigenvalues, norm, smallest), w in zip(y.split(1), readers, threshold.expand(len(y)).tolist()):
         J = dense_jacobians(f, sample)[0].double().cpu().numpy() if exact else None
-        found.append(_constant(*reader, disc, w, closest, J))
+        found.append(_constant(eigenvalues, norm, smallest, disc, w, closest, J))
     values, points, bounds = zip(*found)
     kind = (
         "dense matrix; supremum by grid and local search, enclosed by level sets"
@@ -88,7 +97,9 @@ def kreiss_constant(f, y, domain="half-plane", threshold=None, dimension=100, de
     )
 
 
-def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
+def _constant(
+    eigenvalues: np.ndarray, norm: float, smallest: Smallest, disc: bool, w: float, closest: float, J: np.ndarray | None
+) -> tuple[float, complex, float]:
     """K, the z where it is taken, and a bound from above where the matrix J is given."""
     size = max(norm, abs(w)) or 1.0
     key = abs(eigenvalues) if disc else eigenvalues.real
@@ -98,10 +109,10 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
     if len(beyond):
         return np.inf, complex(beyond[0]), np.inf
 
-    def at(s, t):  # s: logarithm of the distance from the boundary; t: along it
+    def at(s: Any, t: Any) -> np.ndarray:  # s: logarithm of the distance from the boundary; t: along it
         return (w + np.exp(s) * size) * np.exp(1j * t) if disc else w + np.exp(s) * size + 1j * t * size
 
-    def gain(s, t):
+    def gain(s: Any, t: Any) -> np.ndarray:
         return s + np.log(size) - np.log(np.maximum(smallest(at(s, t)), np.finfo(float).tiny))
 
     along = (abs(np.angle(eigenvalues)) if disc else abs(eigenvalues.imag) / size)[np.argsort(-key, kind="stable")]
@@ -117,7 +128,7 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
     # anywhere.
     low, high = max(closest * size, 100 * (key.max() - w) if J is not None else 0), 1e3 * size
 
-    def climbed(s, t):
+    def climbed(s: float, t: float) -> Peak:
         bounds = ((np.log(low / size), np.log(high / size)), (0, np.pi if disc else np.inf))
         start = [np.clip(value, *between) for value, between in zip((s, t), bounds)]
         found = minimize(
@@ -135,7 +146,7 @@ def _constant(eigenvalues, norm, smallest, disc, w, closest, J=None):
     if J is not None:
         scale = 1 if disc else size
 
-        def polish(d, t):
+        def polish(d: float, t: float) -> Peak:
             return climbed(np.log(d / size), t / scale)
 
         best, bound = enclosed(J, smallest, w, disc, (low, high), along * scale, polish, best)

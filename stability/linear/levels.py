@@ -10,9 +10,14 @@ Dooren (1999) for the circle; Mitchell (2020), SIAM J. Sci. Comput. 42, for such
 """
 
 import heapq
+from collections.abc import Callable
 
 import numpy as np
 from scipy.linalg import eigvals
+
+from stability.linear.pseudospectra import Smallest
+
+Peak = tuple[float, complex]  # log(d ||resolvent||), and the z where it is taken
 
 MARGIN = 1e-2  # what the bound may lie above the supremum found, as a share
 SLACK = 1e-3  # the same, of the largest resolvent norm of a line
@@ -20,7 +25,7 @@ EVALUATIONS = 250  # lines after which the search gives up
 NEAR = 1e-6  # distance from the line, relative to the norm, within which rounding may have moved an eigenvalue
 
 
-def crossings(A, s, position, disc):
+def crossings(A: np.ndarray, s: float, position: float, disc: bool) -> np.ndarray:
     """The t >= 0 where s is a singular value of z I - A: z = position + it, or position e^{it}; and a few t more."""
     n = len(A)
     eye = np.eye(n)
@@ -34,7 +39,7 @@ def crossings(A, s, position, disc):
     return z.imag[(abs(z.real) <= NEAR * np.linalg.norm(B)) & (z.imag >= 0)]
 
 
-def resolvent_peak(A, smallest, position, disc, t):
+def resolvent_peak(A: np.ndarray, smallest: Smallest, position: float, disc: bool, t: np.ndarray) -> tuple[float, float, float]:
     """Of the line at `position`: a lower and an upper bound of the logarithm of the largest resolvent norm, and the t where
     the lower one is taken. t: places to begin with."""
     place = (lambda t: position * np.exp(1j * t)) if disc else (lambda t: position + 1j * t)
@@ -53,7 +58,16 @@ def resolvent_peak(A, smallest, position, disc, t):
         t = np.unique((ends[:-1] + ends[1:]) / 2)
 
 
-def enclosed(A, smallest, w, disc, distances, t, polish, best):
+def enclosed(
+    A: np.ndarray,
+    smallest: Smallest,
+    w: float,
+    disc: bool,
+    distances: tuple[float, float],
+    t: np.ndarray,
+    polish: Callable[[float, float], Peak],
+    best: Peak,
+) -> tuple[Peak, float]:
     """The supremum of log(d N(d)) over low <= d <= high, from above, and an improved `best` with its place.
 
     Args:
@@ -68,9 +82,10 @@ def enclosed(A, smallest, w, disc, distances, t, polish, best):
     Returns:
         (best, bound): bound inf where the search gave up.
     """
-    found, peaks = {}, []
+    found: dict[float, float] = {}
+    peaks: list[float] = []
 
-    def line(d):
+    def line(d: float) -> float:
         nonlocal best
         if d not in found:
             lower, upper, at = resolvent_peak(A, smallest, w + d, disc, np.append(t, peaks[-3:]))
@@ -80,7 +95,7 @@ def enclosed(A, smallest, w, disc, distances, t, polish, best):
             found[d] = upper
         return found[d]
 
-    def interval(a, b):
+    def interval(a: float, b: float) -> tuple[float, float, float]:
         return -_chord(a, b, line(a), line(b), w, disc), a, b
 
     intervals = [interval(*distances)]
@@ -94,7 +109,7 @@ def enclosed(A, smallest, w, disc, distances, t, polish, best):
     return best, max(best[0], -intervals[0][0])
 
 
-def _chord(a, b, above_a, above_b, w, disc):
+def _chord(a: float, b: float, above_a: float, above_b: float, w: float, disc: bool) -> float:
     """The largest log d + log N(d) on [a, b] that convexity allows."""
     ends = np.log([w + a, w + b]) if disc else np.array([a, b])
     slope = (above_b - above_a) / (ends[1] - ends[0])  # of log N, not positive

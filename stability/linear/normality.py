@@ -1,10 +1,12 @@
 """Departure from normality: how little the eigenvalues of a Jacobian say about its powers and its exponential."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.linalg import schur
+from torch import Tensor
 
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY
@@ -12,6 +14,7 @@ from stability.linear.jacobian import dense_jacobians, linearised
 from stability.linear.spectra import entries
 from stability.random import given_or_new
 from stability.scaling import power_of_two
+from stability.types import Map, PerSample, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +31,18 @@ class Departure:
     kind: what the figures are, in words.
     """
 
-    henrici: torch.Tensor | None
-    commutator: torch.Tensor
-    commutator_error: torch.Tensor
-    frobenius: torch.Tensor
-    frobenius_error: torch.Tensor
+    henrici: PerSample | None
+    commutator: PerSample
+    commutator_error: PerSample
+    frobenius: PerSample
+    frobenius_error: PerSample
     exact: bool
     kind: str
 
 
-def departure_from_normality(f, y, probes=32, generator=None, dense_limit=512):
+def departure_from_normality(
+    f: Map, y: State, *, probes: int = 32, generator: torch.Generator | None = None, dense_limit: int = 512
+) -> Departure:
     """How far each sample's Jacobian is from a normal matrix.
 
     Args:
@@ -60,48 +65,41 @@ def departure_from_normality(f, y, probes=32, generator=None, dense_limit=512):
     if n <= dense_limit:
         found = (torch.tensor(part, dtype=torch.float64) for part in zip(*[_dense(f, sample) for sample in y.split(1)]))
         henrici, commutator, frobenius = found
-        return Departure(
-            henrici,
-            commutator,
-            torch.zeros_like(commutator),
-            frobenius,
-            torch.zeros_like(frobenius),
-            True,
-            "exact: dense matrix",
-        )
+        none = torch.zeros_like(commutator)
+        return Departure(henrici, commutator, none, frobenius, none, True, "exact: dense matrix")
     generator = given_or_new(generator)
     signs = torch.randint(2, (probes, n), generator=generator, device=generator.device).to(y) * 2 - 1
     # What a chunk holds: a probe, its images and those of the graph are few vectors for each sample.
     parts = [_estimate(f, part, signs) for part in y.split(max(1, MEMORY // (16 * n * y.element_size())))]
-    return Departure(
-        None, *(torch.cat(part) for part in zip(*parts)), False, f"estimate: {probes} random probes, with standard errors"
-    )
+    figures = (torch.cat(part) for part in zip(*parts))
+    commutator, commutator_error, frobenius, frobenius_error = figures
+    kind = f"estimate: {probes} random probes, with standard errors"
+    return Departure(None, commutator, commutator_error, frobenius, frobenius_error, False, kind)
 
 
-def _dense(f, y):
+def _dense(f: Map, y: State) -> tuple[float, float, float]:
     """Henrici's number, ||J J^T - J^T J||_F, ||J||_F."""
     J = dense_jacobians(f, y)[0].double()
     unit = float(power_of_two(J[None]))
-    J = (J / unit).cpu().numpy()
+    A = (J / unit).cpu().numpy()
     # The strict triangle of the Schur form: the difference of the squares would cancel.
-    T, _ = schur(J, output="complex")
-    return np.linalg.norm(np.triu(T, 1)) * unit, np.linalg.norm(J @ J.T - J.T @ J) * unit**2, np.linalg.norm(J) * unit
+    T, _ = schur(A, output="complex")
+    henrici, commutator, frobenius = (float(np.linalg.norm(part)) for part in (np.triu(T, 1), A @ A.T - A.T @ A, A))
+    return henrici * unit, commutator * unit**2, frobenius * unit
 
 
-def _estimate(f, y, signs):
+def _estimate(f: Map, y: State, signs: Tensor) -> Iterator[Tensor]:
     at = linearised(f, y)
-    squares, unit = [], None
-    for sign in signs:
-        v = sign.expand(len(y), -1).contiguous()
-        up, down = at.forward(v), at.reverse(v)
-        unit = power_of_two(up) if unit is None else unit
-        up, down = up / unit, down / unit
+    probes = [sign.expand(len(y), -1).contiguous() for sign in signs]
+    unit, found = power_of_two(at.forward(probes[0])), []
+    for v in probes:
+        up, down = at.forward(v) / unit, at.reverse(v) / unit
         commutator = (at.forward(down) - at.reverse(up)) / unit
-        squares.append([part.double().square().sum(1).cpu() for part in (commutator, up)])
-    unit = unit[:, 0].double().cpu()
-    for parts, scale in zip(zip(*squares), (unit**2, unit)):
+        found.append([part.double().square().sum(1).cpu() for part in (commutator, up)])
+    scale = unit[:, 0].double().cpu()
+    for parts, power in zip(zip(*found), (2, 1)):
         squares = torch.stack(parts)
         root = squares.mean(0).sqrt()
-        yield root * scale
+        yield root * scale**power
         # The error of a root is that of its square over twice the root.
-        yield torch.where(root > 0, squares.std(0) / len(squares) ** 0.5 / (2 * root), 0) * scale
+        yield torch.where(root > 0, squares.std(0) / len(squares) ** 0.5 / (2 * root), 0) * scale**power

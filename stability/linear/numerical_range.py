@@ -1,16 +1,22 @@
 """The numerical range (field of values) of Jacobians: where Rayleigh quotients lie, eigenvalues among them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
 
 from stability.errors import InputError
 from stability.linear.arnoldi import MEMORY
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
 from stability.linear.jacobian import dense_jacobians, linearised, repeated
 from stability.linear.spectra import entries, tolerance
+from stability.types import Indices, Map, Product, Rows, State
+
+Angles = Float[Tensor, "angles"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +34,26 @@ class NumericalRange:
     kind: what the figures are, in words.
     """
 
-    angles: torch.Tensor
-    points: torch.Tensor
-    support: torch.Tensor
-    outer: torch.Tensor
-    converged: torch.Tensor
+    angles: Angles
+    points: Complex[Tensor, "batch angles"]
+    support: Float[Tensor, "batch angles"]
+    outer: Float[Tensor, "batch angles"]
+    converged: Bool[Tensor, "batch angles"]
     exact: bool
     kind: str
 
 
-def numerical_range(f, y, angles=32, tol=None, dense_limit=512, dimension=None, max_products=MAX_PRODUCTS, memory=MEMORY):
+def numerical_range(
+    f: Map,
+    y: State,
+    angles: int | Sequence[float] | np.ndarray = 32,
+    *,
+    tol: float | None = None,
+    dense_limit: int = 512,
+    dimension: int | None = None,
+    max_products: int = MAX_PRODUCTS,
+    memory: int = MEMORY,
+) -> NumericalRange:
     """Boundary and support of the numerical range of each sample's Jacobian.
 
     For each angle the largest eigenvalue of the Hermitian part of e^{-i angle} J is the support, and the Rayleigh
@@ -62,12 +78,12 @@ def numerical_range(f, y, angles=32, tol=None, dense_limit=512, dimension=None, 
     """
     n = entries(y)
     tol = tolerance(y, (1e-6 if y.dtype == torch.float64 else 1e-4) if tol is None else tol)
-    angles = _angles(angles)
-    wrapped = np.arctan2(np.sin(angles), np.cos(angles))
+    directions = _angles(angles)
+    wrapped = np.arctan2(np.sin(directions), np.cos(directions))
     half, place = np.unique(abs(wrapped).round(14), return_inverse=True)
     exact = n <= dense_limit
-    solve = _dense if exact else _lanczos
-    found = [solve(f, y[i : i + 1], half, tol, dimension, max_products, memory) for i in range(len(y))]
+    search = Search(1, "LR", tol, dimension, max_products, memory, symmetric=True, vectors=True)
+    found = [_dense(f, sample, half) if exact else _lanczos(f, sample, half, search) for sample in y.split(1)]
     points, support, outer, converged = (torch.stack(part)[:, place] for part in zip(*found))
     points = torch.where(torch.from_numpy(wrapped < 0), points.conj(), points)
     kind = (
@@ -75,10 +91,10 @@ def numerical_range(f, y, angles=32, tol=None, dense_limit=512, dimension=None, 
         if exact
         else "points and support from within; outer by residuals, unless Lanczos missed an eigenvalue"
     )
-    return NumericalRange(torch.from_numpy(angles), points, support, outer, converged, exact, kind)
+    return NumericalRange(torch.from_numpy(directions), points, support, outer, converged, exact, kind)
 
 
-def _angles(wanted):
+def _angles(wanted: object) -> np.ndarray:
     if isinstance(wanted, int) and wanted > 0:
         return 2 * math.pi * np.arange(wanted) / wanted
     angles = np.asarray(wanted)
@@ -87,7 +103,7 @@ def _angles(wanted):
     return angles.astype(float)
 
 
-def _dense(f, y, angles, *_):
+def _dense(f: Map, y: State, angles: np.ndarray) -> tuple[Tensor, ...]:
     J = dense_jacobians(f, y)[0].to(torch.complex128)
     points, support = [], []
     for angle in angles:
@@ -96,19 +112,19 @@ def _dense(f, y, angles, *_):
         x = vectors[:, -1]
         points.append((x.conj() @ (J @ x)).cpu())
         support.append(values[-1].cpu())
-    points, support = torch.stack(points), torch.stack(support)
-    return points, support, support, torch.ones(len(angles), dtype=torch.bool)
+    edge = torch.stack(support)
+    return torch.stack(points), edge, edge, torch.ones(len(angles), dtype=torch.bool)
 
 
-def _lanczos(f, y, angles, tol, dimension, max_products, memory):
-    n, angles = y.numel(), torch.from_numpy(angles).to(y)
+def _lanczos(f: Map, y: State, angles: np.ndarray, search: Search) -> tuple[Tensor, ...]:
+    n, turns = y.numel(), torch.from_numpy(angles).to(y)
 
-    def operator(rows):
+    def operator(rows: Indices) -> Product:
         """Of a + ib, stored as (a, b): the Hermitian part of e^{-i angle} J is cos H - i sin S, J = H + S."""
-        c, s = angles[rows].cos()[:, None], angles[rows].sin()[:, None]
+        c, s = turns[rows].cos()[:, None], turns[rows].sin()[:, None]
         at = linearised(f, repeated(y, 2 * len(rows)))
 
-        def apply(v):
+        def apply(v: Rows) -> Rows:
             v = torch.cat(v.split(n, 1))
             up, down = at.forward(v), at.reverse(v)
             (Ha, Hb), (Sa, Sb) = ((up + down) / 2).chunk(2), ((up - down) / 2).chunk(2)
@@ -116,8 +132,8 @@ def _lanczos(f, y, angles, tol, dimension, max_products, memory):
 
         return apply
 
-    search = Search(1, "LR", tol, dimension, max_products, memory, symmetric=True, vectors=True)
     found = leading(operator, y, len(angles), 2 * n, search)
+    assert found.vectors is not None  # the search asks for them
     support, parts = found.values[:, 0].real, found.vectors[:, 0].real.double().split(n, 1)
     # One product more gives the quotient itself: J x for both parts of every eigenvector.
     images = linearised(f, repeated(y, 2 * len(angles))).forward(torch.cat(parts).to(y)).double().chunk(2)

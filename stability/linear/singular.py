@@ -2,13 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from stability.linear.arnoldi import MEMORY, krylov_memory
 from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
 from stability.linear.jacobian import linearised
 from stability.linear.spectra import check_count, entries, gram_operator, tolerance
+from stability.types import Map, PerSample, State
 
 FAILURE = 1e-9  # probability over the start vector with which `norm_bound` may be too small
 
@@ -26,14 +30,23 @@ class SingularValues:
     products: products with J^T J spent on the sample that needed most.
     """
 
-    values: torch.Tensor
-    residuals: torch.Tensor
-    converged: torch.Tensor
-    norm_bound: torch.Tensor
+    values: Float[Tensor, "batch k"]
+    residuals: Float[Tensor, "batch k"]
+    converged: Bool[Tensor, "batch k"]
+    norm_bound: PerSample
     products: int
 
 
-def singular_values(f, y, k=6, tol=None, dimension=None, max_products=MAX_PRODUCTS, memory=MEMORY):
+def singular_values(
+    f: Map,
+    y: State,
+    k: int = 6,
+    *,
+    tol: float | None = None,
+    dimension: int | None = None,
+    max_products: int = MAX_PRODUCTS,
+    memory: int = MEMORY,
+) -> SingularValues:
     """The k largest singular values of each sample's Jacobian.
 
     Lanczos on J^T J finds the right singular vectors; the values are those of J on them, so that small ones do not
@@ -50,8 +63,9 @@ def singular_values(f, y, k=6, tol=None, dimension=None, max_products=MAX_PRODUC
     check_count(k, n)
     search, parts = Search(k, "LM", tol, dimension, max_products, memory, symmetric=True, vectors=True), []
     for part in y.split(krylov_memory(y, k, dimension, memory).chunk):
-        gram, units = gram_operator(f, part), torch.ones(len(part), 1).to(part)
-        found = leading(lambda rows, gram=gram, units=units: gram(rows, units), part, len(part), n, search)
+        units = torch.ones(len(part), 1).to(part)
+        found = leading(partial(gram_operator(f, part), units), part, len(part), n, search)
+        assert found.vectors is not None  # the search asks for them
         parts.append((*_refined(f, part, found.vectors.real, units), found.settled, found.steps, torch.tensor(found.products)))
     joined = (torch.stack(part) if part[0].dim() == 0 else torch.cat(part) for part in zip(*parts))
     values, residuals, units, settled, steps, products = joined
@@ -61,7 +75,7 @@ def singular_values(f, y, k=6, tol=None, dimension=None, max_products=MAX_PRODUC
     return SingularValues(values * units, residuals, converged, bound * units[:, 0], int(products.max()))
 
 
-def _refined(f, y, V, unit):
+def _refined(f: Map, y: State, V: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Singular values of J / unit on the rows of V (B, k, n), and ||J^T u - s v|| / unit, both (B, k); and the unit (B, 1);
     float64 on the host."""
     at = linearised(f, y)
@@ -72,7 +86,7 @@ def _refined(f, y, V, unit):
     return s.cpu(), (back.double() - s[:, :, None] * V.double()).norm(dim=2).cpu(), unit.double().cpu()
 
 
-def _missed(n, steps):
+def _missed(n: int, steps: Tensor) -> Tensor:
     """The share e of the largest eigenvalue of J^T J that so many Lanczos steps may have missed, (B,); 1 for all."""
     e = (math.log(1.648 * math.sqrt(n) / FAILURE) / (2 * steps.double() - 1)) ** 2
     return torch.where(steps == n, 0, e.clamp_max(1))

@@ -5,19 +5,36 @@ forward-mode one, and possible through every stage. How they are found: `stabili
 """
 
 import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
 
 from stability.errors import InputError
-from stability.linear.arnoldi import MEMORY, grow, hessenberg, krylov_memory, krylov_process
-from stability.linear.eigenpairs import MAX_PRODUCTS, Search, leading
+from stability.linear.arnoldi import MEMORY, grow, hessenberg, krylov_memory, krylov_process, unit_of
+from stability.linear.eigenpairs import MAX_PRODUCTS, Search, Spectrum, leading
 from stability.linear.jacobian import check_state, linearised, reverse_product
 from stability.random import direction
 from stability.scaling import power_of_two
+from stability.types import Indices, Map, Operators, PerSample, Product, State
+
+Units = Float[Tensor, "batch 1"]
 
 
-def spectrum(f, y, k=6, which="LM", tol=None, dimension=None, max_products=MAX_PRODUCTS, memory=MEMORY):
+def spectrum(
+    f: Map,
+    y: State,
+    k: int = 6,
+    which: str = "LM",
+    *,
+    tol: float | None = None,
+    dimension: int | None = None,
+    max_products: int = MAX_PRODUCTS,
+    memory: int = MEMORY,
+) -> Spectrum:
     """The k eigenvalues of largest modulus, or the k rightmost ones, of each sample's Jacobian.
 
     Args:
@@ -46,7 +63,7 @@ def spectrum(f, y, k=6, which="LM", tol=None, dimension=None, max_products=MAX_P
     return leading(lambda rows: reverse_product(f, y[rows]), y, len(y), n, search)
 
 
-def ritz_values(f, y, dimension=40):
+def ritz_values(f: Map, y: State, dimension: int = 40) -> Complex[Tensor, "batch m"]:
     """All Ritz values of one Krylov space for each sample, (B, min(dimension, n)) complex: a sketch of the whole
     spectrum.
 
@@ -58,7 +75,7 @@ def ritz_values(f, y, dimension=40):
     )
 
 
-def hessenbergs(f, y, dimension):
+def hessenbergs(f: Map, y: State, dimension: int) -> Iterator[np.ndarray]:
     """Yield, chunk by chunk, the matrices H (b, m + 1, m) of Arnoldi on J^T, m = min(dimension, n), in float64."""
     n = entries(y)
     if dimension < 1:
@@ -67,10 +84,12 @@ def hessenbergs(f, y, dimension):
     for part in y.split(krylov_memory(y, 0, m).chunk):
         krylov = krylov_process(reverse_product(f, part), y, len(part), n, m)
         grow(krylov, m)
-        yield hessenberg(krylov) * krylov.unit[:, :, None].double().cpu().numpy()
+        yield hessenberg(krylov) * unit_of(krylov)[:, :, None].double().cpu().numpy()
 
 
-def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
+def log_norm(
+    f: Map, y: State, *, tol: float | None = None, dimension: int | None = None, max_products: int = MAX_PRODUCTS
+) -> PerSample:
     """(B,) logarithmic 2-norm mu_2 of each sample's Jacobian: the rightmost eigenvalue of (J + J^T)/2, on the host.
 
     Two solutions of y' = f(y) separate no faster than exp(t mu_2). Arguments as for `spectrum`, but tol is relative to
@@ -80,7 +99,7 @@ def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
     Source: Hairer, Norsett, Wanner I (1993), I.10; Soderlind (2006), BIT 46.
     """
 
-    def symmetric(rows):
+    def symmetric(rows: Indices) -> Product:
         at = linearised(f, y[rows], accurate)
         return lambda v: (at.forward(v) + at.reverse(v)) / 2
 
@@ -88,25 +107,27 @@ def log_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
     return _extreme(symmetric, y, "LR", tol, dimension, max_products)
 
 
-def spectral_norm(f, y, tol=None, dimension=None, max_products=MAX_PRODUCTS):
+def spectral_norm(
+    f: Map, y: State, *, tol: float | None = None, dimension: int | None = None, max_products: int = MAX_PRODUCTS
+) -> PerSample:
     """(B,) largest singular value of each sample's Jacobian, on the host; see `log_norm`.
 
     An upper bound comes with `stability.singular_values`.
     """
     gram, units = gram_operator(f, y, _unseen(y, tol)), torch.ones(len(y), 1).to(y)
-    values = _extreme(lambda rows: gram(rows, units), y, "LM", tol, dimension, max_products)
+    values = _extreme(partial(gram, units), y, "LM", tol, dimension, max_products)
     return values.clamp_min(0).sqrt() * units[:, 0].double().cpu()
 
 
-def gram_operator(f, y, accurate=0.0):
-    """Indices of samples, units (B, 1) -> v -> (J / unit)^T (J / unit) v; `accurate`: see `linearised`.
+def gram_operator(f: Map, y: State, accurate: float = 0.0) -> Callable[[Units, Indices], Product]:
+    """Units (B, 1), indices of samples -> v -> (J / unit)^T (J / unit) v; `accurate`: see `linearised`.
 
     The square of J would leave the range of the dtype where J does not. The unit of a sample is set where its operator is
     first asked for: a power of two, from a product.
     """
     known = torch.zeros(len(y), dtype=torch.bool)
 
-    def gram(rows, units):
+    def gram(units: Units, rows: Indices) -> Product:
         at = linearised(f, y[rows], accurate)
         if not bool(known[rows.cpu()].all()):
             v = direction(y[0].numel(), 0).to(y).expand(len(rows), -1).contiguous()
@@ -117,12 +138,14 @@ def gram_operator(f, y, accurate=0.0):
     return gram
 
 
-def _unseen(y, tol):
+def _unseen(y: State, tol: float | None) -> float:
     """How far apart products with J and J^T may be where a search is for `tol`."""
     return tolerance(y, tol) / 100
 
 
-def _extreme(operator, y, which, tol, dimension, max_products):
+def _extreme(
+    operator: Operators, y: State, which: str, tol: float | None, dimension: int | None, max_products: int
+) -> PerSample:
     n, tol = entries(y), tolerance(y, tol)
     found = leading(operator, y, len(y), n, Search(1, which, tol, dimension, max_products, symmetric=True))
     missed = int((~found.converged).sum())
@@ -136,19 +159,19 @@ def _extreme(operator, y, which, tol, dimension, max_products):
     return found.values[:, 0].real.clone()
 
 
-def entries(y):
+def entries(y: State) -> int:
     """n, the entries of a sample, of a state that is fit for analysis; else ValueError."""
     check_state(y)
     return y[0].numel()
 
 
-def check_count(k, n):
+def check_count(k: object, n: int) -> None:
     """ValueError unless k is a whole number from 1 to n."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
         raise InputError(f"k must be a whole number from 1 to the {n} entries of a sample, got {k!r}")
 
 
-def tolerance(y, tol):
+def tolerance(y: Tensor, tol: float | None) -> float:
     """The relative residual to reach: tol, or by default what the dtype allows."""
     tol = (1e-8 if y.dtype == torch.float64 else 1e-4) if tol is None else tol
     if not 0 < tol < 1:

@@ -169,14 +169,13 @@ def before_the_judge(attack: Callable[..., Any], batch_size: int = 512) -> Calla
         attack: As for `worst_case`, (net, x, y) -> adversarial images, told `indices` where it takes them.
         batch_size: Images judged at once.
     """
-    tell = told(attack)
 
     @indexed
     def on_its_function(net: nn.Module, x: Images, y: Labels, indices: Indices | None = None) -> Images:
         indices = identities(indices, x)
         eyes = WarmStart(net) if takes_indices(attack) and any(stage.scheme.solves for stage in stages(net).values()) else net
         with tightened(net, ATTACK_TOLERANCE, max_iterations=1):
-            adversarial = tell(eyes, x.clone(), y, indices).detach()
+            adversarial = attack(eyes, x.clone(), y, **told(attack, indices)).detach()
             fallen = _wrong(eyes, adversarial, y, indices, batch_size).nonzero()[:, 0]
         with tightened(net, JUDGE_TOLERANCE):
             known = indices[fallen.cpu()]
@@ -184,7 +183,7 @@ def before_the_judge(attack: Callable[..., Any], batch_size: int = 512) -> Calla
             if bool(right.any()):
                 again = fallen[right]
                 adversarial = adversarial.clone()
-                adversarial[again] = tell(eyes, x[again], y[again], known[right.cpu()]).detach()
+                adversarial[again] = attack(eyes, x[again], y[again], **told(attack, known[right.cpu()])).detach()
         return adversarial
 
     return on_its_function
@@ -195,7 +194,9 @@ def _wrong(net: Net, x: Images, y: Labels, indices: Indices, batch_size: int) ->
     """(B,) bool, misclassified as the attack did it and the judge will."""
     with evaluating(net):
         parts = split(batch_size, x, y, indices) if len(x) else ()
-        return torch.cat([y[:0] < 0, *(told(net)(part.clone(), known).argmax(1) != right for part, right, known in parts)])
+        return torch.cat(
+            [y[:0] < 0, *(net(part.clone(), **told(net, known)).argmax(1) != right for part, right, known in parts)]
+        )
 
 
 def allowed(share: float, count: int) -> int:

@@ -38,7 +38,7 @@ def modes_of(place: Place, dimension: int, blocks: int) -> Modes:
     found = torch.cat(
         [
             ritz_values(f, y, dimension),
-            *(spectrum(f, y, k, which, CLOSE, max_products=4 * dimension).values for which in ("LM", "LR")),
+            *(spectrum(f, y, k, which, tol=CLOSE, max_products=4 * dimension).values for which in ("LM", "LR")),
         ],
         1,
     )

@@ -1,6 +1,6 @@
 """How perturbations grow along a network: measured, as the linearised steps say, and as R(h J) of each block says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from odenets.nets.guard import guarded
 from odenets.nets.stage import ODEStage
-from odenets.types import Field, Time, Trajectory
+from odenets.types import Field, Time
 from stability.errors import InputError
 from stability.linear.jacobian import check_mode, check_state, linearised, load_decompositions, repeated
 from stability.network.places import check_net, trajectories
 from stability.random import direction
 from stability.scaling import scaled_norm
-from stability.types import Flags, Map, PerSample, Product, State
+from stability.types import Flags, Map, PerSample, Product, Rows, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def growth(net: nn.Module, x: State, delta: State) -> Growth:
         A `Growth`.
 
     Raises:
-        ValueError: See `places`; delta of another shape, or zero for a sample.
+        ValueError: See `places`; delta of another shape, or zero for a sample; a network that mixes the samples of a batch.
     """
     check_net(net, x)
     if delta.shape != x.shape:
@@ -60,25 +60,32 @@ def growth(net: nn.Module, x: State, delta: State) -> Growth:
     if not bool((size > 0).all() and size.isfinite().all()):
         raise InputError(f"delta must be finite and not zero for any sample; its norms are {size.tolist()}")
 
-    def along(x: State) -> tuple[Tensor, ...]:
+    def along(x: State) -> Rows:
+        """All that becomes of a sample on its way, in one row."""
         found, output = trajectories(net, x)
-        stages.extend(stage for stage, _ in found)
-        return (x, *(states for _, states in found), output)
+        parts = [x, *(states.movedim(0, 1) for _, states in found), output]
+        stages[:], shapes[:] = [stage for stage, _ in found], [part.shape[1:] for part in parts]
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+    def parted(rows: Rows) -> list[Tensor]:
+        parts = rows.split([shape.numel() for shape in shapes], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes)]
 
     stages: list[ODEStage] = []
-    base, tangents = _tangents(along, x, delta)
-    stages.clear()
+    shapes: list[torch.Size] = []
+    at = linearised(along, x, square=False)
+    base, tangents = parted(at.value), parted(at.forward(delta.flatten(1)))
     with torch.no_grad():
-        moved = along(x + delta)
+        moved = parted(along(x + delta))
         labels = [(-1, -1)]
         measured, linear = [size], [size]
         predicted = [torch.full_like(size, torch.nan)]
         for index, (stage, start, end, tangent) in enumerate(zip(stages, base[1:], moved[1:], tangents[1:])):
             every = slice(None, None, stage.substeps)
             labels += [(index, block) for block in range(-1, len(stage.fields))]
-            measured += [scaled_norm(difference) for difference in (end - start)[every]]
-            linear += [scaled_norm(v) for v in tangent[every]]
-            predicted += _predicted(stage, start, end[0] - start[0])
+            measured += [scaled_norm(difference) for difference in (end - start)[:, every].unbind(1)]
+            linear += [scaled_norm(v) for v in tangent[:, every].unbind(1)]
+            predicted += _predicted(stage, start, (end - start)[:, 0])
         labels.append((len(stages), -1))
         measured.append(scaled_norm(moved[-1] - base[-1]))
         linear.append(scaled_norm(tangents[-1]))
@@ -86,15 +93,18 @@ def growth(net: nn.Module, x: State, delta: State) -> Growth:
     return Growth(tuple(labels), *(torch.stack(curve).div(size).cpu() for curve in (measured, linear, predicted)))
 
 
-def _predicted(stage: ODEStage, states: Trajectory, v: State) -> list[PerSample]:
-    """Norms (B,) of v at the beginning of a stage and behind each block, each step multiplying it by R(h J)."""
+def _predicted(stage: ODEStage, states: Tensor, v: State) -> list[PerSample]:
+    """Norms (B,) of v at the beginning of a stage and behind each block, each step multiplying it by R(h J).
+
+    states: (B, steps + 1, ...).
+    """
     sizes = [scaled_norm(v)]
     if not (stage.scheme.one_step and stage.scheme.has_R):
         return [torch.full_like(sizes[0], torch.nan)] * (1 + len(stage.fields))
     size, h = sizes[0], stage.step_size
     for n, field in enumerate(stage.fields):
         for k in range(stage.substeps):
-            y = states[n * stage.substeps + k]
+            y = states[:, n * stage.substeps + k]
             # Scaled to the state: a solver's floor for rounding is relative to it.
             scale = scaled_norm(y).clamp_min(1.0) / scaled_norm(v).clamp_min(torch.finfo(y.dtype).tiny)
             scale = scale.view(-1, *[1] * (y.dim() - 1))
@@ -108,9 +118,11 @@ def _predicted(stage: ODEStage, states: Trajectory, v: State) -> list[PerSample]
 def _linearised(field: Field) -> Field:
     """The linear field v -> J(y) v on pairs (v, y): y stays, so that a step multiplies v by R(h J(y)).
 
-    The state travels with its sample, for a solver evaluates parts of a batch.
+    The state travels with its sample, for a solver evaluates parts of a batch. In forward mode, not by `linearised`: a solver
+    differentiates this field again, which a product along a graph that is kept does not allow.
     """
     evaluate = guarded(field)
+    load_decompositions()
 
     def f(t: Time, pair: State) -> State:
         v, y = pair.unbind(1)
@@ -208,21 +220,3 @@ def _states(maps: list[Map], y: State) -> list[State]:
 def _columns(product: Product, Q: Float[Tensor, "batch n p"]) -> Float[Tensor, "batch m p"]:
     """(B, m, p) products with the columns of Q (B, n, p)."""
     return product(Q.mT.reshape(-1, Q.shape[1])).reshape(len(Q), Q.shape[2], -1).mT
-
-
-def _tangents(f: Callable[[State], tuple[Tensor, ...]], y: State, v: State) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(values, J v for each of them) of a function that returns a tuple."""
-    load_decompositions()
-    try:
-        with torch.no_grad():
-            values, images = torch.func.jvp(lambda y: f(y.clone()), (y.clone(),), (v.clone(),))[:2]
-            return values, images
-    except (RuntimeError, NotImplementedError):
-        # An operation without forward mode, such as the backward pass of GroupNorm in ie_skip: the pullback is linear in its
-        # cotangent, and the pullback of that is J v. Implicit steps refuse this way, but offer the other.
-        with torch.enable_grad():
-            state = y.detach().clone().requires_grad_()
-            values = f(state.clone())
-            cotangents = tuple(torch.zeros_like(value, requires_grad=True) for value in values)
-            (pulled,) = torch.autograd.grad(values, state, cotangents, create_graph=True)
-            return tuple(value.detach() for value in values), torch.autograd.grad(pulled, cotangents, v)

@@ -1,5 +1,7 @@
 """Names of attacks on a command line: each form runs, does what its name says, and what is no name is refused."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from attack_problems import conv_net, images
@@ -53,15 +55,36 @@ def test_a_name_is_the_attack_it_says(name, attack, settings):
     assert torch.equal(named, attack(net, x, y, Linf(0.02), generator=torch.Generator().manual_seed(3), **settings))
 
 
+def test_an_attack_is_one_entry(monkeypatch):
+    """Its fields are the settings of its function; a 0 that stands for "none" is left to the function."""
+
+    def brighter(net, x, y, threat, *, generator, indices, share, rounds=None):
+        seen.append((generator.initial_seed(), indices.tolist(), share, rounds))
+        return x + share * threat.epsilon
+
+    @dataclass(frozen=True)
+    class Brighter(catalogue.Attack):
+        share: float = 0.5
+        rounds: int = 0
+        name = "brighter"
+        __call__ = catalogue.by(brighter)
+
+    monkeypatch.setitem(catalogue.ATTACKS, "brighter", Brighter)
+    seen, (net, x, y) = [], problem()
+    moved = stability.get_attack("brighter(share=0.25)").bound(Linf(0.1), 3)(net, x, y, torch.arange(4))
+    stability.get_attack("brighter(rounds=2)").bound(Linf(0.1), 4)(net, x, y, torch.arange(4))
+    assert seen == [(3, [0, 1, 2, 3], 0.25, None), (4, [0, 1, 2, 3], 0.5, 2)] and torch.equal(moved, x + 0.025)
+
+
 def test_autoattack_gets_the_seed(monkeypatch):
     pytest.importorskip("pyautoattack", reason='pyautoattack is not installed: pip install -e ".[autoattack]"')
     seen = []
 
-    def instead(net, x, y, threat, version, generator):
+    def instead(net, x, y, threat, version, generator, indices):
         seen.append((threat, version, generator.initial_seed()))
         return x
 
-    monkeypatch.setattr(catalogue, "autoattack", instead)
+    monkeypatch.setattr(catalogue.AutoAttack, "__call__", catalogue.by(instead))
     stability.get_attack("autoattack").bound(Linf(0.1), 3)(*problem(), torch.arange(4))
     assert seen == [(Linf(0.1), "standard", 3)]
 
