@@ -173,9 +173,11 @@ def _roots(net: nn.Module, test: Split, epsilon: float, scheme: str | None) -> I
     hanging = stability.path_dependent(net, test.images)
     if hanging is None:
         return
-    moved = stability.pgd(net, test.images, test.labels, stability.Linf(epsilon))
     yield ("clean", *_disagreements(net, test.images, hanging))
-    yield ("adversarial", *_disagreements(net, moved, stability.path_dependent(net, moved)))
+    moved = stability.pgd(net, test.images, test.labels, stability.Linf(epsilon))
+    hanging = stability.path_dependent(net, moved)
+    assert hanging is not None  # as above: the net is the same
+    yield ("adversarial", *_disagreements(net, moved, hanging))
 
 
 @torch.no_grad()
@@ -200,9 +202,11 @@ def _solved(net: nn.Module, x: Tensor, tol: float) -> tuple[Tensor, Tensor, floa
     """At a tolerance: logits in float64, (B,) converged, evaluations for each image, most iterations of a solve."""
     with odenets.tightened(net, tol):
         logits, stats = net(x).double(), [stage.stats for stage in odenets.stages(net).values()]
+    solved = odenets.converged(net)
+    assert solved is not None  # asked of nets alone whose roots hang on something
     return (
         logits,
-        odenets.converged(net),
+        solved,
         sum(part.evaluations for part in stats),
         max(int(solution.iterations.max()) for part in stats for solution in part.solutions),
     )

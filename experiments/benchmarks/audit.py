@@ -7,43 +7,47 @@ not gain more than a few points, and an honest network must pass.
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import odenets
 import stability
 from experiments.benchmarks.attacks import robust
-from experiments.benchmarks.timing import TRAINING
+from experiments.benchmarks.timing import TRAINING, Row, Rows
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 
 EPSILON, IMAGES, GAIN_IMAGES = 0.1, 64, 128
 CLASSES, PIXELS = 10, 64
+Make = Callable[[], nn.Module]
+Function = Callable[[Tensor], Tensor]
+Mask = Callable[[nn.Module], nn.Module]
 
 
 class Masked(nn.Module):
     """A network between two functions."""
 
-    def __init__(self, net, before=None, after=None):
+    def __init__(self, net: nn.Module, before: Function | None = None, after: Function | None = None) -> None:
         super().__init__()
         self.net, self.before, self.after = net, before or nn.Identity(), after or nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Logits of images."""
         return self.after(self.net(self.before(x)))
 
 
-def _perceptron(activation=nn.ReLU):
+def _perceptron(activation: Make = nn.ReLU) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(PIXELS, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, CLASSES)
     )
 
 
-def _convolutional(activation=nn.ReLU, between=nn.Identity, pool=nn.Identity):
+def _convolutional(activation: Make = nn.ReLU, between: Make = nn.Identity, pool: Make = nn.Identity) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 12, 3, 1, 1),
         between(),
@@ -58,58 +62,64 @@ def _convolutional(activation=nn.ReLU, between=nn.Identity, pool=nn.Identity):
 
 
 @cache
-def _digits():
-    return data.load("digits", None)
+def _digits() -> data.Data:
+    return data.load("digits")
 
 
 @cache
-def trained(make, epochs=8, epsilon=None):
+def trained(make: Make, epochs: int = 8, epsilon: float | None = None) -> nn.Module:
     """A network on digits, in eval mode; with a radius, trained on PGD with 5 steps."""
     torch.manual_seed(0)
     net = make()
     net(_digits().train.images[:2])  # lazy layers learn their sizes
-    method = {"training": "standard"} if epsilon is None else {"training": "pgd", "train_epsilon": epsilon, "train_steps": 5}
-    training.train(net, _digits(), replace(TRAINING, **method, epochs=epochs), 0)
+    settings = replace(TRAINING, epochs=epochs)
+    if epsilon is not None:
+        settings = replace(settings, training="pgd", train_epsilon=epsilon, train_steps=5)
+    training.train(net, _digits(), settings, 0)
     return net
 
 
 @cache
-def _integrated(scheme, epochs):
+def _integrated(scheme: str, epochs: int) -> nn.Module:
     return trained(partial(odenets.ode_resnet_small, scheme=scheme), epochs)
 
 
-def _ours(scheme, trained_with=None, gradient="exact", epochs=8):
+def _ours(scheme: str, trained_with: str | None = None, gradient: str = "exact", epochs: int = 8) -> nn.Module:
     net = copy.deepcopy(_integrated(trained_with or scheme, epochs))
     odenets.set_scheme(net, scheme)
     odenets.set_gradient(net, gradient)
     return net
 
 
-def _rounded(x, levels):
+def _rounded(x: Tensor, levels: float) -> Tensor:
     return (x * levels).round() / levels
 
 
-def _straight_through(x, levels):
+def _straight_through(x: Tensor, levels: float) -> Tensor:
     return x + (_rounded(x, levels) - x).detach()
 
 
-def _rounded_cosines(x, step):
+def _rounded_cosines(x: Tensor, step: float) -> Tensor:
     row = torch.arange(8, dtype=x.dtype, device=x.device)
     transform = torch.cos(torch.pi * (2 * row + 1) * row[:, None] / 16) / 2
     transform[0] /= 2**0.5
     return transform.T @ ((transform @ x @ transform.T / step).round() * step) @ transform
 
 
-def _before(function, *settings):
-    return [(lambda net, s=s: Masked(net, before=lambda x: function(x, *s))) for s in settings]
+def _before(function: Callable[..., Tensor], *settings: tuple) -> list[Mask]:
+    return [partial(Masked, before=_at(function, own)) for own in settings]
 
 
-def _after(function, *settings):
-    return [(lambda net, s=s: Masked(net, after=lambda logits: function(logits, *s))) for s in settings]
+def _after(function: Callable[..., Tensor], *settings: tuple) -> list[Mask]:
+    return [partial(Masked, after=_at(function, own)) for own in settings]
+
+
+def _at(function: Callable[..., Tensor], own: tuple) -> Function:
+    return lambda x: function(x, *own)
 
 
 LEVELS = [(levels,) for levels in (4, 16, 64, 256)]
-MASKS = {  # what is done to a network: a list of functions of one
+MASKS: dict[str, list[Mask]] = {  # what is done to a network: a list of functions of one
     "rounded images": _before(_rounded, *LEVELS),
     "rounded logits": _after(_rounded, *LEVELS),
     "rounded straight-through": _before(_straight_through, *LEVELS) + _after(_straight_through, *LEVELS),
@@ -130,7 +140,7 @@ MASKS = {  # what is done to a network: a list of functions of one
     "logits without a gradient": _after(lambda x, f: f(x), (torch.detach,), (lambda x: x.detach().clone().requires_grad_(),)),
 }
 STARTED_WITH = "implicit(tol=1e-2)"
-SCHEMES = {  # what is done to a net of ours: (scheme, trained with, gradient)
+SCHEMES: dict[str, list[tuple[str, str | None, str]]] = {  # what is done to a net of ours: (scheme, trained with, gradient)
     "detached gradient": [
         (f"ie_skip(gamma={gamma},iterations={count})", None, "detached") for gamma in (0.05, 0.1) for count in (1, 2, 5)
     ]
@@ -139,7 +149,7 @@ SCHEMES = {  # what is done to a net of ours: (scheme, trained with, gradient)
     "too few iterations": [(f"implicit(max_iterations={count})", STARTED_WITH, "exact") for count in (1, 2, 3)],
 }
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Tanh, nn.Softplus)
-HONEST = [
+HONEST: list[Callable[[], nn.Module]] = [
     *[partial(trained, partial(make, activation)) for make in (_perceptron, _convolutional) for activation in ACTIVATIONS],
     partial(trained, partial(_convolutional, between=nn.LazyBatchNorm2d)),
     partial(trained, partial(_convolutional, pool=partial(nn.MaxPool2d, 2))),
@@ -160,12 +170,12 @@ HONEST = [
 HONEST_AT = ((32, 0.3), (64, 0.1), (128, 0.03))  # images, radius
 
 
-def _images(device, count):
+def _images(device: torch.device, count: int) -> tuple[Tensor, Tensor]:
     test = _digits().test.first(count).to(device)
     return test.images, test.labels
 
 
-def _seeming(net, device, smoke):
+def _seeming(net: nn.Module, device: torch.device, smoke: bool) -> float:
     """Accuracy in percent as a plain PGD-20 along the net's own gradient finds it."""
     x, y = _images(device, 16 if smoke else GAIN_IMAGES)
     try:
@@ -175,14 +185,16 @@ def _seeming(net, device, smoke):
     return robust(net, x, y)
 
 
-def _failed(net, device, count, epsilon):
-    audit = stability.audit(net, *_images(device, count), stability.Linf(epsilon))
+def _failed(net: nn.Module, device: torch.device, count: int, epsilon: float) -> list[str]:
+    x, y = _images(device, count)
+    audit = stability.audit(net, x, y, stability.Linf(epsilon))
     return [check.name for check in audit.checks if check.passed is False]
 
 
-def _caught(kind, pairs, device, smoke):
+def _caught(kind: str, pairs: list[tuple[nn.Module, nn.Module]], device: torch.device, smoke: bool) -> Row:
     """(figure, gain of the worst miss, what is tolerated) of masked networks, each beside its honest twin."""
-    gains, by, passed = [], Counter(), []
+    gains, passed = list[float](), list[float]()
+    by: Counter[str] = Counter()
     honest = {twin: _seeming(twin.to(device), device, smoke) for twin in {twin for _, twin in pairs}}
     torch.manual_seed(0)  # of the masks that draw noise
     for net, twin in pairs:
@@ -192,7 +204,7 @@ def _caught(kind, pairs, device, smoke):
         by.update(failed)
         passed += [] if failed else gains[-1:]
     names = ", ".join(name for name, _ in by.most_common(3))
-    return (
+    return Row(
         (
             f"{kind}, gain {min(gains):.0f} to {max(gains):.0f} points, {len(gains) - len(passed)} of {len(gains)} caught by "
             f"{names}; largest gain of those that pass, points"
@@ -202,7 +214,7 @@ def _caught(kind, pairs, device, smoke):
     )
 
 
-def masks(device, smoke, whole=False):
+def masks(device: torch.device, smoke: bool, whole: bool = False) -> Rows:
     """Networks of plain torch behind a mask; the gain is in accuracy under PGD-20."""
     for kind, functions in list(MASKS.items())[: 6 if smoke else None]:
         bases = [trained(make, 1 if smoke else 8) for make in (_perceptron, _convolutional)[: 1 if smoke else 2]]
@@ -210,7 +222,7 @@ def masks(device, smoke, whole=False):
         yield _caught(kind, pairs if whole else pairs[:: len(bases) + 1] or pairs[:1], device, smoke)
 
 
-def schemes(device, smoke):
+def schemes(device: torch.device, smoke: bool) -> Rows:
     """Nets of ours whose gradient or solve is not what it should be, beside the net they were trained as."""
     for kind, cases in list(SCHEMES.items())[: 1 if smoke else None]:
         epochs = 1 if smoke else 8
@@ -221,9 +233,9 @@ def schemes(device, smoke):
         yield _caught(kind, pairs, device, smoke)
 
 
-def honest(device, smoke, whole=False):
+def honest(device: torch.device, smoke: bool, whole: bool = False) -> Rows:
     """Networks that hide nothing: an alarm is false, or tells that PGD-20 is too weak for that network."""
-    alarms, audits = Counter(), 0
+    alarms, audits = Counter[str](), 0
     for index, make in enumerate(HONEST[: 1 if smoke else None]):
         for count, epsilon in HONEST_AT if whole else HONEST_AT[index % len(HONEST_AT) :][:1]:
             alarms.update(_failed(make().to(device), device, count, epsilon))

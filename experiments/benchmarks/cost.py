@@ -5,59 +5,56 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import odenets
-from experiments.benchmarks.timing import TRAINING, digits_on, fastest
+from experiments.benchmarks.timing import TRAINING, Rows, both_ways, digits_on, fastest
 from experiments.harness.training import loop as training
 
 
-def explicit_overhead(device, smoke):
+def explicit_overhead(device: torch.device, smoke: bool) -> Rows:
     """Explicit Euler through ODEStage against a residual loop written by hand, forward and backward, the same blocks."""
     for name, channels, size in (("8x8", 16, 8), ("28x28", 16, 28))[: 1 if smoke else 2]:
         blocks = [odenets.fields.Block(odenets.fields.basic_layers, channels).to(device) for _ in range(4)]
         stage = odenets.ODEStage(blocks, "explicit").to(device)
         y = torch.randn(64, channels, size, size, device=device)
-
-        def by_hand(blocks=blocks, y=y):
-            for block in blocks:
-                y = y + block.layers(y)
-            return y
-
-        calls = 1 if smoke else 20 if size == 8 else 5
-
-        def run(forward, stage=stage, calls=calls):
-            for _ in range(calls):
-                stage.zero_grad()
-                forward().sum().backward()
-
-        mine, theirs = fastest(
-            [lambda s=stage, y=y, run=run: run(lambda: s(y)), lambda run=run, f=by_hand: run(f)], 1 if smoke else 25, device
-        )
+        calls, loop = 1 if smoke else 20 if size == 8 else 5, partial(_by_hand, blocks, y)
+        runs = [both_ways(stage, forward, calls) for forward in (partial(stage, y), loop)]
+        mine, theirs = fastest(runs, 1 if smoke else 25, device)
         yield f"explicit stage, {name}: time / hand-written loop", mine / theirs, 1.03
 
 
-def training_cost(device, smoke):
+def _by_hand(blocks: Iterable[Any], y: Tensor) -> Tensor:
+    for block in blocks:
+        y = y + block.layers(y)
+    return y
+
+
+def training_cost(device: torch.device, smoke: bool) -> Rows:
     """Whole trainings of the default net on digits, against explicit Euler's."""
     digits = digits_on(device)
-    settings, unconverged = replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, {}
+    settings, unconverged = replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, dict[str, float]()
 
-    def train(scheme, gradient):
+    def train(scheme: str, gradient: str) -> None:
         torch.manual_seed(0)
         net = odenets.ode_resnet_small(scheme=scheme).to(device)
         odenets.set_gradient(net, gradient)
         unconverged[scheme] = training.train(net, digits, settings, 0).unsolved["training_unconverged_share"]
 
-    cases = [
+    cases: list[tuple[str, str, float | None]] = [
         ("explicit", "exact", None),
         ("ie_skip", "detached", 1.5),
         ("ie_skip", "exact", 3.0),
         ("implicit(tol=1e-2)", "exact", 4.8),
     ]
-    trainings = [lambda s=scheme, g=gradient: train(s, g) for scheme, gradient, _ in cases]
+    trainings = [partial(train, scheme, gradient) for scheme, gradient, _ in cases]
     first, *others = fastest(trainings, 1 if smoke else 2, device)
     for (scheme, gradient, target), seconds in zip(cases[1:], others):
         yield f"training, {scheme}, {gradient} gradient: time / explicit", seconds / first, target
@@ -65,16 +62,16 @@ def training_cost(device, smoke):
     yield f"training, {scheme}: share of samples unconverged (counted)", unconverged[scheme], 0.005
 
 
-def backward_memory(device, smoke):
+def backward_memory(device: torch.device, smoke: bool) -> Rows:
     """Bytes that autograd keeps for one implicit step of a block, at a tight against a loose tolerance."""
     torch.manual_seed(0)
     block = odenets.fields.Block(odenets.fields.basic_layers, 16).to(device)
     y = torch.rand(64, 16, 8, 8, device=device)
 
-    def saved(tol):
+    def saved(tol: float) -> tuple[int, float]:
         stage, total = odenets.ODEStage([block], f"implicit(tol={tol},max_iterations=100)"), 0
 
-        def pack(tensor):
+        def pack(tensor: Tensor) -> Tensor:
             nonlocal total
             total += tensor.numel() * tensor.element_size()
             return tensor
@@ -87,7 +84,7 @@ def backward_memory(device, smoke):
     yield f"implicit step: saved bytes, {many:.0f} iterations / {few:.0f} iterations", tight / loose, 1.0
 
 
-def default_run(device, smoke):
+def default_run(device: torch.device, smoke: bool) -> Rows:
     """The default comparison with three seeds, as a newcomer runs it."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(__file__).parents[1] / "compare_schemes.py"

@@ -5,9 +5,11 @@
 Markdown tables for docs/statistics.md; about 5 minutes on one core. The slow tests call the same functions.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from scipy.special import ndtr, stdtr, stdtrit
 
@@ -19,6 +21,7 @@ from experiments.harness.statistics.two_way import by_split, interval, proportio
 from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MARGIN, MORE, OPEN, verdict
 
 SEEDS, IMAGES = (5, 10, 30), 450
+Interval = tuple[NDArray, NDArray]  # (draws,) means and half-widths
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class World:
         parts = (self.seed, self.own_seed, self.image, self.own_image, self.rest)
         return float(ndtr(self.rates[scheme] / np.sqrt(np.square(parts).sum())))
 
-    def draw(self, random, seeds, images=IMAGES):
+    def draw(self, random: np.random.Generator, seeds: int, images: int = IMAGES) -> NDArray:
         """(2, seeds, images) of right and wrong."""
         shared = self.seed * random.standard_normal((seeds, 1)) + self.image * random.standard_normal(images)
         own = self.own_seed * random.standard_normal((2, seeds, 1)) + self.own_image * random.standard_normal((2, 1, images))
@@ -63,7 +66,7 @@ WORLDS = (
 )
 
 
-def crossed(world, seeds, draws, seed=0):
+def crossed(world: World, seeds: int, draws: int, seed: int = 0) -> NDArray:
     """Coverage of the interval of the difference and of the accuracy, of Student's over seeds, and the half-width in points."""
     random, inside = np.random.default_rng(seed), []
     difference = world.truth(1) - world.truth(0)
@@ -81,13 +84,13 @@ def crossed(world, seeds, draws, seed=0):
                 <= stdtrit(seeds - 1, 0.975) * tables[1].mean(1).std(ddof=1) / seeds**0.5,
                 abs(by_seed.mean() - difference) <= half,
                 50 * (found.high - found.low),
-                100 * found.images,
+                100 * (found.images or 0.0),
             )
         )
     return np.mean(inside, 0)
 
 
-def split(share, seeds, draws, seed=0, train=1200, test=450, pool=1650):
+def split(share: float, seeds: int, draws: int, seed: int = 0, train: int = 1200, test: int = 450, pool: int = 1650) -> NDArray:
     """Coverage of the corrected interval, and of Student's, where `share` of the variance between seeds is the images'."""
     random, inside = np.random.default_rng(seed), []
     for _ in range(draws):
@@ -100,7 +103,15 @@ def split(share, seeds, draws, seed=0, train=1200, test=450, pool=1650):
     return np.mean(inside, 0)
 
 
-def family(comparisons, correlation, seeds, draws, seed=0, looks=(), level=0.95):
+def family(
+    comparisons: int,
+    correlation: float,
+    seeds: int,
+    draws: int,
+    seed: int = 0,
+    looks: tuple[int, ...] = (),
+    level: float = 0.95,
+) -> float:
     """Share of families of comparisons without differences in which one is found all the same, at any look."""
     random, false = np.random.default_rng(seed), 0
     shared, last = np.sqrt(correlation), looks[-1] if looks else seeds
@@ -117,12 +128,14 @@ def family(comparisons, correlation, seeds, draws, seed=0, looks=(), level=0.95)
     return false / draws
 
 
-def stopping(difference, deviation, draws, most=30, margin=100 * MARGIN, seed=0):
+def stopping(
+    difference: float, deviation: float, draws: int, most: int = 30, margin: float = 100 * MARGIN, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
     """{design: (share with a verdict, mean number of seeds, share with a false one)}; difference and deviation in points."""
     values = difference + deviation * np.random.default_rng(seed).standard_normal((draws, most))
     looks = schedule(most)
     each = 1 - pointwise_level(np.random.default_rng(1).standard_normal((most, 1)), looks=looks)
-    designs = {
+    designs: dict[str, tuple[Sequence[int], Callable[[int], Interval]]] = {
         "looks fixed before": (looks, lambda n: _student(values[:, :n], each)),
         "confidence sequence": (range(3, most + 1), lambda n: t_sequence(values[:, :n])),
         "looking anyway": (looks, lambda n: _student(values[:, :n], 0.05)),
@@ -131,7 +144,7 @@ def stopping(difference, deviation, draws, most=30, margin=100 * MARGIN, seed=0)
     return {name: _stopped(difference, margin, draws, *design) for name, design in designs.items()}
 
 
-def t_sequence(values, alpha=0.05, effect=1.0):
+def t_sequence(values: NDArray, alpha: float = 0.05, effect: float = 1.0) -> Interval:
     """Half-widths of an anytime-valid t interval of (draws, n): valid at all n together.
 
     A Gaussian mixture over effect sizes, of standard deviation `effect`, of the likelihood ratio of the t statistic.
@@ -147,12 +160,14 @@ def t_sequence(values, alpha=0.05, effect=1.0):
     return values.mean(1), values.std(1, ddof=1) * np.sqrt((n - 1) / n * (k - 1) / (1 - k / wider))
 
 
-def _student(values, alpha):
+def _student(values: NDArray, alpha: float) -> Interval:
     n = values.shape[1]
     return values.mean(1), stdtrit(n - 1, 1 - alpha / 2) * values.std(1, ddof=1) / n**0.5
 
 
-def _stopped(difference, margin, draws, looks, interval_at):
+def _stopped(
+    difference: float, margin: float, draws: int, looks: Sequence[int], interval_at: Callable[[int], Interval]
+) -> tuple[float, float, float]:
     ended, false, seeds = np.zeros(draws, bool), np.zeros(draws, bool), np.full(draws, max(looks))
     for n in looks:
         mean, half = interval_at(n)
@@ -164,10 +179,10 @@ def _stopped(difference, margin, draws, looks, interval_at):
         wrong = (more & (difference <= 0)) | (less & (difference >= 0)) | (equal & (abs(difference) >= margin))
         false |= new & wrong
         ended |= new
-    return ended.mean(), seeds.mean(), false.mean()
+    return float(ended.mean()), float(seeds.mean()), float(false.mean())
 
 
-def verdicts(world, seeds, draws, seed=0, margin=MARGIN):
+def verdicts(world: World, seeds: int, draws: int, seed: int = 0, margin: float = MARGIN) -> NDArray:
     """(share with a verdict, share with a false one) of the interval over seeds and images."""
     random, found = np.random.default_rng(seed), []
     difference = world.truth(1) - world.truth(0)
@@ -179,8 +194,10 @@ def verdicts(world, seeds, draws, seed=0, margin=MARGIN):
     return np.mean(found, 0)
 
 
-def study(random, schemes, seeds, predictors, strength):
-    """({predictor: values}, nets, {}) where the predictors follow, in noise, what robustness follows by `strength`."""
+def study(
+    random: np.random.Generator, schemes: int, seeds: int, predictors: int, strength: float
+) -> tuple[dict[str, NDArray], Nets]:
+    """({predictor: values}, nets) where the predictors follow, in noise, what robustness follows by `strength`."""
     scheme, seed = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
     cause, other = random.standard_normal((2, schemes))
     robust = (strength * cause + np.sqrt(1 - strength**2) * other)[scheme] + 0.5 * random.standard_normal(len(scheme))
@@ -192,22 +209,22 @@ def study(random, schemes, seeds, predictors, strength):
     return known, Nets(robust, list(scheme), [0] * len(scheme), list(seed))
 
 
-def claims(schemes, strength, draws, predictors=8, seeds=5, seed=0):
+def claims(schemes: int, strength: float, draws: int, predictors: int = 8, seeds: int = 5, seed: int = 0) -> NDArray:
     """(share of studies with a predictor supported, mean share of predictors supported)."""
     random, found = np.random.default_rng(seed), []
     for _ in range(draws):
         known, nets = study(random, schemes, seeds, predictors, strength)
         said = [relation.verdict == "supported" for relation in relations(known, nets, given={}, expected={})]
-        found.append((any(said), np.mean(said)))
+        found.append((float(any(said)), float(np.mean(said))))
     return np.mean(found, 0)
 
 
-def within(schemes, seeds, correlation, shared, draws, seed=0):
+def within(schemes: int, seeds: int, correlation: float, shared: float, draws: int, seed: int = 0) -> float:
     """Coverage of the correlation within schemes, where `shared` of the variance of nets is that of their seed."""
     random, found = np.random.default_rng(seed), []
     scheme, own = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
 
-    def pair(size):
+    def pair(size: int) -> tuple[NDArray, NDArray]:
         x, y = random.standard_normal((2, size))
         return x, correlation * x + np.sqrt(1 - correlation**2) * y
 
@@ -215,19 +232,20 @@ def within(schemes, seeds, correlation, shared, draws, seed=0):
         (common_x, common_y), (x, y) = pair(seeds), pair(len(scheme))
         x, y = (np.sqrt(shared) * c[own] + np.sqrt(1 - shared) * v for c, v in ((common_x, x), (common_y, y)))
         estimate = within_groups(x, y, list(scheme), list(scheme), list(own))
+        assert estimate is not None  # every scheme has its seeds
         found.append((estimate.value, estimate.low, estimate.high))
     value, low, high = np.array(found).T
     return float(((low <= value.mean()) & (value.mean() <= high)).mean())
 
 
-def _show(console, title, header, rows):
+def _show(console: Console, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     console.print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}", markup=False, highlight=False)
     for row in rows:
         cells = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
         console.print(f"| {' | '.join(cells)} |", markup=False, highlight=False)
 
 
-def _tables(draws):
+def _tables(draws: int) -> dict[str, Callable[[], tuple[str, Sequence[str], Iterable[Sequence[object]]]]]:
     """{part: () -> (title, header, rows)}."""
     return {
         "crossed": lambda: (
@@ -289,14 +307,14 @@ def _tables(draws):
     }
 
 
-def _said(world, seeds, draws):
+def _said(world: World, seeds: int, draws: int) -> str:
     return "{:.2f} / {:.3f}".format(*verdicts(world, seeds, draws))
 
 
 @run_cli
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = Parser(prog="coverage.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="coverage.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", help="of crossed, split, family, stopping, power, relation; default: all")
     parser.add_argument("--draws", default="1000", help="simulated comparisons for each figure")
     args = parser.parse_args(argv)

@@ -1,12 +1,19 @@
 """Other libraries behind one signature each: what a benchmark calls to let them solve the same problem."""
 
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchdiffeq import odeint
 
+from odenets.types import Field
 
-def peer(name):
+Solving = Callable[[], Tensor]
+
+
+def peer(name: str) -> Any:
     """The module `name`, or None where it, or what it needs, is not installed."""
     try:
         return importlib.import_module(name)
@@ -14,19 +21,19 @@ def peer(name):
         return None
 
 
-def torchdiffeq_fixed(field, y, method, steps):
+def torchdiffeq_fixed(field: Field, y: Tensor, method: str, steps: int) -> Solving:
     """A function without arguments that integrates y' = field(t, y) from 0 to 1 in equal steps."""
     times = torch.tensor([0.0, 1.0], device=y.device)
     return lambda: odeint(field, y, times, method=method, options={"step_size": 1 / steps})[-1]
 
 
-def torchdyn_fixed(field, y, method, steps):
+def torchdyn_fixed(field: Field, y: Tensor, method: str, steps: int) -> Solving:
     """See `torchdiffeq_fixed`."""
     module, times = peer("torchdyn.numerics"), torch.linspace(0, 1, steps + 1, device=y.device)
     return lambda: module.odeint(field, y, times, solver=method)[1][-1]
 
 
-def torchode_fixed(field, y, method, steps):
+def torchode_fixed(field: Field, y: Tensor, method: str, steps: int) -> Solving:
     """See `torchdiffeq_fixed`; torchode wants states of shape (B, N)."""
     module, shape = peer("torchode"), y.shape
     term = module.ODETerm(lambda t, y: field(t, y.view(shape)).flatten(1))
@@ -44,14 +51,14 @@ FIXED_GRID = (
 )
 
 
-def torchdiffeq_implicit_euler(field, y):
+def torchdiffeq_implicit_euler(field: Field, y: Tensor) -> Solving | None:
     """One step of implicit Euler by torchdiffeq's dense Broyden, without arguments; None but in its git version."""
     times = torch.tensor([0.0, 1.0], device=y.device)
     known = "implicit_euler" in peer("torchdiffeq._impl.odeint").SOLVERS
     return (lambda: odeint(field, y, times, method="implicit_euler")[-1]) if known else None
 
 
-def torchdeq_implicit_euler(solver, field, y, scale, tol=1e-3, cap=40):
+def torchdeq_implicit_euler(solver: str, field: Field, y: Tensor, scale: Tensor, tol: float = 1e-3, cap: int = 40) -> Tensor:
     """One step of implicit Euler with h = 1 by TorchDEQ and its implicit gradient; differentiable.
 
     Args:

@@ -5,30 +5,35 @@ torchode, torchdyn and torchdeq, and torchdiffeq's implicit_euler is in its git 
 and of its transposed products, counted alike in the field itself; failures are judged by what was returned.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import odenets
 from experiments.benchmarks import libraries as peers
 from experiments.benchmarks.memory import peak_bytes
-from experiments.benchmarks.timing import fastest, trained_on_digits
+from experiments.benchmarks.timing import Rows, both_ways, fastest, trained_on_digits, training_pass
 from experiments.harness.training import data
 from odenets.solve.nonlinear import Broyden
+from odenets.types import Time
 
 
 class _Tanh(nn.Module):
     """A 64-dimensional field, tanh(Wy + b), or with a hidden layer V tanh(Wy + b)."""
 
-    def __init__(self, hidden):
+    def __init__(self, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), *[nn.Linear(64, 64)] * hidden)
 
-    def forward(self, t, y):
+    def forward(self, t: Time, y: Tensor) -> Tensor:
         return self.layers(y)
 
 
-def fixed_grid(device, smoke):
+def fixed_grid(device: torch.device, smoke: bool) -> Rows:
     """Explicit schemes on the same fixed grid and field, forward and backward, against the peers' own."""
     torch.manual_seed(0)
     conv, batch = odenets.fields.Block(odenets.fields.basic_layers, 16), 2 if smoke else 64
@@ -47,17 +52,11 @@ def fixed_grid(device, smoke):
             y, steps = torch.randn(shape, device=device), 2 if smoke else 8 if kind == 0 else 4
             for scheme, method in methods.items():
                 stage = odenets.ODEStage(field.to(device), scheme, substeps=steps)
-                theirs = solver(stage.fields[0], y, method, steps)
-
-                def run(forward, stage=stage, calls=1 if smoke else calls):
-                    for _ in range(calls):
-                        stage.zero_grad()
-                        forward().sum().backward()
-
-                a, b = stage(y).detach(), theirs().detach()
+                both = partial(stage, y), solver(stage.fields[0], y, method, steps)
+                a, b = (integrate().detach() for integrate in both)
                 worst = max(worst, float((a - b).norm() / b.norm()))
-                functions = [lambda run=run, s=stage, y=y: run(lambda: s(y)), lambda run=run, f=theirs: run(f)]
-                mine, other = fastest(functions, 1 if smoke else 25 if kind == 0 else 9, device)
+                runs = [both_ways(stage, integrate, 1 if smoke else calls) for integrate in both]
+                mine, other = fastest(runs, 1 if smoke else 25 if kind == 0 else 9, device)
                 target = (0.7, 0.95)[kind] if peer == "torchdiffeq" else 0.9
                 yield f"{scheme}, {problem}: time / {peer}", mine / other, target
         yield f"explicit schemes: largest relative difference from {peer}", worst, 1e-6
@@ -66,25 +65,37 @@ def fixed_grid(device, smoke):
 TORCHDEQ = ("anderson", "broyden")
 
 
+class Problem(NamedTuple):
+    """One implicit step: a block, its states (B, ...), what residuals are relative to, and our stage of it, counted."""
+
+    block: nn.Module
+    y: Tensor
+    scale: Tensor
+    stage: odenets.ODEStage
+
+
+Method = Callable[[Problem], Tensor]
+
+
 class _Counted(torch.autograd.Function):
     """The identity, which counts the rows of what passes forwards and backwards."""
 
     rows = 0
 
     @staticmethod
-    def forward(ctx, y):
+    def forward(ctx: Any, y: Tensor) -> Tensor:
         _Counted.rows += len(y)
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override] # torch asks for one gradient an input
         _Counted.rows += len(gradient)
         return gradient
 
 
-def _trained_blocks(scheme, device, smoke):
+def _trained_blocks(scheme: str, device: torch.device, smoke: bool) -> list[tuple[nn.Module, Tensor]]:
     """Pairs (block, its inputs on test images) of the small net trained on digits with `scheme`."""
-    (net, digits), pairs = trained_on_digits(scheme, device, smoke), []
+    (net, digits), pairs = trained_on_digits(scheme, device, smoke), list[tuple[nn.Module, Tensor]]()
     hooks = [
         stage.register_forward_hook(lambda stage, inputs, _: pairs.extend(_inputs(stage, *inputs)))
         for stage in odenets.stages(net).values()
@@ -96,12 +107,12 @@ def _trained_blocks(scheme, device, smoke):
     return pairs
 
 
-def _inputs(stage, y):
+def _inputs(stage: odenets.ODEStage, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
     states = odenets.ODEStage(stage.fields, stage.scheme)(y, trajectory=True).detach()
     return [(field, inputs.requires_grad_()) for field, y in zip(stage.fields, states) for inputs in y.split(64)]
 
 
-def against_torchdeq(device, smoke):
+def against_torchdeq(device: torch.device, smoke: bool) -> Rows:
     """Implicit Euler of trained blocks to the same residual, with implicit gradient, against TorchDEQ's solvers."""
     if peers.peer("torchdeq") is None:
         yield "torchdeq is not installed: skipped", None, None
@@ -111,22 +122,12 @@ def against_torchdeq(device, smoke):
         for block, y in _trained_blocks(scheme, device, smoke):
             with torch.no_grad():
                 scale = block(0.0, y).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            counted = lambda t, y, block=block: block(t, _Counted.apply(y))  # noqa: E731
-            problems.append((block, y, scale, odenets.ODEStage([counted], "implicit")))
-
-        theirs = [
-            lambda _, y, scale, stage, name=name: peers.torchdeq_implicit_euler(name, stage.fields[0], y, scale)
-            for name in TORCHDEQ
-        ]
-        methods = [lambda block, y, scale, stage: stage(y), *theirs]
+            problems.append(Problem(block, y, scale, odenets.ODEStage([partial(_counted, block)], "implicit")))
+        methods: list[Method] = [_ours, *(partial(_torchdeq, name) for name in TORCHDEQ)]
         counts = [_evaluations_and_failures(method, problems) for method in methods]
-        runs = [
-            lambda method=method, problems=problems: [method(*problem).sum().backward() for problem in problems]
-            for method in methods
-        ]
-        seconds = fastest(runs, 1 if smoke else 5, device)
+        seconds = fastest([partial(_solve_all, method, problems) for method in methods], 1 if smoke else 5, device)
         (forward, both, failed), where = counts[0], f"implicit Euler, {scheme}-trained blocks"
-        samples = sum(len(y) for _, y, _, _ in problems)
+        samples = sum(len(problem.y) for problem in problems)
         yield f"{where}: evaluations per sample, forward", forward / samples, None
         yield f"{where}: evaluations per sample, with backward", both / samples, None
         for solver, (their_forward, their_both, _), their_seconds in zip(TORCHDEQ, counts[1:], seconds[1:]):
@@ -138,30 +139,48 @@ def against_torchdeq(device, smoke):
             yield f"{where}: failed of {samples}, TorchDEQ's {solver}", their_failed, None
 
 
-def _evaluations_and_failures(method, problems):
+def _counted(block: nn.Module, t: Time, y: Tensor) -> Tensor:
+    return block(t, _Counted.apply(y))
+
+
+def _ours(problem: Problem) -> Tensor:
+    return problem.stage(problem.y)
+
+
+def _torchdeq(solver: str, problem: Problem) -> Tensor:
+    return peers.torchdeq_implicit_euler(solver, problem.stage.fields[0], problem.y, problem.scale)
+
+
+def _solve_all(method: Method, problems: list[Problem]) -> None:
+    for problem in problems:
+        method(problem).sum().backward()
+
+
+def _evaluations_and_failures(method: Method, problems: list[Problem]) -> tuple[int, int, int]:
     """Rows of f evaluated forwards, rows forwards and backwards, and samples whose residual is above the tolerance."""
     forward = both = failed = 0
-    for block, y, scale, stage in problems:
+    for problem in problems:
         _Counted.rows = 0
-        z = method(block, y, scale, stage)
+        z = method(problem)
         forward += _Counted.rows
         z.sum().backward()
         both += _Counted.rows
         with torch.no_grad():
-            failed += int(((z - y - block(0.0, z)).flatten(1).norm(dim=1) > 1.05e-3 * scale.flatten()).sum())
+            residual = (z - problem.y - problem.block(0.0, z)).flatten(1).norm(dim=1)
+            failed += int((residual > 1.05e-3 * problem.scale.flatten()).sum())
     return forward, both, failed
 
 
-def large_states(device, smoke):
+def large_states(device: torch.device, smoke: bool) -> Rows:
     """One implicit Euler step as the unknowns grow, beside the dense Broyden of torchdiffeq's git version."""
     torch.manual_seed(0)
     small, large = ((1, 32, 8, 8), (2, 32, 8, 8)) if smoke else ((1, 32, 8, 8), (128, 16, 32, 32))
-    calls = []
+    calls: list[tuple[str, Callable[[], Tensor] | None, int]] = []
     for shape in (small, large):
         y = torch.randn(shape, device=device)
         block = odenets.fields.Block(odenets.fields.basic_layers, shape[1]).to(device)
         stage = odenets.ODEStage([block], "implicit")
-        calls.append((f"N = {y.numel():,}", lambda stage=stage, y=y: stage(y), 5))
+        calls.append((f"N = {y.numel():,}", partial(stage, y), 5))
         if shape == small:
             calls.append((f"N = {y.numel():,}, torchdiffeq", peers.torchdiffeq_implicit_euler(block, y), 1))
     for name, call, repeats in calls:
@@ -172,7 +191,7 @@ def large_states(device, smoke):
             yield f"one implicit Euler step, {name}: seconds", fastest([call], 1 if smoke else repeats, device)[0], None
 
 
-def peak_memory(device, smoke):
+def peak_memory(device: torch.device, smoke: bool) -> Rows:
     """Peak memory of a training step and of a single implicit step, allocations and saved tensors counted."""
     images, labels = _mnist_shapes(device, smoke)
     peaks = {}
@@ -180,25 +199,25 @@ def peak_memory(device, smoke):
         torch.manual_seed(0)
         net = odenets.ode_resnet18(in_channels=1, scheme=scheme).to(device)
         known = [*net.parameters(), images, labels]
-        peaks[scheme] = peak_bytes(lambda net=net: F.cross_entropy(net(images), labels).backward(), known, device)
+        peaks[scheme] = peak_bytes(training_pass(net, images, labels), known, device)
         if scheme != "explicit":
             yield f"training step of resnet18, {scheme}: peak memory / explicit", peaks[scheme] / peaks["explicit"], 1.3
     block = odenets.fields.Block(odenets.fields.basic_layers, 16).to(device)
     y = torch.rand(len(images), 16, 28, 28, device=device, requires_grad=True)
     for tol in (0.3, 1e-3, 1e-6):
         stage = odenets.ODEStage([block], f"implicit(tol={tol},max_iterations=100)")
-        peak = peak_bytes(lambda f=stage: f(y).sum().backward(), [*block.parameters(), y], device) / y.nbytes
+        peak = peak_bytes(both_ways(stage, partial(stage, y)), [*block.parameters(), y], device) / y.nbytes
         iterations, memory = int(stage.stats.iterations.max()), Broyden.memory
         yield f"one implicit step, {iterations} iterations, memory {memory}: peak in states", peak, 2 * memory + 10
 
 
-def _mnist_shapes(device, smoke):
+def _mnist_shapes(device: torch.device, smoke: bool) -> tuple[Tensor, Tensor]:
     """A batch of digits enlarged to MNIST's 28x28, and labels."""
-    train = data.load("digits", None).train.first(2 if smoke else 64).to(device)
+    train = data.load("digits").train.first(2 if smoke else 64).to(device)
     return F.interpolate(train.images, (28, 28), mode="bilinear"), train.labels
 
 
-def training_step(device, smoke):
+def training_step(device: torch.device, smoke: bool) -> Rows:
     """Forward and backward on MNIST shapes against explicit Euler's: at initialisation, and after some training."""
     images, labels = _mnist_shapes(device, smoke)
     for model in ("small", "resnet18"):
@@ -207,12 +226,7 @@ def training_step(device, smoke):
             for scheme in ("explicit", "implicit(tol=1e-2)", "implicit"):
                 torch.manual_seed(0)
                 net = odenets.MODELS[model](in_channels=1, scheme=scheme).to(device)
-                optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-
-                def step(net=net):
-                    net.zero_grad()
-                    F.cross_entropy(net(images), labels).backward()
-
+                optimizer, step = torch.optim.AdamW(net.parameters(), lr=1e-3), training_pass(net, images, labels)
                 for _ in range(trained):
                     step()
                     optimizer.step()
@@ -222,7 +236,7 @@ def training_step(device, smoke):
                 yield f"{model} after {trained} steps, {scheme}: time / explicit", seconds / explicit, target
 
 
-def compiled(device, smoke):
+def compiled(device: torch.device, smoke: bool) -> Rows:
     """The fixed-iteration mode through torch.compile(fullgraph=True) against itself without: no gradient, unrolled."""
     y = torch.rand(2 if smoke else 64, 16, 8, 8, device=device)
     block = odenets.fields.Block(odenets.fields.basic_layers, 16).to(device)
@@ -230,9 +244,14 @@ def compiled(device, smoke):
     odenets.set_gradient(stage, "unrolled")
     expected = stage(y).detach()
     fast = torch.compile(stage, fullgraph=True, backend="aot_eager" if smoke else "inductor")
-    for label, run in (("no gradient", torch.no_grad()(lambda f: f(y))), ("backward", lambda f: f(y).sum().backward())):
-        run(fast)
-        seconds = fastest([lambda run=run: run(fast), lambda run=run: run(stage)], 1 if smoke else 25, device)
+    forwards = partial(fast, y), partial(stage, y)
+    runs: dict[str, list[Callable[[], object]]] = {
+        "no gradient": [torch.no_grad()(forward) for forward in forwards],
+        "backward": [both_ways(stage, forward) for forward in forwards],
+    }
+    for label, (ours, plain) in runs.items():
+        ours()
+        seconds = fastest([ours, plain], 1 if smoke else 25, device)
         yield f"fixed iterations, {label}: time compiled / not compiled", seconds[0] / seconds[1], 1.0
     difference = (fast(y).detach() - expected).norm() / expected.norm()
     yield "fixed iterations: relative difference compiled", float(difference), None

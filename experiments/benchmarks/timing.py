@@ -3,16 +3,18 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import odenets
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from experiments.harness.training.settings import TrainingSettings
 
+T = TypeVar("T")
 TRAINING = TrainingSettings(epochs=20)  # as a run on digits trains by default
 
 
@@ -24,9 +26,8 @@ class Row(NamedTuple):
     target: float | None  # not to be exceeded
 
 
-Part = Callable[
-    [torch.device, bool], Iterator[Row | tuple[str, float | None, float | None]]
-]  # of a device, and whether in haste
+Rows = Iterator[Row | tuple[str, float | None, float | None]]
+Part = Callable[[torch.device, bool], Rows]  # of a device, and whether in haste
 
 
 def fastest(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
@@ -47,6 +48,29 @@ def fastest(functions: Sequence[Callable[[], object]], repeats: int, device: tor
     return best
 
 
+def timed(function: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """(seconds, result) of one run."""
+    result: list[T] = []
+    (seconds,) = fastest([lambda: result.append(function())], 1, device)
+    return seconds, result[0]
+
+
+def both_ways(module: nn.Module, forward: Callable[[], Tensor], calls: int = 1) -> Callable[[], None]:
+    """A function that runs `forward` and its backward pass so many times, the gradients of `module` from zero."""
+
+    def run() -> None:
+        for _ in range(calls):
+            module.zero_grad()
+            forward().sum().backward()
+
+    return run
+
+
+def training_pass(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A function that computes the gradients of the cross-entropy on one batch."""
+    return both_ways(net, lambda: F.cross_entropy(net(x), y))
+
+
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -54,7 +78,7 @@ def _synchronise(device: torch.device) -> None:
 
 def digits_on(device: torch.device) -> data.Data:
     """scikit-learn's digits on a device."""
-    return data.load("digits", "data").to(device)
+    return data.load("digits").to(device)
 
 
 def trained_on_digits(scheme: str, device: torch.device, smoke: bool) -> tuple[nn.Module, data.Data]:

@@ -4,15 +4,14 @@ Phases of a case are measured in steps of training of an explicit net, which no 
 commits compare. The targets of phases are shares of what they cost at 14673b3, on the same machine.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch.nn import functional as F
 
 import odenets
 from experiments.benchmarks import pretend
 from experiments.benchmarks.counts import Counts, count
-from experiments.benchmarks.timing import Row, fastest, trained_on_digits
+from experiments.benchmarks.timing import Row, fastest, trained_on_digits, training_pass
 from experiments.harness.run import measure
 
 IMPLICIT = "implicit(tol=1e-2)"
@@ -20,20 +19,12 @@ IMPLICIT = "implicit(tol=1e-2)"
 BEFORE = {"evaluation attacks": (7.66, 0.55), "audit": (5.48, 0.6), "stability": (1.62, 0.5)}
 
 
-def _step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    def run() -> None:
-        net.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-
-    return run
-
-
 def phases(device: torch.device, smoke: bool) -> Iterator[Row]:
     """The default measurements of a net trained with implicit Euler, in steps of training of an explicit one."""
     net, digits = trained_on_digits("implicit", device, smoke)
     explicit = odenets.ode_resnet_small(scheme="explicit").to(device)
     batch, test = digits.train.first(64), digits.test.first(16 if smoke else 450)
-    step = _step(explicit, batch.images, batch.labels)
+    step = training_pass(explicit, batch.images, batch.labels)
     attacks, epsilons = ("pgd20",), (0.1,) if smoke else (0.05, 0.1, 0.15)
     work = {
         "evaluation attacks": lambda: measure.measure_accuracy(net, test, attacks, epsilons, 0),
@@ -58,7 +49,7 @@ def cifar_step(device: torch.device, smoke: bool) -> Iterator[Row]:
         torch.manual_seed(0)
         net = odenets.ode_resnet_small_stride2(in_channels=3, scheme=scheme).to(device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-        steps.append(_step(net, x, y))
+        steps.append(training_pass(net, x, y))
         for _ in range(trained):
             steps[-1]()
             optimizer.step()
@@ -82,7 +73,7 @@ def _asked_of(device: torch.device, smoke: bool) -> Iterator[Row]:
     for scheme in ("explicit", IMPLICIT):
         net, digits = trained_on_digits(scheme, torch.device("cpu"), smoke)
         batch = digits.train.first(4 if smoke else 64).to(device)
-        found[scheme] = count(_step(net.train().to(device), batch.images, batch.labels))
+        found[scheme] = count(training_pass(net.train().to(device), batch.images, batch.labels))
     yield Row("explicit training step: kernels", found["explicit"].kernels, None)
     yield Row(f"{IMPLICIT} training step: kernels", found[IMPLICIT].kernels, 1200)
     yield Row(f"{IMPLICIT} training step: host synchronisations", found[IMPLICIT].synchronisations, 12)

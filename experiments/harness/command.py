@@ -8,7 +8,7 @@ import sys
 from argparse import Action
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 import torch
 from rich import box
@@ -187,6 +187,10 @@ def parse_numbers(text: str, option: str, kind: type[Number], minimum: float) ->
     return numbers
 
 
+@overload
+def parse_one(text: str, option: str, kind: type[Number], minimum: float) -> Number: ...
+@overload
+def parse_one(text: None, option: str, kind: type[Number], minimum: float) -> None: ...
 def parse_one(text: str | None, option: str, kind: type[Number], minimum: float) -> Number | None:
     """One number, or None where `text` is None."""
     if text is None:

@@ -314,15 +314,16 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
             soft_wrap=True,
         )
     failures: dict[str, str] = {}
-    found, further = None, partial(_cases_of_seed, cases_of, config)
+    further = partial(_cases_of_seed, cases_of, config)
     # A look that the run has passed did not end it.
-    for look in [look for look in config.looks if look >= len(config.seeds)] or [config.seeds_at_most]:
+    looks: list[int | None] = [look for look in config.looks if look >= len(config.seeds)]
+    for look in looks or [config.seeds_at_most]:
         budget, audits = None, tuple[str, ...]()
         if config.budget:
             fixed = args.seeds is not None or config.smoke
             budget = Budget(config.budget, started, further, not fixed, look)
             audits = ("first", "cheap") if args.audit is None else ()
-        elif config.looks:
+        elif config.looks and look:
             _take_seeds(run, look)
             config = replace(config, seeds=tuple(run.config["seeds"]))
         failures |= run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits)

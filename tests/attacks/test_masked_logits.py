@@ -180,7 +180,7 @@ def test_logits_that_tell_no_class_are_refused(logits, sentence):
 def test_a_gradient_that_is_none_is_refused_where_an_image_stands():
     point, y = torch.full((1, 2), 0.5), torch.zeros(1, dtype=torch.int64)
 
-    def net(x, indices):
+    def net(x):
         return torch.stack([1 + (x[:, 0] - 0.5).abs().sqrt(), x[:, 1]], 1)
 
     with pytest.raises(ValueError, match="the gradient of the loss holds NaN or Inf"):

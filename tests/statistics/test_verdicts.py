@@ -6,7 +6,7 @@ from scipy import stats
 
 from experiments.benchmarks.coverage import WORLDS, World, family, stopping, t_sequence, verdicts
 from experiments.harness.statistics.estimates import Estimate
-from experiments.harness.statistics.families import holm, pointwise_level
+from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import look, schedule, sequence
 from experiments.harness.statistics.two_way import TwoWay
 from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MORE, OPEN, chance, seeds_needed, verdict
@@ -56,12 +56,6 @@ def test_seeds_needed_are_enough_and_none_where_images_are_too_few():
     needed = seeds_needed(found)
     assert chance(found, needed) >= 0.8 > chance(found, needed - 1) and needed > 5
     assert seeds_needed(TwoWay(0.019, 0.03**2 / 5, 0.01**2, 4, 5, 450)) is None
-
-
-def test_holm_is_that_of_statsmodels():
-    multitest = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels is not installed")
-    p = RNG.random(9) ** 3
-    assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1])
 
 
 def test_a_family_of_one_is_no_family_and_copies_are_one():

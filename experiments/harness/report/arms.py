@@ -104,7 +104,7 @@ class Comparison:
     @property
     def middle(self) -> float:
         """The radius that headlines speak of: chosen by position, not by what was found there; 0 without an attack."""
-        return statistics.middle(self.radii) or 0.0
+        return statistics.middle(self.radii) if self.radii else 0.0
 
     @property
     def swept(self) -> bool:

@@ -90,9 +90,10 @@ def sentences(records: Sequence[Record]) -> list[str]:
             epsilon: [m.mask for m in record.measurements if m.epsilon == epsilon]
             for epsilon in sorted({m.epsilon for m in record.measurements})
         }
-        clean, eps = np.logical_and.reduce(measured[0.0]), statistics.middle([e for e in measured if e])
+        clean, radii = np.logical_and.reduce(measured[0.0]), [e for e in measured if e]
         text = f"{marked(record)}: {percent(clean.mean())} % of {len(clean)} images right without an attack"
-        if eps is not None:
+        if radii:
+            eps = statistics.middle(radii)
             mask = np.logical_and.reduce(measured[eps])
             text += (
                 f", {percent(mask.mean())} % under every attack at \u03b5 = {radius(eps)} (95 % interval "

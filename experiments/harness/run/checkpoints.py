@@ -96,8 +96,7 @@ def parts_of(description: Mapping[str, Any]) -> list[str]:
 
 def split_of(meta: Mapping[str, Any] | None) -> int:
     """The seed of the split whose training images a network of ours has seen; that of all where it is none of ours."""
-    drawn = bool(meta) and meta["config"].get("splits") == "per-seed"
-    return meta["seed"] if drawn else SPLIT_SEED
+    return meta["seed"] if meta and meta["config"].get("splits") == "per-seed" else SPLIT_SEED
 
 
 def load_net(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:

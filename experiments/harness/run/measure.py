@@ -198,6 +198,7 @@ def measure_solver(net: nn.Module, split: Split, batch_size: int = 500) -> Solve
         if backward is None:
             torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), list(net.parameters()))
             backward = outcome.backward_converged
+    assert backward is not None  # what was solved forwards was solved backwards
     hanging = stability.path_dependent(net, split.images)
     iterations = torch.cat([solution.iterations for solution in solutions]).double()
     evaluations = sum(solution.evaluations * len(solution.iterations) for solution in solutions)

@@ -89,8 +89,9 @@ def run_cases(
     if budget:
         plan = Planner(schedule, budget, config.seeds, workers, audits or (config.audit,), say)
         for case in cases:
-            if case not in missing and not run.environment_changes:
-                plan.learn(case, run.record_of(case))
+            record = None if case in missing or run.environment_changes else run.record_of(case)
+            if record:
+                plan.learn(case, record)
     elif not begun:
         return {}
     with progress_bars(console) as progress:
@@ -103,7 +104,8 @@ def run_cases(
 
 def _had(run: Run, case: Case) -> set[str]:
     """The phases of a case that has a record; all where its net is not there to be looked at again."""
-    return phases_had(run.record_of(case)) if checkpoint_of(run.folder, case).is_file() else set(PHASES)
+    record = run.record_of(case)
+    return phases_had(record) if record and checkpoint_of(run.folder, case).is_file() else set(PHASES)
 
 
 class Ledger:

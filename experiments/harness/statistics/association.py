@@ -1,9 +1,11 @@
 """Does a measure go with an outcome across groups of nets? A rank correlation, its interval and its test, for few groups."""
 
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtr
 from scipy.stats import rankdata
 
@@ -17,7 +19,15 @@ DRAWS, SEED = 10_000, 0
 GRID = np.tanh(np.linspace(0, 3.2, 65))
 
 
-def rank_association(x, y, groups, level=LEVEL, over="schemes", given=None):
+def rank_association(
+    x: ArrayLike,
+    y: ArrayLike,
+    groups: Sequence[Hashable],
+    level: float = LEVEL,
+    *,
+    over: str = "schemes",
+    given: ArrayLike | None = None,
+) -> Estimate | None:
     """Spearman's correlation of group means, with an interval and a verdict that hold for few groups.
 
     Nets of one group, such as the seeds of one scheme, are alike: what chance gave the scheme it gave to all of them. They
@@ -48,8 +58,9 @@ def rank_association(x, y, groups, level=LEVEL, over="schemes", given=None):
     Fisher (1924), Metron 3, for a partial correlation as one of a smaller sample; Kennedy (1995), Journal of Business and
     Economic Statistics 13, for its permutation test.
     """
-    if not len(x) == len(y) == len(groups):
-        raise InputError(f"x, y and groups must be equally long, got {len(x)}, {len(y)} and {len(groups)}")
+    lengths = [np.size(x), np.size(y), len(groups)]
+    if len(set(lengths)) > 1:
+        raise InputError("x, y and groups must be equally long, got {}, {} and {}".format(*lengths))
     a, b = (rankdata(group_means(values, groups).round(12)) for values in (x, y))
     n = len(a)
     if given is not None:
@@ -58,7 +69,7 @@ def rank_association(x, y, groups, level=LEVEL, over="schemes", given=None):
     if n < 3 or np.ptp(a) < 1e-9 or np.ptp(b) < 1e-9:
         return None
     value, tail = float(np.corrcoef(a, b)[0, 1]), (1 - level) / 2
-    p = _permuted(a, b)
+    p = permutation_p(a, b)
     if given is not None and n > 2:
         # Residuals are not exchangeable: with few groups their permutations alone are too generous.
         p = max(p, 2 * float(stdtr(n - 2, -abs(value) * np.sqrt((n - 2) / max(1 - value**2, 1e-12)))))
@@ -68,46 +79,42 @@ def rank_association(x, y, groups, level=LEVEL, over="schemes", given=None):
     return Estimate(value, low, high, len(a), over, level)
 
 
-def permutation_p(x, y):
-    """Two-sided p-value of Spearman's correlation under all orders of y (beyond `EXACT` values, under random ones)."""
-    return _permuted(rankdata(x), rankdata(y))
-
-
-def cluster_bootstrap(x, y, groups, level=LEVEL, over="schemes"):
+def cluster_bootstrap(x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable], level: float = LEVEL) -> Estimate | None:
     """Spearman's correlation of group means with the percentiles of it over groups drawn anew: an `Estimate`, or None.
 
     Beside `rank_association`, whose test it does not have: it needs no distribution, and says nothing of fewer than `FEWEST`.
 
     Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
     """
-    x, y = group_means(x, groups), group_means(y, groups)
-    if len(x) < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
+    x, y = means = group_means(x, groups), group_means(y, groups)
+    if len(x) < FEWEST or min(map(np.ptp, means)) == 0:
         return None
     drawn = np.random.default_rng(SEED).integers(0, len(x), (DRAWS // 5, len(x)))
-    a, b = (rankdata(values[drawn], axis=1) - (len(x) + 1) / 2 for values in (x, y))
+    a, b = (rankdata(values[drawn], axis=1) - (len(x) + 1) / 2 for values in means)
     with np.errstate(invalid="ignore"):
         found = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
     low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
     value = float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
-    return Estimate(value, float(low), float(high), len(x), over, level)
+    return Estimate(value, float(low), float(high), len(x), "schemes", level)
 
 
-def group_means(values, groups):
+def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> NDArray:
     """Of each group, in the order in which the groups first appear: one observation for all nets of a group."""
-    found = {}
+    found: dict[Hashable, list[float]] = {}
     for value, group in zip(np.asarray(values, dtype=float), groups):
         found.setdefault(group, []).append(value)
     return np.array([np.mean(own) for own in found.values()])
 
 
-def _permuted(a, b):
+def permutation_p(a: NDArray, b: NDArray) -> float:
+    """Two-sided p-value of the correlation of ranks a and b under all orders (beyond `EXACT` of them, under random ones)."""
     null, added = _null(tuple(np.sort(a)), tuple(np.sort(b)))
     statistic = a @ b
     tails = ((null >= statistic - 1e-9).sum(), (null <= statistic + 1e-9).sum())
     return float(min(1.0, 2 * (min(tails) + added) / (len(null) + added)))
 
 
-def _without(values, third):
+def _without(values: NDArray, third: NDArray) -> NDArray:
     """What a line through `third` leaves of values; nothing where it is the same order."""
     third = third - third.mean()
     size = third @ third
@@ -115,7 +122,7 @@ def _without(values, third):
 
 
 @lru_cache(maxsize=16)
-def _null(a, b):
+def _null(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[NDArray, int]:
     """(sums of products of ranks under permutations, 1 where these are a sample, among which the data count too)."""
     if len(a) <= EXACT:
         return np.array(list(permutations(b))) @ np.array(a), 0
@@ -124,7 +131,7 @@ def _null(a, b):
 
 
 @lru_cache(maxsize=8)
-def _tabulated(n):
+def _tabulated(n: int) -> NDArray:
     """(grid, draws): for each correlation of `GRID`, Spearman's of samples of n from a bivariate normal."""
     random = np.random.default_rng(SEED)
     x, noise = np.sort(random.normal(size=(DRAWS, n))), random.normal(size=(DRAWS, n))
@@ -137,11 +144,11 @@ def _tabulated(n):
 
 
 @lru_cache(maxsize=1024)
-def _interval(value, n, tail, p):
+def _interval(value: float, n: int, tail: float, p: float) -> tuple[float, float]:
     """Of Spearman's correlation in the population; p is that of the test of zero."""
     table, grid = _tabulated(n), 6 / np.pi * np.arcsin(np.concatenate([-GRID[:0:-1], GRID]) / 2)
 
-    def lowest(value):
+    def lowest(value: float) -> float:
         """Where the share of draws at least as large as `value`, which rises with the correlation, crosses the tail."""
         above, below = (table >= value - 1e-5).mean(1), (table <= 1e-5 - value).mean(1)
         share = np.concatenate([below[:0:-1], above])

@@ -1,14 +1,18 @@
 """Means and paired differences with the interval each deserves: over seeds, or over images where there is one seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
 
 from odenets.errors import InputError
 
 LEVEL = 0.95
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,14 @@ class Estimate:
     images: float | None = None
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         """higher, lower, or "cannot tell" where the interval covers zero, or has no width and so measures no noise."""
         if not self.high - self.low > 1e-12 or self.low <= 0 <= self.high:
             return "cannot tell"
         return "higher" if self.value > 0 else "lower"
 
 
-def t_interval(values, level=LEVEL):
+def t_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
     """Mean of at least two values with Student's interval, n - 1 degrees of freedom.
 
     With three seeds t is 4.3 where a normal interval has 1.96: wide, as three values deserve.
@@ -50,7 +54,7 @@ def t_interval(values, level=LEVEL):
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), n, "seeds", level)
 
 
-def wilson(successes, total, level=LEVEL):
+def wilson(successes: int, total: int, level: float = LEVEL) -> Estimate:
     """A proportion with Wilson's score interval, which stays within [0, 1] and keeps a width at 0 and 1.
 
     Source: Wilson (1927), JASA 22; Brown, Cai, DasGupta (2001), section 3.1.1.
@@ -64,7 +68,7 @@ def wilson(successes, total, level=LEVEL):
     return Estimate(p, float(min(p, centre - half)), float(max(p, centre + half)), total, "images", level)
 
 
-def paired_images(correct, reference, level=LEVEL):
+def paired_images(correct: ArrayLike, reference: ArrayLike, level: float = LEVEL) -> Estimate:
     """Difference of two accuracies on the same images, with an interval from the images on which the two disagree.
 
     Half an image is added to each cell of the 2x2 table, so that agreement everywhere does not pass for certainty.
@@ -84,6 +88,6 @@ def paired_images(correct, reference, level=LEVEL):
     return Estimate((won - lost) / n, float(p - q - half), float(p - q + half), n, "images", level)
 
 
-def middle(values):
-    """The middle of sorted values, the upper of two: chosen by position, not by what was found there. None if empty."""
-    return values[len(values) // 2] if values else None
+def middle(values: Sequence[T]) -> T:
+    """The middle of sorted values, the upper of two: chosen by position, not by what was found there."""
+    return values[len(values) // 2]

@@ -50,14 +50,6 @@ def pointwise_level(values: ArrayLike, level: float = LEVEL, looks: Sequence[int
     return 1 - _smallest_p(_root(distinct), looks, 1 - level, draws)
 
 
-def holm(p: ArrayLike) -> NDArray:
-    """Adjusted p-values (Holm, 1979, Scandinavian Journal of Statistics 6): valid whatever depends on what."""
-    p = np.asarray(p, dtype=float)
-    order, adjusted = np.argsort(p), np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted
-
-
 def _root(deviations: NDArray) -> tuple:
     """The shrunken correlation of the columns, as hashable rows of its symmetric root."""
     seeds, comparisons = deviations.shape
@@ -72,13 +64,13 @@ def _root(deviations: NDArray) -> tuple:
 
 
 @lru_cache(maxsize=256)
-def _smallest_p(root: tuple, looks: tuple[int, ...], alpha: float, draws: int) -> float:
+def _smallest_p(rows: tuple, looks: tuple[int, ...], alpha: float, draws: int) -> float:
     """The alpha-quantile of the smallest p-value."""
-    root, last = np.array(root), looks[-1]
+    root, last = np.array(rows, dtype=np.float32), looks[-1]
     random, found = np.random.default_rng(SEED), []
     size = max(1, min(draws, CHUNK // (last * len(root))))
     for _ in range(-(-draws // size)):
-        values = random.standard_normal((size, last, len(root)), dtype=np.float32) @ root.astype(np.float32)
+        values = random.standard_normal((size, last, len(root)), dtype=np.float32) @ root
         # The largest |t| for each number of degrees of freedom decides: one tail probability for each draw and look.
         smallest = np.ones(size)
         for n in looks:

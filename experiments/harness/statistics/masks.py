@@ -64,7 +64,8 @@ def gaps(
         train: As in `accuracy`.
     """
     common = {key: [seed for seed in masks if seed in other] for key, (masks, other) in pairs.items()}
-    tables, found = {}, {}
+    tables: dict[Key, dict[int, NDArray]] = {}
+    found: dict[Key, Gap] = {}
     for key, seeds in common.items():
         masks, other = pairs[key]
         if len(seeds) == 1:
@@ -89,7 +90,7 @@ def gaps(
     return {key: found[key] for key in pairs if key in found}
 
 
-def _level(tables: Mapping[Hashable, Mapping[int, NDArray]], level: float, looks: tuple[int, ...]) -> float:
+def _level(tables: Mapping[Key, Mapping[int, NDArray]], level: float, looks: tuple[int, ...]) -> float:
     """Of each interval: from the seeds that all comparisons have; by Bonferroni where these are fewer than two."""
     shared = set.intersection(*(set(table) for table in tables.values()))
     if len(shared) < 2:

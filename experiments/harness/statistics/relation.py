@@ -27,7 +27,7 @@ class Nets:
     stratum: Sequence[Hashable]
     seed: Sequence[Hashable]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = {len(part) for part in (self.robust, self.scheme, self.stratum, self.seed)}
         if len(sizes) != 1 or 0 in sizes:
             raise InputError(f"nets need a robustness, scheme, stratum and seed each, got lengths {sorted(sizes)}")
@@ -131,10 +131,10 @@ def within_groups(
     Source: Cameron, Gelbach, Miller (2011), Journal of Business and Economic Statistics 29, section 2; with few clusters the t
     quantile of the fewer, section 2.4.
     """
-    x, y, cells = np.asarray(x, dtype=float), np.asarray(y, dtype=float), np.asarray([str(cell) for cell in cells])
+    x, y, named = np.asarray(x, dtype=float), np.asarray(y, dtype=float), np.asarray([str(cell) for cell in cells])
     a, b = np.zeros(len(x)), np.zeros(len(x))
-    for cell in np.unique(cells):
-        own = cells == cell
+    for cell in np.unique(named):
+        own = named == cell
         if own.sum() >= 3:
             a[own], b[own] = (rankdata(v[own]) - (own.sum() + 1) / 2 for v in (x, y))
     if not (np.any(a) and np.any(b)):
@@ -201,7 +201,8 @@ def _family(
     names = list(dict.fromkeys(schemes))
     outcome = {s: np.mean([v for v, own in zip(robust, schemes) if own == s and np.isfinite(v)] or [np.nan]) for s in names}
     y = np.array([outcome[s] for s in names])
-    random, draws, tails = np.random.default_rng(SEED), [], {}
+    random, draws = np.random.default_rng(SEED), []
+    tails: dict[str, NDArray | None] = {}
     orders = np.vstack([np.arange(len(y)), np.argsort(random.random((DRAWS, len(y))), axis=1)])
     for name, values in predictors.items():
         known = np.isfinite(values)
@@ -220,8 +221,8 @@ def _family(
         size = np.abs((b - b.mean(1, keepdims=True)) @ (a - a.mean())).round(9)
         # The share of all orders that go as far: of the data (first) and of each of the drawn orders.
         above = len(size) - np.searchsorted(np.sort(size), size, side="left")
-        tails[name] = above / len(size)
-        draws.append(tails[name])
+        draws.append(above / len(size))
+        tails[name] = draws[-1]
     if not draws:
         return alpha, dict.fromkeys(predictors)
     smallest = np.min(draws, axis=0)

@@ -77,7 +77,7 @@ class Data:
 
 def load(
     name: str,
-    folder: str | Path,
+    folder: str | Path = "",
     download: bool = True,
     train_limit: int | None = None,
     test_limit: int | None = None,

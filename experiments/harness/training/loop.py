@@ -197,8 +197,8 @@ def _descend(net: nn.Module, x: Tensor, loss: Tensor, live: dict[str, Any], book
     """One step of the optimiser and of its schedule, and what the solves in it report."""
     live["optimizer"].zero_grad()
     loss.backward()
-    ways = [odenets.converged(net), odenets.converged(net, backward=True)]
-    if ways[0] is not None:
+    ways = [way for way in (odenets.converged(net), odenets.converged(net, backward=True)) if way is not None]
+    if ways:
         book["failed"] = [count + int((~way).sum()) for count, way in zip(book["failed"], ways)]
         book["solved"] += len(ways[0])
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), TrainingSettings.gradient_clip)
@@ -233,8 +233,8 @@ def _close_epoch(
         epoch = replace(epoch, gradient_cosine=gradient_cosine(net, batch.images, batch.labels))
     score, history = epoch.held_out, [Epoch(**entry) for entry in book["history"]]
     if settings.training != "standard":
-        epoch = replace(epoch, **_held_out_attacks(net, data, settings.train_epsilon))
-        score = epoch.held_out_pgd
+        attacked = _held_out_attacks(net, data, settings.train_epsilon)
+        epoch, score = replace(epoch, **attacked), attacked["held_out_pgd"]
         epoch = replace(epoch, overfitting=adversarial_training.collapsed([*history, epoch], data.classes))
         if epoch.overfitting and not _overfitted(book["history"]):
             say(

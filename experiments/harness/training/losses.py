@@ -3,7 +3,7 @@
 Each takes the same arguments and returns the loss of a batch, a scalar, differentiable in the parameters:
     net: x -> logits (B, classes). In training mode: our nets have GroupNorm, for which the mode makes no difference.
     x, y: Images (B, C, H, W) in [0, 1] and labels (B,).
-    settings: `TrainingSettings`, resolved: train_epsilon (radius of the L-infinity ball, pixel units), train_steps, ...
+    settings: `TrainingSettings`: train_epsilon (radius of the L-infinity ball, pixel units), steps, step_size, ...
     generator: Of the noise; on its own device.
     memory: Dict of tensors that a method keeps from batch to batch, empty at first.
 
@@ -90,7 +90,7 @@ def free(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: 
     delta = memory.get("delta", torch.zeros_like(x)).detach().requires_grad_()
 
     def climb(gradient: Tensor) -> None:
-        memory["delta"] = _clipped(delta.detach() + settings.train_step_size * gradient.sign(), settings)
+        memory["delta"] = _clipped(delta.detach() + settings.step_size * gradient.sign(), settings)
 
     delta.register_hook(climb)
     return F.cross_entropy(net((x + delta).clamp(0, 1)), y)
@@ -135,11 +135,11 @@ def _pgd_images(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", gene
 def _ascend(net: nn.Module, x: Tensor, delta: Tensor, objective: Callable[[Tensor], Tensor], settings: "Settings") -> Tensor:
     """Images in B(x) after `train_steps` steps along the gradient's sign, from x + delta; solves start at the step before."""
     warm, indices = odenets.WarmStart(net), torch.arange(len(x))
-    for _ in range(settings.train_steps):
+    for _ in range(settings.steps):
         point = (x + delta).clamp(0, 1).requires_grad_()
         with exact_backward(net):
             (gradient,) = torch.autograd.grad(objective(warm(point, indices)), point)
-        delta = _clipped(point.detach() - x + settings.train_step_size * gradient.sign(), settings)
+        delta = _clipped(point.detach() - x + settings.step_size * gradient.sign(), settings)
     return (x + delta).clamp(0, 1)
 
 

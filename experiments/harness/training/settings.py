@@ -74,15 +74,22 @@ class TrainingSettings:
     )
     checkpoint_seconds: float = option(300.0, "save the state of a training that often, and after each epoch", minimum=0)
 
+    @property
+    def steps(self) -> int:
+        """Of the training attack: as set, else those of the method's source."""
+        return self.train_steps or STEPS[self.training] if self.training in STEPS else 1
+
+    @property
+    def step_size(self) -> float:
+        """Of the training attack, in pixel units: as set, else that of the method's source."""
+        known = self.train_step_size
+        return self.train_epsilon * STEP_SIZE.get(self.training, lambda steps: 1.0)(self.steps) if known is None else known
+
     def resolved(self) -> "TrainingSettings":
         """With the steps and the step size of the method's source, and the rates of the optimiser, where they are None."""
-        method, rates = self.training, OPTIMIZERS[self.optimizer]
-        steps = self.train_steps or STEPS[method] if method in STEPS else 1
-        size = self.train_step_size
-        if size is None:
-            size = self.train_epsilon * STEP_SIZE.get(method, lambda steps: 1.0)(steps)
+        rates = OPTIMIZERS[self.optimizer]
         chosen: dict[str, Any] = {name: rates[name] if getattr(self, name) is None else getattr(self, name) for name in rates}
-        return replace(self, train_steps=steps, train_step_size=size, **chosen)
+        return replace(self, train_steps=self.steps, train_step_size=self.step_size, **chosen)
 
 
 def training_settings(args: Any, dataset: str, epochs: int, epsilon: float) -> TrainingSettings:
