@@ -8,7 +8,7 @@ import sys
 from argparse import Action
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar, overload
+from typing import Any, NoReturn, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from rich import box
@@ -81,6 +81,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+@runtime_checkable
 class Main(Protocol):
     """The main of a script."""
 

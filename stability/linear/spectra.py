@@ -173,6 +173,7 @@ def check_count(k: object, n: int) -> None:
 
 def tolerance(y: Tensor, tol: float | None) -> float:
     """The relative residual to reach: tol, or by default what the dtype allows."""
+    check_state(y)
     tol = (1e-8 if y.dtype == torch.float64 else 1e-4) if tol is None else tol
     if not 0 < tol < 1:
         raise InputError(f"tol must lie between 0 and 1, got {tol}")

@@ -141,7 +141,7 @@ def test_the_enclosure_finds_what_it_is_not_told(seed, disc):
     def read(d, t):  # in place of a local search
         return np.log(d / smallest((w + d) * np.exp(1j * t) if disc else d + 1j * t)), t
 
-    (value, _), bound = enclosed(A, smallest, w, disc, (1e-3, 1e3), np.zeros(1), read, (0.0, None))
+    (value, _), bound = enclosed(A, smallest, w, disc, (1e-3, 1e3), np.zeros(1), read, (0.0, 0j))
     d, t = np.geomspace(0.01, 10, 60)[:, None], np.linspace(0, np.pi if disc else 6, 500)
     highest = np.log(d / smallest((w + d) * np.exp(1j * t) if disc else d + 1j * t)).max()
     assert highest <= bound and 0.1 < value <= bound <= value + 0.0101

@@ -1,6 +1,6 @@
 """Does a measure go with an outcome across groups of nets? A rank correlation, its interval and its test, for few groups."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable
 from functools import lru_cache
 from itertools import permutations
 
@@ -22,7 +22,7 @@ GRID = np.tanh(np.linspace(0, 3.2, 65))
 def rank_association(
     x: ArrayLike,
     y: ArrayLike,
-    groups: Sequence[Hashable],
+    groups: Collection[Hashable],
     level: float = LEVEL,
     *,
     over: str = "schemes",
@@ -79,7 +79,7 @@ def rank_association(
     return Estimate(value, low, high, len(a), over, level)
 
 
-def cluster_bootstrap(x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable], level: float = LEVEL) -> Estimate | None:
+def cluster_bootstrap(x: ArrayLike, y: ArrayLike, groups: Collection[Hashable], level: float = LEVEL) -> Estimate | None:
     """Spearman's correlation of group means with the percentiles of it over groups drawn anew: an `Estimate`, or None.
 
     Beside `rank_association`, whose test it does not have: it needs no distribution, and says nothing of fewer than `FEWEST`.
@@ -98,7 +98,7 @@ def cluster_bootstrap(x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable], le
     return Estimate(value, float(low), float(high), len(x), "schemes", level)
 
 
-def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> NDArray:
+def group_means(values: ArrayLike, groups: Collection[Hashable]) -> NDArray:
     """Of each group, in the order in which the groups first appear: one observation for all nets of a group."""
     found: dict[Hashable, list[float]] = {}
     for value, group in zip(np.asarray(values, dtype=float), groups):

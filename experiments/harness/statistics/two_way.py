@@ -14,6 +14,8 @@ from scipy.special import stdtrit
 from experiments.harness.statistics.estimates import LEVEL, Estimate
 from odenets.errors import InputError
 
+Values = NDArray | np.floating  # one for each table
+
 
 @dataclass(frozen=True)
 class TwoWay:
@@ -42,7 +44,7 @@ class TwoWay:
         return self.images / total if total else 0.0
 
 
-def mean_squares(table: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def mean_squares(table: NDArray) -> tuple[Values, Values, Values, Values]:
     """(mean, mean square of the rows, of the columns, of the residuals) of tables (..., rows, columns), one value a cell.
 
     Source: Searle, Casella, McCulloch (1992), Variance Components, section 4.3.
