@@ -26,7 +26,7 @@ from experiments.harness.command import Parser, parse_device, run_cli, show_tabl
 from experiments.harness.experiment import provenance
 from experiments.harness.run.folder import write_atomically
 from experiments.harness.run.machine import available_cores
-from experiments.harness.run.runner import WORKER_ENVIRONMENT
+from experiments.harness.run.places import WORKER_ENVIRONMENT
 from odenets.errors import InputError
 
 # {group: {part: function}}; `--only` takes both. The long ones first, so that no core idles at the end.

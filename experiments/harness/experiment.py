@@ -8,7 +8,6 @@ from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from experiments.harness.run.budget import FEWEST, Budget
 from experiments.harness.run.case import Case, load_data
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
+from experiments.harness.run.machine import version_of
 from experiments.harness.run.rehearsal import rehearse
 from experiments.harness.run.runner import run_cases
 from experiments.harness.run.schedule import AUDITED
@@ -272,7 +272,7 @@ def provenance(device: str) -> dict[str, Any]:
         "environment": {
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
-            **{name: _version(name) for name in packages},
+            **{name: version_of(name) for name in packages},
             "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
         },
         "command": shlex.join(_command()),
@@ -384,10 +384,3 @@ def _solves(found: Comparison) -> Iterator[str]:
             for key in ("training_unconverged_share", "unconverged_share")
         )
         yield f"{scheme}: unconverged solves {training:.2g} % in training, {test:.2g} % on test images (worst net)."
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import odenets
-from experiments.harness.run import checkpoints, partials
+from experiments.harness.run import checkpoints, partials, shelf
 
 DESCRIPTION = {
     "model": "small",
@@ -130,7 +130,7 @@ def test_nothing_but_data_is_read(tmp_path):
 
 def store(folder, said=None, name="case-seed1", **identity):
     say = print if said is None else said.append
-    return partials.Partials(folder, name, {"dataset": "digits", "model": "small", **identity}, say)
+    return partials.Partials(shelf.Disk(folder), name, {"dataset": "digits", "model": "small", **identity}, say)
 
 
 def test_the_last_two_states_of_a_training_are_kept(tmp_path):
@@ -142,7 +142,7 @@ def test_the_last_two_states_of_a_training_are_kept(tmp_path):
     assert store(tmp_path, name="case-seed").latest() is None
     store(tmp_path, name="case-seed10").save({"n": 10})
     (tmp_path / "case-seed1.00000005.partial.tmp").touch()
-    partials.remove(tmp_path, "case-seed1")
+    shelf.remove(tmp_path, "case-seed1")
     assert [path.name for path in tmp_path.iterdir()] == ["case-seed10.00000001.partial"]
 
 

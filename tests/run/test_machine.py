@@ -55,13 +55,24 @@ def test_memory_of_the_machine_and_of_the_container(tmp_path):
         ("cuda", "small-stride2", 16, 128 * GIB, 78 * GIB, 4),
         ("cuda", "resnet18", 16, 128 * GIB, 78 * GIB, 1),  # it keeps a GPU busy
         ("cuda", "small", 16, 128 * GIB, GIB // 2, 1),
+        ("cuda:0 cuda:1 cuda:2 cuda:3", "resnet18", 16, 128 * GIB, 78 * GIB, 4),
+        ("cuda:0 cuda:1", "small", 16, 128 * GIB, 78 * GIB, 14),
+        ("cuda:0 cuda:1", "small", 8, 128 * GIB, 78 * GIB, 8),
+        ("cuda:0 cuda:1 cuda:2", "small", 2, 128 * GIB, 78 * GIB, 3),  # one for each, whatever the cores
     ],
 )
 def test_workers_that_fit(device, model, cores, memory, on_device, workers, monkeypatch):
-    """A GPU of which only the name and the free memory are known."""
+    """GPUs of which only the names and the free memory are known."""
+    devices = device.split()
     monkeypatch.setattr(machine, "available_cores", lambda: cores)
     monkeypatch.setattr(machine, "available_bytes", lambda: memory)
-    assert machine.default_workers(torch.device(device), model, lambda device: on_device) == workers
+    assert machine.default_workers(torch.device(devices[0]), model, lambda device: on_device, devices) == workers
+
+
+def test_a_machine_with_several_gpus_has_them_all(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    found = {name: machine.devices_of(torch.device(name)) for name in ("cpu", "cuda", "cuda:1")}
+    assert found == {"cpu": ["cpu"], "cuda": ["cuda:0", "cuda:1", "cuda:2"], "cuda:1": ["cuda:1"]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from records import config, verdict
 
-from experiments.harness.run import runner
+from experiments.harness.run import places, runner
 from experiments.harness.run.budget import Budget
 from experiments.harness.run.case import Case
+from experiments.harness.run.failures import failure_of
 from experiments.harness.run.folder import Run
 from odenets.errors import Divergence, InputError, Unsolved
 
@@ -84,19 +86,18 @@ class Stubborn(Exception):
         super().__init__(one)
 
 
-def _raise(config, folder, task, *rest):
+def _raise(task, *rest):
     raise Stubborn(task.case.name, 1) if task.case.seed else ValueError(task.case.name)
 
 
-def _work_that_raises(config, folder, task):
-    """In place of a worker's job, in the worker: what is monkeypatched there is not."""
-    runner.run_task = _raise
-    return runner._attempt(config, folder, task, None, None)
+def _work_that_raises(work, task):
+    """In place of a worker's job."""
+    return places.attempt(_raise, task, None, None)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_tracebacks_cross_processes_whatever_their_exception(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_work", _work_that_raises)
+    monkeypatch.setattr(places, "_work", _work_that_raises)
     cases, console = [Case("explicit_euler", 1, seed) for seed in (0, 1)], runner.Progress().console
     run = Run(tmp_path / "run", {})
     failures = runner.run_cases(run, config(), cases, console, workers=2)
@@ -106,16 +107,16 @@ def test_tracebacks_cross_processes_whatever_their_exception(tmp_path, monkeypat
         assert "in _raise\n" in trace and case.name in trace.splitlines()[-1]
 
 
-def _fail_or_die(config, folder, task):
+def _fail_or_die(work, task):
     """In place of a worker's job."""
-    if config.smoke:
+    if work.args[0].smoke:
         os.kill(os.getpid(), signal.SIGKILL)
     raise FloatingPointError(task.case.name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_workers_that_fail_and_workers_that_are_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_work", _fail_or_die)
+    monkeypatch.setattr(places, "_work", _fail_or_die)
     cases, console = [Case("explicit_euler", 1, seed) for seed in (0, 1)], runner.Progress().console
     run = Run(tmp_path / "failing", {})
     failures = runner.run_cases(run, config(), cases, console, workers=2)
@@ -127,19 +128,44 @@ def test_workers_that_fail_and_workers_that_are_killed(tmp_path, monkeypatch):
 
 
 def test_what_workers_say_is_printed_and_what_they_do_becomes_a_bar(capsys):
-    updates, bars = queue.Queue(), {}
-    for update in (("a", "overfitting [sic]"), ("a", 1, 5), ("a", 2, 5), ("late", 5, 5)):
-        updates.put(update)
     with runner.Progress() as progress:
-        runner._show(updates, bars, progress)
-        assert list(bars) == ["a"] and progress.tasks[0].completed == 2
+        screen = places.Screen(progress)
+        for update in (("a", "overfitting [sic]"), ("a", 1, 5), ("a", 2, 5), ("late", 5, 5)):
+            screen.show(*update)
+        assert list(screen.bars) == ["a"] and progress.tasks[0].completed == 2
+        screen.gone("a")
+        assert not progress.tasks
     assert "a: overfitting [sic]" in capsys.readouterr().out
+
+
+def test_every_gpu_of_a_machine_has_a_worker_before_any_is_shared(monkeypatch):
+    """On devices that are made up: no machine with several GPUs was at hand."""
+    gpus, taken, handed = ["cuda:0", "cuda:1", "cuda:2"], [], queue.Queue()
+    assert places.handed_out(gpus, 3) == gpus and places.handed_out(gpus, 5) == [*gpus, "cuda:0", "cuda:1"]
+    monkeypatch.setattr(places.torch.cuda, "set_device", taken.append)
+    for device in places.handed_out([*gpus, "cpu"], 4):
+        handed.put(device)
+    for _ in range(4):
+        places._start_worker(None, os.getppid(), handed)
+    assert taken == gpus and handed.empty()
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 1 has"), "CUDA out of memory;"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAllocator: can't"),
+    ],
+)
+def test_memory_that_is_too_small_is_named_with_the_remedy(error, cause):
+    told = failure_of(error).sentence
+    assert cause in told and told.endswith("a smaller --batch-size or a smaller --model") and "fewer --workers" in told
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_workers_end_with_a_killed_parent():
     worker = (
-        "import time; from experiments.harness.run.runner import _start_worker; _start_worker(None, {}); "
+        "import time; from experiments.harness.run.places import _start_worker; _start_worker(None, {}); "
         "print(1, flush=True); time.sleep(60)"
     )
     parent = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}.format(os.getpid())])"

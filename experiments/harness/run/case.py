@@ -18,8 +18,10 @@ import odenets
 from experiments.harness.run import checkpoints, own
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.config import INCIDENTAL, RunConfig
+from experiments.harness.run.machine import provenance_of
 from experiments.harness.run.partials import Partials
-from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
+from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record, made_of
+from experiments.harness.run.shelf import Shelf
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from experiments.harness.words import file_name
@@ -83,25 +85,31 @@ class Task(NamedTuple):
         """For bars."""
         return f"{self.case.name}: {self.phase}"
 
+    @property
+    def whose(self) -> str:
+        """For sentences."""
+        return self.case.name
+
 
 class Work(NamedTuple):
     """A task, and what it is done with."""
 
     config: RunConfig
-    folder: Path
+    shelf: Shelf
     case: Case
-    test: data.Split
+    images: data.Data
     progress: Progress
     say: Callable[[str], None]
 
     @property
-    def checkpoint(self) -> Path:
-        """Where the trained net lies."""
-        return checkpoint_of(self.folder, self.case)
+    def test(self) -> data.Split:
+        """The test images, on the device of the run."""
+        return self.images.test.to(torch.device(self.config.device))
 
     def net(self) -> nn.Module:
         """The trained net, on the device of the run."""
-        return checkpoints.load_net(self.checkpoint, self.config.device)[0]
+        path, content = self.shelf.net(self.case.name)
+        return checkpoints.net_of(checkpoints.unpack(content, path), path, self.config.device)[0]
 
 
 def checkpoint_of(folder: Path, case: Case) -> Path:
@@ -126,33 +134,35 @@ def load_data(config: RunConfig, seed: int | None = None) -> data.Data:
 
 def run_task(
     config: RunConfig,
-    folder: Path,
+    shelf: Shelf,
     task: Task,
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda sentence: None,
+    images: data.Data | None = None,
 ) -> dict[str, Any]:
     """Do one phase of a case.
 
     Args:
         config: The run's `RunConfig`.
-        folder: The run's folder; training puts the weights into its checkpoints/, and so it does with its own state, from
-            which it goes on if that is there. The other phases take the weights from there.
+        shelf: Training puts the weights there, and so it does with its own state, from which it goes on if that is there. The
+            other phases take the weights from there.
         task: The case and the phase, one of `PHASES`.
         progress: Called with (done, total).
         say: Called with a sentence that the user should read.
+        images: The data of the run; by default they are loaded.
 
     Returns:
-        What the phase knows of the case's record, for `records_of`; under "seconds" its time.
+        What the phase knows of the case's record, for `records_of`; under "seconds" its time, under "made" where and with what.
     """
     own.refuse_changes(config.own, config.parts, "this run began")
-    start, test = time.perf_counter(), load_data(config, task.case.seed).test.to(torch.device(config.device))
-    found = PHASES[task.phase](Work(config, folder, task.case, test, progress, say))
-    return {"seconds": round(time.perf_counter() - start, 2), **found}
+    start, images = time.perf_counter(), images or load_data(config, task.case.seed)
+    found = PHASES[task.phase](Work(config, shelf, task.case, images, progress, say))
+    return {"seconds": round(time.perf_counter() - start, 2), "made": provenance_of(config.device), **found}
 
 
 def _train(work: Work) -> dict[str, Any]:
     config, case, device = work.config, work.case, torch.device(work.config.device)
-    split = load_data(config, case.seed).to(device)
+    split = work.images.to(device)
     torch.manual_seed(case.seed)  # the initial weights: drawn on the CPU, so that every scheme and device gets the same
     description = {
         **_described(config, case),
@@ -164,11 +174,10 @@ def _train(work: Work) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(config.settings).items() if key not in INCIDENTAL}
     identity = {**description, "train_limit": config.train_limit, **settings}
     identity |= {"splits": config.splits} if config.resplit else {}
-    store = Partials(work.checkpoint.parent, case.name, identity, work.say)
+    store = Partials(work.shelf, case.name, identity, work.say)
     trained = training.train(net, split, config.settings, case.seed, store, work.progress, work.say)
-    checkpoints.save(
-        work.checkpoint, {**description, "epoch": trained.epoch, "config": config.to_json(), "state_dict": net.state_dict()}
-    )
+    content = {**description, "epoch": trained.epoch, "config": config.to_json(), "state_dict": net.state_dict()}
+    work.shelf.put_net(case.name, checkpoints.pack(content))
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
         "epoch": trained.epoch,
@@ -259,6 +268,7 @@ def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], 
     """
     fields = {key: value for part in found.values() for key, value in part.items()}
     again, unsolved = fields.pop("again", {}), fields.pop("unsolved in training", {})
+    fields["made"] = made_of({phase: part["made"] for phase, part in found.items() if "made" in part}, before)
     fields["seconds"] = {phase: part["seconds"] for phase, part in found.items()}
     if before:
         return [replace(before, **fields | {"seconds": {**before.seconds, **fields["seconds"]}})]

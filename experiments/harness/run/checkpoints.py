@@ -39,13 +39,51 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: It cannot be written, the disk being full say; the file before is as it was.
     """
+    write(path, pack(content))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, its tensors on the CPU; raises what `unpack` does, and OSError where there is none."""
+    return unpack(Path(path).read_bytes(), path)
+
+
+def pack(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint, its checksum among them."""
     archive = io.BytesIO()
     torch.save({"format": FORMAT, **content}, archive)
-    temporary, data = Path(f"{path}.tmp"), archive.getbuffer()
+    data = archive.getvalue()
+    return data + _MARK + hashlib.sha256(data).digest()
+
+
+def unpack(data: bytes, path: str | Path) -> dict[str, Any]:
+    """What `pack` was given, its tensors on the CPU, after the checksum has been verified; `path` is where it lay.
+
+    Raises:
+        Damaged: Not the bytes that were written (a ValueError that names the file).
+        ValueError: Written in another format.
+    """
+    content = torch.load(io.BytesIO(verified(data, path)), map_location="cpu", weights_only=True)
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} has format {content['format']}, and this version of odenets reads format {FORMAT}")
+    return content
+
+
+def verified(data: bytes, path: str | Path) -> bytes:
+    """The archive in the bytes of a checkpoint; `Damaged` where they are not those that were written."""
+    archive, mark, digest = data[: -len(_MARK) - 32], data[-len(_MARK) - 32 : -32], data[-32:]
+    if mark != _MARK:
+        raise Damaged(f"{path} is damaged, or no checkpoint of this version of odenets: it does not end in a checksum")
+    if hashlib.sha256(archive).digest() != digest:
+        raise Damaged(f"{path} is damaged: its checksum does not match")
+    return archive
+
+
+def write(path: str | Path, data: bytes) -> None:
+    """Write the bytes of a checkpoint, see `save`."""
+    temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.write(_MARK + hashlib.sha256(data).digest())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -56,26 +94,6 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
             f"cannot save {path} ({error.strerror or error}); what was saved before is intact: make room, and "
             f"--resume goes on from there"
         ) from error
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, its tensors on the CPU, after its checksum has been verified.
-
-    Raises:
-        Damaged: Not the bytes that were written (a ValueError that names the file).
-        ValueError: Written in another format.
-        OSError: It cannot be read.
-    """
-    data = Path(path).read_bytes()
-    archive, mark, digest = data[: -len(_MARK) - 32], data[-len(_MARK) - 32 : -32], data[-32:]
-    if mark != _MARK:
-        raise Damaged(f"{path} is damaged, or no checkpoint of this version of odenets: it does not end in a checksum")
-    if hashlib.sha256(archive).digest() != digest:
-        raise Damaged(f"{path} is damaged: its checksum does not match")
-    content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-    if content["format"] != FORMAT:
-        raise InputError(f"{path} has format {content['format']}, and this version of odenets reads format {FORMAT}")
-    return content
 
 
 def build(description: Mapping[str, Any]) -> nn.Module:
@@ -115,7 +133,11 @@ def load_net(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.M
         ValueError: The file is damaged, has another format, holds no network, or one of another architecture.
         OSError: It cannot be read.
     """
-    content = read(path)
+    return net_of(read(path), path, device)
+
+
+def net_of(content: dict[str, Any], path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """The network in the content of a checkpoint, which lay at `path`; see `load_net`."""
     missing = [key for key in (*META, "config", "state_dict") if key not in content]
     if missing:
         raise InputError(f"{path} holds no trained network ({', '.join(missing)} missing); give a run's checkpoints/NAME.pt")

@@ -4,10 +4,13 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from experiments.harness.run.folder import saving, write_atomically
 from odenets.errors import EXPECTED, sentence
 
 FOLDER = "failures"  # of a run, with a traceback for each case
+REMEDY = "take fewer --workers (on a cluster a larger --gpus-per-case), a smaller --batch-size or a smaller --model"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,10 @@ class Failure:
 def failure_of(error: BaseException) -> Failure:
     """The `Failure` that an exception is."""
     trace = None if isinstance(error, EXPECTED) else "".join(traceback.format_exception(error))
-    return Failure(sentence(error), trace)
+    told = sentence(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in told:
+        told = f"{told.split('. ')[0]}; {REMEDY}"
+    return Failure(told, trace)
 
 
 def keep(failure: Failure, folder: str | Path, name: str) -> str:

@@ -5,9 +5,13 @@ chose the slower size of the pieces of a batch three times of four.
 """
 
 import ctypes
+import functools
 import os
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,21 +39,56 @@ def available_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")
     return min(found, default=None)
 
 
-def default_workers(device: torch.device, model: str, free: Callable[[torch.device], int] | None = None) -> int:
+def devices_of(device: torch.device) -> list[str]:
+    """The devices that a run on `device` has: every GPU of the machine where none is named, as "cuda" does not."""
+    if device.type == "cuda" and device.index is None:
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [str(device)]
+
+
+def default_workers(
+    device: torch.device,
+    model: str,
+    free: Callable[[torch.device], int] | None = None,
+    devices: Sequence[str] | None = None,
+) -> int:
     """Single-threaded processes of a run that was told no number.
 
     Args:
-        device: On a CPU one for each core, as far as memory goes. On a GPU as many as its memory holds, the cores feed and
-            their launches leave room for: one where a net keeps it busy.
+        device: On a CPU one for each core, as far as memory goes. On GPUs one for each at least, and as many as their memory
+            holds, the cores feed and their launches leave room for: one where a net keeps it busy.
         model: What is trained.
         free: Bytes that are free on a GPU; by default torch is asked.
+        devices: What there is; by default `devices_of` is asked.
     """
     cores, memory = available_cores(), available_bytes()
     fitting = cores if memory is None else min(cores, memory // WORKER_BYTES)
     if device.type == "cuda":
-        room = (free or _free)(device) // (CONTEXT_BYTES + WORKER_BYTES)
-        fitting = min(fitting, room, round(1 / BUSY.get(model, 1.0)))
+        own = devices_of(device) if devices is None else devices
+        room = min((free or _free)(torch.device(name)) for name in own) // (CONTEXT_BYTES + WORKER_BYTES)
+        return max(len(own), min(fitting, len(own) * min(room, round(1 / BUSY.get(model, 1.0)))))
     return max(1, fitting)
+
+
+def provenance_of(device: str) -> dict[str, Any]:
+    """What a record says of this machine: {"node": its name, "device": "cpu" or a GPU's name, "versions": of packages}."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    return {"node": platform.node(), "device": name, "versions": versions()}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """{package: version} of what results hang on."""
+    packages = {name: version_of(name) for name in ("odenets", "numpy", "scipy")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **packages}
+
+
+def version_of(name: str) -> str:
+    """The version of a package that is installed, or "not installed"."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def keep_memory() -> bool:

@@ -1,43 +1,27 @@
 """Running the cases of a run: their phases in single-threaded processes, or one after the other; progress; resuming."""
 
-import multiprocessing
-import os
-import queue
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.harness.run import partials
+from experiments.harness.run import shelf
 from experiments.harness.run.budget import Budget, Planner
 from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, phases_had, records_of, run_task
 from experiments.harness.run.config import RunConfig
-from experiments.harness.run.failures import Failure, failure_of, forget, keep
+from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run
-from experiments.harness.run.machine import default_workers, keep_memory
+from experiments.harness.run.machine import default_workers, devices_of
+from experiments.harness.run.places import Here, Place, Processes, Screen, drive
 from experiments.harness.run.schedule import Level, Schedule
 from experiments.harness.run.schema import Record
 from experiments.harness.words import radius
 
-# One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
-# activation to the system and fault it in again: 10 % of a training step, 9 to 25 % of an attack.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}
 CLOCK = time.monotonic
 Plan = Schedule | Planner
-Outcome = tuple[dict[str, Any], Failure | None]  # of a task
-_updates: Any = None  # the queue to the parent, in a worker
 
 
 def run_cases(
@@ -78,7 +62,7 @@ def run_cases(
     begun = [case for case in cases if schedule.left(case)]
     for case in cases:
         if case not in missing:
-            partials.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
+            shelf.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
     if len(begun) < len(cases):
         console.print(f"{len(cases) - len(begun)} of {len(cases)} cases are already there.")
     plan: Plan = schedule
@@ -96,10 +80,17 @@ def run_cases(
         return {}
     with progress_bars(console) as progress:
         ledger = Ledger(run, config, plan, begun, progress)
-        execute = _in_processes if workers > 1 and (budget or len(cases) > 1) else _in_turn
-        execute(run, config, plan, workers, progress, ledger.ended)
+        alone = workers == 1 or not (budget or len(cases) > 1)
+        drive(_place(run, config, 1 if alone else workers, Screen(progress)), plan.next, ledger.ended)
         ledger.settle()
     return ledger.failures
+
+
+def _place(run: Run, config: RunConfig, workers: int, screen: Screen) -> Place[Task]:
+    work = partial(run_task, config, shelf.Disk(run.path("checkpoints")))
+    if workers == 1:
+        return Here(work, screen, config.device)
+    return Processes(work, screen, workers, devices_of(torch.device(config.device)))
 
 
 def _had(run: Run, case: Case) -> set[str]:
@@ -144,7 +135,7 @@ class Ledger:
             else:
                 self.run.take_seed(case.seed)
                 self.run.append(records)
-            partials.remove(self.run.path("checkpoints"), case.name)
+            shelf.remove(self.run.path("checkpoints"), case.name)
             forget(self.run.folder, case.name)
             self._say(_line(case, records[0]))
 
@@ -156,122 +147,6 @@ def progress_bars(console: Console) -> Progress:
     """Bars with counts and the time left, gone when they have ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
-
-
-Ended = Callable[[Task, dict[str, Any], Failure | None], None]
-
-
-def _in_turn(run: Run, config: RunConfig, plan: Plan, workers: int, progress: Progress, ended: Ended) -> None:
-    keep_memory()
-    bar, threads = progress.add_task("", total=None), torch.get_num_threads()
-    if config.device == "cpu":
-        torch.set_num_threads(1)  # as in a worker: sums in another order would give other bits
-    try:
-        while task := plan.next():
-
-            def report(done: int, total: int, name: str = task.name) -> None:
-                progress.update(bar, description=f"  {name}", completed=done, total=total)
-
-            def say(sentence: str, name: str = task.case.name) -> None:
-                progress.console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
-
-            report(0, 1)
-            ended(task, *_attempt(config, run.folder, task, report, say))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _in_processes(run: Run, config: RunConfig, plan: Plan, workers: int, progress: Progress, ended: Ended) -> None:
-    context = multiprocessing.get_context("spawn")
-    updates: Any = context.Queue()
-    bars: dict[str, TaskID] = {}
-    futures: dict[Future, Task] = {}
-    previous = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)
-    try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (updates, os.getpid())) as pool:
-            try:
-                while True:
-                    while len(futures) < workers and (task := plan.next()):
-                        futures[pool.submit(_work, config, run.folder, task)] = task
-                    if not futures:
-                        break
-                    done, _ = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
-                    _show(updates, bars, progress)
-                    # What ended well is written first: a broken pool ends all other futures at once.
-                    for future in sorted(done, key=lambda future: future.exception() is not None):
-                        task = futures.pop(future)
-                        if task.name in bars:
-                            progress.remove_task(bars.pop(task.name))
-                        ended(task, *_result(future))
-                _show(updates, bars, progress)
-            except BaseException:
-                for process in list(pool._processes.values()):
-                    process.terminate()
-                raise
-    finally:
-        for key, value in previous.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
-
-
-def _result(future: Future) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise ChildProcessError("a worker was killed (out of memory?); --resume goes on") from None
-    except OSError:
-        raise
-    except Exception as error:  # of the way back
-        return {}, failure_of(error)
-
-
-def _start_worker(updates: Any, parent: int) -> None:
-    global _updates
-    _updates = updates
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process once `parent` is gone: a killed parent cannot end its workers itself."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _work(config: RunConfig, folder: Path, task: Task) -> Outcome:
-    def report(*update: Any) -> None:
-        _updates.put((task.name, *update))
-
-    report(0, 1)
-    return _attempt(config, folder, task, report, lambda sentence: _updates.put((task.case.name, sentence)))
-
-
-def _attempt(config: RunConfig, folder: Path, task: Task, report: Callable, say: Callable[[str], None]) -> Outcome:
-    """What a task found, and its `Failure` or None: text, since not every exception survives the way between processes."""
-    try:
-        return run_task(config, folder, task, report, say), None
-    except OSError:  # a full disk is no matter of one case
-        raise
-    except Exception as error:  # of any kind: the other cases go on, and nothing of this one is lost
-        return {}, failure_of(error)
-
-
-def _show(updates: Any, bars: dict[str, TaskID], progress: Progress) -> None:
-    while True:
-        try:
-            name, *update = updates.get_nowait()
-        except queue.Empty:
-            return
-        if len(update) == 1:
-            progress.console.print(f"{name}: {update[0]}", markup=False, highlight=False, soft_wrap=True)
-            continue
-        done, total = update
-        if name not in bars:
-            if done == total:  # it came late: the task has ended
-                continue
-            bars[name] = progress.add_task("", total=total)
-        progress.update(bars[name], description=f"  {name}", completed=done, total=total)
 
 
 def _line(case: Case, record: Record) -> str:

@@ -120,6 +120,16 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class Made:
+    """Where phases of a record were made, and with what. device: "cpu", or the name of a GPU. versions: {package: version}."""
+
+    node: str
+    device: str
+    versions: Mapping[str, str]
+    phases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Record:
     """A network and what was measured on it: of a case of a run, or of a network that `evaluate.py` was given.
 
@@ -127,7 +137,7 @@ class Record:
     trained_as: the spec in training. swapped: it runs with another scheme than that of its case. rerun_with: of the case, other
     substeps with records of their own. refinement: does it converge to its differential equation? network: its name in an
     evaluation. cloud: {stage: [[re, im], ...]} Ritz values of hJ. unsolved: why equations stay unsolved, in a sentence.
-    seconds: of each phase.
+    seconds: of each phase. made: where, with which device and versions; nothing where an earlier version wrote it.
     """
 
     scheme: str
@@ -153,6 +163,7 @@ class Record:
     unsolved: str | None = None
     audit: AuditResult | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    made: tuple[Made, ...] = ()
     version: int = VERSION
 
     @property
@@ -200,6 +211,7 @@ class Record:
                     "rerun_with": tuple(entry.get("rerun_with", ())),
                     "refinement": _refinement(entry.get("refinement")),
                     "solver": SolverStatistics(**entry["solver"]) if entry.get("solver") else None,
+                    "made": tuple(Made(**m | {"phases": tuple(m["phases"])}) for m in entry.get("made", ())),
                     "audit": audit and AuditResult(**audit | {"checks": tuple(CheckResult(**c) for c in audit["checks"])}),
                 }
             )
@@ -227,6 +239,18 @@ def _migrated(entry: dict) -> dict:
     seconds = new.get("seconds", {})
     new["seconds"] = seconds if isinstance(seconds, dict) else {"measurement": seconds}
     return new
+
+
+def made_of(found: Mapping[str, Mapping[str, Any]], before: Record | None = None) -> tuple[Made, ...]:
+    """From {phase: {"node", "device", "versions"}}, phases that were made alike together, after those that a record has."""
+    alike: list[Made] = list(before.made if before else ())
+    for phase, where in found.items():
+        same = next((m for m in alike if (m.node, m.device, m.versions) == tuple(where.values())), None)
+        if same:
+            alike[alike.index(same)] = dataclasses.replace(same, phases=(*same.phases, phase))
+        else:
+            alike.append(Made(**where, phases=(phase,)))
+    return tuple(alike)
 
 
 def worst_over(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
