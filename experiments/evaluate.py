@@ -13,16 +13,14 @@ import time
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 
 import odenets
-import stability
 from experiments.harness.command import (
     ATTACK_CHOICE,
     ATTACKS,
@@ -31,7 +29,6 @@ from experiments.harness.command import (
     Parser,
     parse_attacks,
     parse_choice,
-    parse_device,
     parse_numbers,
     parse_one,
     run_cli,
@@ -41,11 +38,14 @@ from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run import own
 from experiments.harness.run.checkpoints import split_of
+from experiments.harness.run.cluster import Cluster, Nodes, add_cluster_options, connect, parse_place
 from experiments.harness.run.config import EvaluationConfig
-from experiments.harness.run.failures import failure_of, forget, keep
+from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run, saving
+from experiments.harness.run.places import Found, Here, Place, Screen, drive
 from experiments.harness.run.runner import progress_bars
-from experiments.harness.run.schema import FULL, WHOLE, Record
+from experiments.harness.run.schema import Record, made_of
+from experiments.harness.run.step import Step, do_step
 from experiments.harness.run.subject import Subject, load_subjects, logits_of
 from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
@@ -57,7 +57,6 @@ from stability.attacks.images import check_logits
 from stability.attacks.threats import THREATS
 
 AUDITS = ("none", "quick", "full")
-SEED = 0  # of the noise of the attacks
 FAILED = "measurement"  # the traceback of the one that ended a run
 
 
@@ -68,12 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_out(args)
     parse_choice(args.threat, "--threat", tuple(THREATS))
     parse_choice(args.audit, "--audit", AUDITS)
-    attacks, device = parse_attacks(args.attacks), parse_device(args.device)
+    attacks, (device, cluster) = parse_attacks(args.attacks), parse_place(args)
+    if cluster:
+        connect(cluster)
+    here = "cpu" if cluster else device
     limit, images = (
         parse_one(value, option, int, 1)
         for value, option in ((args.test_limit, "--test-limit"), (args.audit_images, "--audit-images"))
     )
-    subjects = load_subjects(args.network, device)
+    subjects = load_subjects(args.network, here)
     dataset = _dataset(subjects, args.dataset)
     known: dict[str, Any] = next((subject.meta["config"] for subject in subjects if subject.meta), {})
     size = parse_one(args.image_size, "--image-size", int, 1) or known.get("image_size")
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = data.load(dataset, args.data_dir, args.download, None, limit, split, size)
     if known.get("own", {}).get(dataset, loaded.digest) != loaded.digest:
         raise InputError(f"{dataset} has changed since {subjects[0].text} was trained, which may have seen these test images")
-    test = loaded.test.to(device)
+    test = loaded.test.to(torch.device(here))
     for subject in subjects:
         _check_fits(subject, test)
     config = EvaluationConfig(
@@ -103,14 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         audit=args.audit,
         audit_epsilon=middle(sorted(epsilons)),
         audit_images=min(images, len(test)),
-        device=str(device),
-        **provenance(str(device)),
+        device=device,
+        **provenance(device),
     )
     console = Console()
     if loaded.note:
         console.print(loaded.note, markup=False, highlight=False, soft_wrap=True)
     run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume)
-    _measure(run, config, subjects, test, console)
+    _measure(run, config, subjects, test, console, cluster)
     run.records = evaluation_report.merged(run.records, [subject.name for subject in subjects])
     run.write_tables()
     with saving(run.path("report.html")):
@@ -143,6 +145,7 @@ def _parser() -> Parser:
     parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")
     parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_cluster_options(parser)
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")
     return parser
@@ -188,9 +191,10 @@ def _digest(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _measure(run: Run, config: EvaluationConfig, subjects: list[Subject], test: Split, console: Console) -> None:
-    """Measure what the records lack, one line a measurement, so that a killed run loses one at most."""
-    threat, clean = THREATS[config.threat], cache(lambda net: evaluation.judge_clean(net, test))
+def _measure(
+    run: Run, config: EvaluationConfig, subjects: list[Subject], test: Split, console: Console, cluster: Cluster | None
+) -> None:
+    """Measure what the records lack, one line a measurement, so that a killed run loses those that are under way at most."""
     try:
         done = {evaluation_report.key(record): record for record in run.records}
     except ValueError as error:
@@ -198,42 +202,35 @@ def _measure(run: Run, config: EvaluationConfig, subjects: list[Subject], test: 
             f"{run.path('records.jsonl')} is damaged: not every line is a measurement of evaluate.py; choose another --out"
         ) from error
     run.records = list(done.values())  # a line that stands twice counts once
-    todo = [
-        (subject, *step) for subject in subjects for step in _plan(subject.net, config) if (subject.name, *step) not in done
-    ]
+    named = {subject.name: subject for subject in subjects}
+    steps = [Step(subject.name, *step) for subject in subjects for step in _plan(subject.net, config)]
+    todo = [step for step in steps if tuple(step) not in done]
     with progress_bars(console) as progress:
-        task = progress.add_task("", total=len(todo))
-        for subject, name, epsilon, gradient in todo:
-            at = f" at {radius(epsilon)}" if epsilon else ""
-            progress.update(task, description=f"{subject.name}: {name}{at}, {gradient}")
-            start = time.perf_counter()
-            try:
-                found = _measured(subject.net, test, name, epsilon, gradient, threat, config, clean)
-            except Exception as error:  # of a user's network in the backward pass, of memory that is too small
-                told = keep(failure_of(error), run.folder, FAILED)
+        overall, following = progress.add_task("measurements", total=len(todo)), iter(todo)
+
+        def ended(step: Step, found: Found, failure: Failure | None) -> None:
+            if failure:
+                told = keep(failure, run.folder, FAILED)
+                at = f" at {radius(step.epsilon)}" if step.epsilon else ""
                 raise InputError(
-                    f"{subject.name} fails in {name}{at}: {told}; what was measured before is in {run.folder}"
-                ) from error
-            seconds = {"measurement": round(time.perf_counter() - start, 2)}
-            run.append([replace(_description(subject, config), **found, seconds=seconds)])
+                    f"{step.network} fails in {step.attack}{at}: {told}; what was measured before is in {run.folder}"
+                )
+            found["made"] = made_of({"measurement": found["made"]})
+            run.append([replace(_description(named[step.network], config), **found)])
             forget(run.folder, FAILED)
-            progress.advance(task)
+            progress.advance(overall)
 
+        def supply(step: Step) -> tuple[str, Callable[[], tuple[nn.Module, Split]]]:
+            return step.network, lambda: (named[step.network].net, test)
 
-def _measured(
-    net: nn.Module,
-    test: Split,
-    name: str,
-    epsilon: float,
-    gradient: str,
-    threat: Any,
-    config: EvaluationConfig,
-    clean: Callable[[nn.Module], stability.WorstCase],
-) -> dict[str, Any]:
-    if name == "audit":
-        extent = FULL if config.audit == "full" else WHOLE
-        return {"audit": evaluation.measure_audit(net, test, epsilon, config.audit_images, threat, extent)}
-    return {"measurements": (evaluation.measure_attack(net, test, name, epsilon, gradient, SEED, threat, clean(net)),)}
+        place: Place[Step]
+        if cluster:
+            place = Nodes(partial(do_step, config), Screen(progress), cluster, run.path("checkpoints"), supply)
+        else:
+            place = Here(
+                lambda step, report, say: do_step(config, None, step, report, say, supply(step)[1]()), Screen(progress)
+            )
+        drive(place, lambda: next(following, None), ended)
 
 
 def _plan(net: nn.Module, config: EvaluationConfig) -> list[tuple[str, float, str]]:

@@ -27,7 +27,6 @@ from experiments.harness.command import (
     Parser,
     parse_attacks,
     parse_choice,
-    parse_device,
     parse_duration,
     parse_numbers,
     parse_one,
@@ -41,6 +40,7 @@ from experiments.harness.report.arms import Comparison, comparison
 from experiments.harness.run import own
 from experiments.harness.run.budget import FEWEST, Budget
 from experiments.harness.run.case import Case, load_data
+from experiments.harness.run.cluster import add_cluster_options, connect, parse_place
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
 from experiments.harness.run.machine import version_of
@@ -149,8 +149,11 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     )
     parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_cluster_options(parser)
     parser.add_argument(
-        "--workers", help="processes; default: as many as cores and memory carry; on a GPU several of small nets"
+        "--workers",
+        help="processes; default: as many as cores and memory carry; on GPUs one for each, several of small nets; more share "
+        "them; with --cluster, tasks at once at most",
     )
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
     parser.add_argument(
@@ -221,7 +224,7 @@ def make_config(
         margin=margin / 100,
         audit=audit,
         audit_epsilon=middle,
-        device=str(parse_device(args.device)),
+        device=parse_place(args)[0],
         workers=parse_one(args.workers, "--workers", int, 1),
         budget=budget,
         seeds_at_most=at_most,
@@ -273,7 +276,7 @@ def provenance(device: str) -> dict[str, Any]:
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             **{name: version_of(name) for name in packages},
-            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else None,
         },
         "command": shlex.join(_command()),
     }
@@ -297,6 +300,9 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
         0: all cases are there. 1: some failed and are named; the report shows the others.
     """
     console, started = Console(), time.monotonic()
+    _, cluster = parse_place(args)
+    if cluster:
+        connect(cluster)
     images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
     config = replace(config, data={"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)})
     if images.digest:
@@ -326,7 +332,7 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
         elif config.looks and look:
             _take_seeds(run, look)
             config = replace(config, seeds=tuple(run.config["seeds"]))
-        failures |= run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits)
+        failures |= run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits, cluster)
         config = replace(config, seeds=tuple(run.config["seeds"]))
         run.sort(cases_of(config, config.seeds))
         if not run.records:

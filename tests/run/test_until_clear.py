@@ -17,7 +17,7 @@ def runs(monkeypatch):
     calls = []
     gap = {"heun": 0.0}
 
-    def run_cases(run, config, cases, console, workers, budget, audits):
+    def run_cases(run, config, cases, console, workers, budget, audits, cluster):
         calls.append(len(config.seeds))
         run.missing(cases)
         for seed in range(len(config.seeds), (budget.at_most or 0) if budget else 0):

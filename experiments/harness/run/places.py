@@ -124,21 +124,20 @@ class Screen:
 
 
 class Here:
-    """This process: one task at a time, in one thread on a CPU, as in a worker; sums in another order would give other bits."""
+    """This process: one task at a time. threads: of torch meanwhile; None: as many as there are."""
 
-    def __init__(self, work: Work, screen: Screen, device: str) -> None:
-        self.work, self.screen, self.device = work, screen, device
+    def __init__(self, work: Work, screen: Screen, threads: int | None = None) -> None:
+        self.work, self.screen, self.threads = work, screen, threads
         self.task: Any = None
 
     def __enter__(self) -> "Here":
         keep_memory()
-        self.threads = torch.get_num_threads()
-        if self.device == "cpu":
-            torch.set_num_threads(1)
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or self.before)
         return self
 
     def __exit__(self, *error: object) -> None:
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.before)
 
     def free(self) -> bool:
         """See `Place`."""

@@ -1,6 +1,8 @@
 """Running the cases of a run: their phases in single-threaded processes, or one after the other; progress; resuming."""
 
+import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,15 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.harness.run import shelf
 from experiments.harness.run.budget import Budget, Planner
-from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, phases_had, records_of, run_task
+from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, load_data, phases_had, records_of, run_task
+from experiments.harness.run.cluster import Cluster, Nodes, places_of
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run
 from experiments.harness.run.machine import default_workers, devices_of
-from experiments.harness.run.places import Here, Place, Processes, Screen, drive
+from experiments.harness.run.places import Found, Here, Place, Processes, Say, Screen, drive
 from experiments.harness.run.schedule import Level, Schedule
 from experiments.harness.run.schema import Record
+from experiments.harness.training.data import Data
 from experiments.harness.words import radius
+from stability.types import Progress as Report
 
 CLOCK = time.monotonic
 Plan = Schedule | Planner
@@ -32,6 +37,7 @@ def run_cases(
     workers: int | None = None,
     budget: Budget | None = None,
     audits: tuple[str, ...] = (),
+    cluster: Cluster | None = None,
 ) -> dict[str, str]:
     """Run what the cases lack, and append their records to `run`.
 
@@ -40,9 +46,10 @@ def run_cases(
         config: Its `RunConfig`.
         cases: All cases, in the order of the report.
         console: rich Console for bars and lines.
-        workers: Processes; by default as many as fit, see `default_workers`.
+        workers: Processes; by default as many as fit, see `default_workers`. On a cluster, tasks at once at most.
         budget: What time there is; further seeds are taken while they fit, and stand in `run.config` then.
         audits: With a budget, the audits to choose from.
+        cluster: On whose nodes the tasks run; None: on this machine.
 
     Returns:
         {case name: sentence} of the cases that failed, whatever by; the others are kept. What was not expected leaves its
@@ -53,7 +60,10 @@ def run_cases(
         ChildProcessError: A worker was killed; what had ended by then is kept.
     """
     missing = run.missing(cases)
-    workers = workers or default_workers(torch.device(config.device), config.model)
+    if cluster:
+        workers = min(workers or sys.maxsize, max(1, places_of(cluster)))
+    else:
+        workers = workers or default_workers(torch.device(config.device), config.model)
     schedule = Schedule(Level(config.audit, config.seeds[0]), CLOCK)
     # The expensive cases first, so that no core idles at the end; with a budget seed by seed, so that it may end after any.
     order = by_cost(cases)
@@ -80,17 +90,28 @@ def run_cases(
         return {}
     with progress_bars(console) as progress:
         ledger = Ledger(run, config, plan, begun, progress)
-        alone = workers == 1 or not (budget or len(cases) > 1)
-        drive(_place(run, config, 1 if alone else workers, Screen(progress)), plan.next, ledger.ended)
+        place: Place[Task]
+        disk, screen = shelf.Disk(run.path("checkpoints")), Screen(progress)
+        if cluster:
+            place = Nodes(partial(_do, config), screen, cluster, disk.folder, partial(_supply, config), config.workers)
+        elif workers == 1 or not (budget or len(cases) > 1):
+            # One thread, as in a worker: sums in another order would give other bits.
+            place = Here(partial(run_task, config, disk), screen, 1 if config.device == "cpu" else None)
+        else:
+            place = Processes(partial(run_task, config, disk), screen, workers, devices_of(torch.device(config.device)))
+        drive(place, plan.next, ledger.ended)
         ledger.settle()
     return ledger.failures
 
 
-def _place(run: Run, config: RunConfig, workers: int, screen: Screen) -> Place[Task]:
-    work = partial(run_task, config, shelf.Disk(run.path("checkpoints")))
-    if workers == 1:
-        return Here(work, screen, config.device)
-    return Processes(work, screen, workers, devices_of(torch.device(config.device)))
+def _supply(config: RunConfig, task: Task) -> tuple[int, Callable[[], Data]]:
+    """The images that a task needs: of its seed's split."""
+    return config.split_of(task.case.seed), partial(load_data, config, task.case.seed)
+
+
+def _do(config: RunConfig, disk: shelf.Shelf, task: Task, report: Report, say: Say, images: Data) -> Found:
+    """A task, on a node that was sent the images."""
+    return run_task(config, disk, task, report, say, images)
 
 
 def _had(run: Run, case: Case) -> set[str]:

@@ -1,4 +1,4 @@
-"""Where the nets and the partial checkpoints of a run lie, as bytes: its checkpoints/, or what a node of a cluster sees of it."""
+"""Where the nets and the partial checkpoints of a run lie, as bytes: its checkpoints/, or what a node sees of it."""
 
 import re
 from dataclasses import dataclass

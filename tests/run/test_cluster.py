@@ -1,0 +1,157 @@
+"""What can be said of a cluster without starting one."""
+
+import io
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from ray import cloudpickle
+
+from experiments import compare_schemes, evaluate
+from experiments.harness.command import Parser
+from experiments.harness.run import cluster
+from experiments.harness.run.cluster import Cluster, add_cluster_options, parse_place, room
+from experiments.harness.training import data
+from odenets.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_cluster_nothing_of_ray_is_imported():
+    scripts = "compare_schemes, sweep_steps, relate, evaluate"
+    line = (
+        f"from experiments import {scripts}; import sys; print([name for name in sys.modules if name.split('.')[0] == 'ray'])"
+    )
+    assert subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ([], ("cpu", None)),
+        (["--cluster", "auto"], ("cpu", Cluster("auto", 0.0))),
+        (["--cluster", "10.0.0.1:6379", "--gpus-per-case", "0.25"], ("cuda", Cluster("10.0.0.1:6379", 0.25))),
+        (["--cluster", "auto", "--device", "cuda"], ("cuda", Cluster("auto", 1.0))),
+        (["--cluster", "auto", "--device", "cpu", "--gpus-per-case", "0"], ("cpu", Cluster("auto", 0.0))),
+    ],
+)
+def test_where_the_nets_shall_be(options, place, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert parse_place(_parsed(*options)) == place
+
+
+def _parsed(*options):
+    parser = Parser()
+    parser.add_argument("--device", default="auto")
+    add_cluster_options(parser)
+    return parser.parse_args(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--gpus-per-case", "1"], "--gpus-per-case needs --cluster"),
+        (["--cluster", "ray://head"], "--cluster takes auto or HOST:PORT of the head, such as 10.0.0.1:6379, got 'ray://head'"),
+        (["--cluster", ""], "--cluster takes auto or HOST:PORT"),
+        (["--cluster", "auto", "--device", "cuda:1"], "Ray chooses which; got 'cuda:1'"),
+        (["--cluster", "auto", "--gpus-per-case", "1.5"], "a share such as 0.25, or whole, got 1.5"),
+        (["--cluster", "auto", "--gpus-per-case", "-1"], "--gpus-per-case must be finite and at least 0"),
+        (["--cluster", "auto", "--gpus-per-case", "1", "--device", "cpu"], "--device cpu and --gpus-per-case 1 contradict"),
+        (["--cluster", "auto", "--gpus-per-case", "0", "--device", "cuda"], "--device cuda and --gpus-per-case 0 contradict"),
+        (["--cluster", "127.0.0.1:1"], "no Ray head answers at 127.0.0.1:1 (Connection refused); ray start --head"),
+        (["--cluster", "127.0.0.1:99999"], "no Ray head answers at 127.0.0.1:99999"),
+    ],
+)
+@pytest.mark.parametrize("script", [compare_schemes, evaluate])
+def test_bad_places_are_one_sentence_and_leave_nothing(options, sentence, script, tmp_path, capsys):
+    network = [] if script is compare_schemes else ["nowhere"]
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*network, "--out", str(tmp_path / "run"), *options])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and sentence in error and len(error.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"needs Ray, which is not installed here; pip install 'odenets\[cluster\]'"):
+        cluster.connect(Cluster("auto"))
+
+
+def test_what_answers_at_the_address_must_speak_as_a_head_does():
+    """A server of something else is refused at once; Ray itself would try for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(99)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(InputError, match="is no Ray head"):
+            cluster.connect(Cluster(f"127.0.0.1:{server.getsockname()[1]}"))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1",
+            "with: Ray: 2.9.0 Python: 3.10.1",
+        ),
+        ("", "at auto: RuntimeError"),
+    ],
+)
+def test_what_ray_says_of_a_head_that_does_not_fit_is_one_sentence(message, told, monkeypatch):
+    import ray
+
+    def init(*arguments, **settings):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match="no Ray cluster can be had at auto: ") as raised:
+        cluster.connect(Cluster("auto"))
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_more_gpus_than_any_node_has_are_refused_at_once(monkeypatch):
+    import ray
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert cluster.places_of(Cluster("auto", 4.0)) == 1 and cluster.places_of(Cluster("auto", 0.5)) == 8
+    with pytest.raises(InputError, match="--gpus-per-case 8 can never be had: the most that a node of auto has is 4"):
+        cluster.connect(Cluster("auto", 8.0))
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "gpus", "tasks"),
+    [
+        (16, 0, 0, 16),
+        (16, 4, 1, 4),
+        (16, 4, 2, 2),
+        (16, 4, 3, 1),
+        (2, 4, 1, 2),
+        (16, 2, 0.25, 8),
+        (16, 2, 0.3, 6),
+        (16, 0, 1, 0),
+    ],
+)
+def test_tasks_that_a_node_has_room_for(cores, devices, gpus, tasks):
+    assert room({"CPU": float(cores), "GPU": float(devices)}, gpus) == tasks
+    assert room({}, gpus) == 0
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(255, 0.3), (16, 0.3), (7, 1.1)])
+def test_images_travel_as_bytes_and_arrive_to_the_last_bit(scale, ratio):
+    images = torch.randint(scale + 1, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float() / scale
+    split = data.Split(images, torch.arange(50))
+    packed = cloudpickle.dumps(split)
+    back = cloudpickle.load(io.BytesIO(packed))
+    assert torch.equal(back.images, images) and torch.equal(back.labels, split.labels)
+    assert len(packed) < ratio * images.numel() * 4
