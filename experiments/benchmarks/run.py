@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from experiments.benchmarks import attacks, audit, cost, peers, spectra, work
+from experiments.benchmarks import attacks, audit, cluster, cost, peers, spectra, work
 from experiments.benchmarks.timing import Part, Row
 from experiments.harness.command import Parser, parse_device, run_cli, show_table, split_top_level
 from experiments.harness.experiment import provenance
@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, Part]] = {
         "compiled": peers.compiled,
     },
     "cost": {"training": cost.training_cost, "explicit": cost.explicit_overhead, "backward": cost.backward_memory},
+    "places": {"cluster": cluster.overhead},
 }
 # Asked for by name alone: too long for one page.
 LONG: dict[str, dict[str, Part]] = {

@@ -12,7 +12,9 @@ from experiments.benchmarks.timing import Row
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in ("phases", "schemes", "masks_all", "honest_all") else name
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("phases", "schemes", "masks_all", "honest_all", "cluster")
+        else name
         for name in run.PARTS
         if name not in ("large", "compiled", "dense_4096", "compare")
     ],

@@ -13,6 +13,7 @@ from ray import cloudpickle
 
 from experiments import compare_schemes, evaluate
 from experiments.harness.command import Parser
+from experiments.harness.experiment import add_arguments
 from experiments.harness.run import cluster
 from experiments.harness.run.cluster import Cluster, add_cluster_options, parse_place, room
 from experiments.harness.training import data
@@ -145,6 +146,19 @@ def test_more_gpus_than_any_node_has_are_refused_at_once(monkeypatch):
 def test_tasks_that_a_node_has_room_for(cores, devices, gpus, tasks):
     assert room({"CPU": float(cores), "GPU": float(devices)}, gpus) == tasks
     assert room({}, gpus) == 0
+
+
+def test_the_recipe_for_slurm_is_a_shell_script():
+    """Its syntax; it has not been on a queue."""
+    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    script = text.split("```bash\n")[1].split("```")[0]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+    assert "never on a real queue" in " ".join(text.split())
+    (line,) = (line for line in script.replace("\\\n", " ").splitlines() if "compare_schemes.py" in line)
+    options = line.split("compare_schemes.py")[1].replace("$first:$port", "head:1").replace('"', "").split()
+    parser = Parser()
+    add_arguments(parser)
+    assert parse_place(parser.parse_args(options)) == ("cuda", Cluster("head:1", 1.0))
 
 
 @pytest.mark.parametrize(("scale", "ratio"), [(255, 0.3), (16, 0.3), (7, 1.1)])

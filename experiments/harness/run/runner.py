@@ -93,7 +93,7 @@ def run_cases(
         place: Place[Task]
         disk, screen = shelf.Disk(run.path("checkpoints")), Screen(progress)
         if cluster:
-            place = Nodes(partial(_do, config), screen, cluster, disk.folder, partial(_supply, config), config.workers)
+            place = Nodes(partial(do_on_node, config), screen, cluster, disk.folder, partial(supply_of, config), config.workers)
         elif workers == 1 or not (budget or len(cases) > 1):
             # One thread, as in a worker: sums in another order would give other bits.
             place = Here(partial(run_task, config, disk), screen, 1 if config.device == "cpu" else None)
@@ -104,12 +104,12 @@ def run_cases(
     return ledger.failures
 
 
-def _supply(config: RunConfig, task: Task) -> tuple[int, Callable[[], Data]]:
+def supply_of(config: RunConfig, task: Task) -> tuple[int, Callable[[], Data]]:
     """The images that a task needs: of its seed's split."""
     return config.split_of(task.case.seed), partial(load_data, config, task.case.seed)
 
 
-def _do(config: RunConfig, disk: shelf.Shelf, task: Task, report: Report, say: Say, images: Data) -> Found:
+def do_on_node(config: RunConfig, disk: shelf.Shelf, task: Task, report: Report, say: Say, images: Data) -> Found:
     """A task, on a node that was sent the images."""
     return run_task(config, disk, task, report, say, images)
 

@@ -1,0 +1,147 @@
+"""Runs on a real cluster of several nodes on this machine, which are killed and join in the middle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.harness.run import checkpoints
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]
+ROOT = Path(__file__).parents[2]
+# Training long enough to be killed in, and a state after each batch.
+ARGUMENTS = (
+    "--schemes explicit,heun --seeds 0 --epsilons 0.1 --attacks pgd2 --epochs 3 --training pgd --train-steps 3 "
+    "--train-limit 640 --test-limit 40 --audit none --no-download --checkpoint-seconds 0"
+).split()
+SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+# That a node is lost shall be noticed in seconds.
+QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture
+def nodes():
+    """A cluster whose head, the driver's node, has one core; nodes that are added have folders of their own."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    folders, cluster = [], Cluster(True, head_node_args={**SMALL, "include_dashboard": False, "_system_config": QUICK})
+
+    def add():
+        folders.append(tempfile.mkdtemp(prefix="ray"))  # the path of a socket is short
+        return cluster.add_node(**SMALL, temp_dir=folders[-1])
+
+    cluster.add = add
+    yield cluster
+    cluster.shutdown()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(out, *options, script="compare_schemes", arguments=ARGUMENTS):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, "--out", str(out), *options]
+    log = open(f"{out}.log", "a")  # noqa: SIM115
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finished(process, out, seconds=300):
+    assert process.wait(seconds) == 0, Path(f"{out}.log").read_text()
+    return Path(f"{out}.log").read_text()
+
+
+def results(out):
+    """{case: all that was found, without times and places}, and the weights; every case once."""
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    found = {(record["scheme"], record["seed"]): {**record, "seconds": None, "made": None} for record in records}
+    assert len(found) == len(records)
+    nets = {path.name: checkpoints.read(path)["state_dict"] for path in sorted((out / "checkpoints").iterdir())}
+    return found, {name: {key: tensor.numpy().tobytes() for key, tensor in net.items()} for name, net in nets.items()}
+
+
+def places(out):
+    return [{made["node"] for made in json.loads(line)["made"]} for line in (out / "records.jsonl").read_text().splitlines()]
+
+
+def until(process, condition, seconds=120):
+    """Wait for what a run shall show while it goes on."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+    return found
+
+
+def partials(out, scheme):
+    return sorted(path.name for path in out.glob(f"checkpoints/{scheme}*.partial"))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The same run on this machine alone."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    finished(start(out, "--workers", "1"), out)
+    return out
+
+
+def workers_of(node):
+    """Processes of a node that do tasks."""
+    raylet = next(iter(node.all_processes["raylet"])).process.pid
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(raylet)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "ray::_on_node" in line]
+
+
+def test_a_node_killed_in_mid_training_loses_no_more_than_a_batch(nodes, local, tmp_path):
+    other, out = nodes.add(), tmp_path / "run"
+    process = start(out, "--cluster", nodes.address)
+    # Each node trains one net; which has which is for Ray to say.
+    until(process, lambda: all(len(partials(out, scheme)) > 1 for scheme in ("explicit", "heun")))
+    (worker,) = workers_of(other)
+    raylet = next(iter(other.all_processes["raylet"])).process.pid
+    os.kill(raylet, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    printed = finished(process, out)
+    assert printed.count("is lost; its tasks go on elsewhere") == 1
+    assert printed.count(".partial (on node") == 1 and "goes on from" in printed
+    assert results(out) == results(local)
+    assert (out / "accuracy.csv").read_bytes() == (local / "accuracy.csv").read_bytes()
+
+
+def test_the_driver_killed_goes_on_and_a_node_that_joins_late_gets_work(nodes, local, tmp_path):
+    out = tmp_path / "run"
+    process = start(out, "--cluster", nodes.address)
+    until(process, lambda: len(partials(out, "heun")) > 1)
+    process.kill()
+    process.wait()
+    process = start(out, "--cluster", nodes.address, "--resume")
+    until(process, lambda: "goes on from" in Path(f"{out}.log").read_text())
+    nodes.add()
+    printed = finished(process, out)
+    assert "has joined" in printed and results(out) == results(local)
+    assert len(set.union(*places(out))) == 2
+
+
+def test_an_evaluation_on_two_nodes_says_what_a_local_one_says(nodes, local, tmp_path):
+    """Own code travels too: a network that no other process could import."""
+    nodes.add()
+    source = "from helper import WIDTH\nfrom torch import nn\nclass Net(nn.Sequential): pass\n"
+    source += "def net(): return Net(nn.Flatten(), nn.Linear(WIDTH, 10)).eval()\n"
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "helper.py").write_text("WIDTH = 64\n")
+    (tmp_path / "mine.py").write_text("import torch\ntorch.manual_seed(0)\n" + source)
+    for name in (str(local), f"{tmp_path}/mine.py:net"):
+        arguments = [name, "--dataset", "digits", "--attacks", "pgd2,square20", "--epsilons", "0.1", "--test-limit", "40"]
+        outs = [tmp_path / f"{place}/{Path(name).name}" for place in ("here", "there")]
+        options = (["--device", "cpu"], ["--cluster", nodes.address])
+        for out, option in zip(outs, options):
+            finished(start(out, "--audit-images", "8", *option, script="evaluate", arguments=arguments), out)
+        assert (outs[0] / "accuracy.csv").read_bytes() == (outs[1] / "accuracy.csv").read_bytes()
+        assert len(set.union(*places(outs[1]))) == 2
