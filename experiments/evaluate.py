@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -225,7 +226,11 @@ def _measure(
 
         place: Place[Step]
         if cluster:
-            place = Nodes(partial(do_step, config), Screen(progress), cluster, run.path("checkpoints"), supply)
+            trained = [str(s.meta.get(key)) for s in subjects if s.meta for key in ("model", "scheme", "field")]
+            parts = [config.network, *config.attacks, *trained]
+            place = Nodes(
+                partial(do_step, config), Screen(progress), cluster, run.path("checkpoints"), supply, own.codes_of(parts)
+            )
         else:
             place = Here(
                 lambda step, report, say: do_step(config, None, step, report, say, supply(step)[1]()), Screen(progress)

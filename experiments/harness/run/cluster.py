@@ -11,9 +11,10 @@ import re
 import socket
 import sys
 import sysconfig
+import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,16 @@ from typing import Any
 import torch
 
 from experiments.harness.command import parse_device, parse_one
+from experiments.harness.run import own
 from experiments.harness.run.failures import Failure, failure_of
 from experiments.harness.run.machine import keep_memory, versions
 from experiments.harness.run.places import WORKER_ENVIRONMENT, Found, Screen, attempt
 from experiments.harness.run.shelf import Disk
 from experiments.harness.run.shelf import Found as Newest
-from odenets.errors import InputError
+from odenets.errors import ROOT, InputError
 
 RETRIES = 3  # of a task whose node or process was lost; nothing else is tried again
 SECONDS = 0.5  # between two reports of a task, and two looks at the nodes
-ROOT = Path(__file__).parents[3]
-PACKAGES = ("odenets", "stability", "experiments")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of HTTP/2, which Ray's head speaks
 
 Supply = Callable[[Any], tuple[Hashable, Callable[[], Any]]]
@@ -95,7 +95,7 @@ def connect(cluster: Cluster) -> Any:
         if cluster.address != "auto" and "RAY_USE_TLS" not in os.environ:
             _knock(cluster.address)
         os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # Ray's own default is to try for ever
-        environment = {"py_modules": [str(ROOT / name) for name in PACKAGES], "env_vars": WORKER_ENVIRONMENT}
+        environment = {"py_modules": [str(ROOT / name) for name in own.OURS], "env_vars": WORKER_ENVIRONMENT}
         try:
             ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
@@ -174,12 +174,21 @@ class Nodes:
         cluster: Where they are.
         folder: The run's checkpoints/.
         supply: task -> (key, load): what it needs beside; loaded here, and sent once for each key.
+        codes: Of the user's own parts.
         workers: Tasks at once, at most.
     """
 
     def __init__(
-        self, work: Callable, screen: Screen, cluster: Cluster, folder: Path, supply: Supply, workers: int | None = None
+        self,
+        work: Callable,
+        screen: Screen,
+        cluster: Cluster,
+        folder: Path,
+        supply: Supply,
+        codes: Sequence[own.Code] = (),
+        workers: int | None = None,
     ) -> None:
+        self.codes = codes
         self.work, self.screen, self.cluster, self.folder, self.supply = work, screen, cluster, folder.resolve(), supply
         self.workers = workers or sys.maxsize
         self.futures: dict[Any, Any] = {}
@@ -196,7 +205,8 @@ class Nodes:
         pinned = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": RETRIES}
         self.disk = ray.remote(Disk).options(**pinned).remote(self.folder)
         self.updates = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        _carry_own_code(ray)
+        self.sent = ray.put(tuple(self.codes))
+        _carry_own_modules(ray)
         self.remote = ray.remote(_on_node).options(num_cpus=1, num_gpus=self.cluster.gpus, max_retries=RETRIES)
         return self
 
@@ -225,8 +235,9 @@ class Nodes:
         key, load = self.supply(task)
         if key not in self.supplies:
             self.supplies[key] = self.ray.put(load())
-        # In a list, or it would be fetched and unpacked again for every task.
-        future = self.remote.remote(self.work, task, self.disk, self.updates, [self.supplies[key]], versions())
+        # In a list, or they would be fetched and unpacked again for every task.
+        sent = [self.sent, self.supplies[key]]
+        future = self.remote.remote(self.work, task, self.disk, self.updates, sent, versions())
         self.futures[future] = task
 
     def ended(self) -> list[tuple[Any, Found, Failure | None]]:
@@ -287,7 +298,7 @@ def node_name(host: str, key: str) -> str:
 
 
 def _on_node(
-    work: Callable, task: Any, disk: Any, updates: Any, supply: list[Any], driver: Mapping[str, str]
+    work: Callable, task: Any, disk: Any, updates: Any, sent: list[Any], driver: Mapping[str, str]
 ) -> tuple[Found, Failure | None, dict[str, bytes]]:
     """Do a task on a node: what it found, its failure or None, and the nets that it has trained."""
     import ray
@@ -313,25 +324,29 @@ def _on_node(
 
     shelf = Afar(disk, ray.get, say)
     report(0, 1)
-    found, failure = attempt(lambda *rest: work(shelf, *rest, _supplied(supply[0], ray.get)), task, report, say)
+    found, failure = attempt(lambda *rest: work(shelf, *rest, _unpacked(sent[0], sent[1], ray.get)), task, report, say)
     if "made" in found:
         found["made"] = {**found["made"], "node": name}
     return found, failure, shelf.nets
 
 
-_supplies: dict[str, Any] = {}  # the last one, unpacked, of a process on a node
+_held: dict[str, Any] = {}  # of a process on a node, for the tasks that follow: the last supply, and that code is there
 
 
-def _supplied(reference: Any, get: Callable[[Any], Any]) -> Any:
-    if reference.hex() not in _supplies:
-        _supplies.clear()
-        _supplies[reference.hex()] = get(reference)
-    return _supplies[reference.hex()]
+def _unpacked(codes: Any, supply: Any, get: Callable[[Any], Any]) -> Any:
+    """What a task needs, once the user's own code is there."""
+    if codes.hex() not in _held:
+        own.unpack(get(codes), tempfile.mkdtemp(prefix="odenets"))
+    if supply.hex() not in _held:
+        _held.clear()
+        _held[supply.hex()] = get(supply)
+    _held[codes.hex()] = True
+    return _held[supply.hex()]
 
 
-def _carry_own_code(ray: Any) -> None:
+def _carry_own_modules(ray: Any) -> None:
     """Let code that is neither ours nor Python's nor of an installed package travel with what is made of it."""
-    others = [str(ROOT / name) for name in PACKAGES] + [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    others = [str(ROOT / name) for name in own.OURS] + [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if file and name != "__main__" and not file.startswith(tuple(others)):

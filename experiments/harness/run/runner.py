@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.harness.run import shelf
+from experiments.harness.run import own, shelf
 from experiments.harness.run.budget import Budget, Planner
 from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, load_data, phases_had, records_of, run_task
 from experiments.harness.run.cluster import Cluster, Nodes, places_of
@@ -93,7 +93,15 @@ def run_cases(
         place: Place[Task]
         disk, screen = shelf.Disk(run.path("checkpoints")), Screen(progress)
         if cluster:
-            place = Nodes(partial(do_on_node, config), screen, cluster, disk.folder, partial(supply_of, config), config.workers)
+            place = Nodes(
+                partial(do_on_node, config),
+                screen,
+                cluster,
+                disk.folder,
+                partial(supply_of, config),
+                own.codes_of(config.parts),
+                config.workers,
+            )
         elif workers == 1 or not (budget or len(cases) > 1):
             # One thread, as in a worker: sums in another order would give other bits.
             place = Here(partial(run_task, config, disk), screen, 1 if config.device == "cpu" else None)
