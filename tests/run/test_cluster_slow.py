@@ -10,7 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.harness.run import checkpoints
 
@@ -126,6 +128,49 @@ def test_the_driver_killed_goes_on_and_a_node_that_joins_late_gets_work(nodes, l
     printed = finished(process, out)
     assert "has joined" in printed and results(out) == results(local)
     assert len(set.union(*places(out))) == 2
+
+
+OWN = """
+import odenets
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+from helper import WIDTH
+
+SCHEME = odenets.Tableau(
+    "ralston", A=[[0, 0], [2 / 3, 0]], b=[1 / 4, 3 / 4], order=2, source="Ralston (1962)", r_polynomial=(1, 1, 0.5)
+)
+
+
+def net(num_classes, in_channels):
+    found = ResNet(BasicBlock, [2, 1, 1, 1], num_classes=num_classes)
+    found.conv1 = nn.Conv2d(in_channels, WIDTH, 3, padding=1, bias=False)
+    return found
+"""
+
+
+def test_parts_of_a_users_own_run_there_as_they_do_here(nodes, tmp_path):
+    nodes.add()
+    (tmp_path / "my.py").write_text(OWN)
+    (tmp_path / "helper.py").write_text("WIDTH = 64\n")
+    generator = np.random.default_rng(0)
+    for index in range(60):
+        (folder := tmp_path / f"my_images/{'ab'[index % 2]}").mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 128, (12, 12, 3)) + 127 * (index % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    own = [
+        "--schemes",
+        f"explicit,{tmp_path}/my.py:SCHEME",
+        "--model",
+        f"{tmp_path}/my.py:net",
+        "--dataset",
+        f"{tmp_path}/my_images",
+    ]
+    own += ["--attacks", "pgd2", "--epsilons", "0.1", "--epochs", "1", "--seeds", "0", "--audit", "none", "--smoke"]
+    outs = [tmp_path / "here", tmp_path / "there"]
+    for out, option in zip(outs, (["--workers", "1"], ["--cluster", nodes.address])):
+        finished(start(out, *option, arguments=own), out)
+        assert (out / "report.html").stat().st_size > 10_000
+    assert results(outs[0]) == results(outs[1])
 
 
 def test_an_evaluation_on_two_nodes_says_what_a_local_one_says(nodes, local, tmp_path):

@@ -41,12 +41,16 @@ class Split:
         return len(self.labels)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as bytes where every value is a whole number of 1/255 or 1/16, as those of our data sets are: a quarter."""
+        """Pickled as bytes where every value is a whole number of 1/255 or 1/16, as those of our data sets are: a quarter.
+
+        What comes of it lies on the CPU.
+        """
+        images, labels = self.images.cpu(), self.labels.cpu().numpy()
         for scale in (255, 16):
-            packed = (self.images * scale).round().to(torch.uint8)
-            if torch.equal(packed.float() / scale, self.images):
-                return _unpacked, (packed.numpy(), self.labels.numpy(), scale)
-        return _unpacked, (self.images.numpy(), self.labels.numpy(), None)
+            packed = (images * scale).round().to(torch.uint8)
+            if torch.equal(packed.float() / scale, images):
+                return _unpacked, (packed.numpy(), labels, scale)
+        return _unpacked, (images.numpy(), labels, None)
 
     def first(self, count: int | None) -> "Split":
         """The first `count` images (all where there are fewer)."""
