@@ -47,11 +47,11 @@ def nodes():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(out, *options, script="compare_schemes", arguments=ARGUMENTS):
+def start(out, *options, script="compare_schemes", arguments=ARGUMENTS, folder=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, "--out", str(out), *options]
     log = open(f"{out}.log", "a")  # noqa: SIM115
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
 
 
 def finished(process, out, seconds=300):
@@ -157,18 +157,11 @@ def test_parts_of_a_users_own_run_there_as_they_do_here(nodes, tmp_path):
         (folder := tmp_path / f"my_images/{'ab'[index % 2]}").mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 128, (12, 12, 3)) + 127 * (index % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    own = [
-        "--schemes",
-        f"explicit,{tmp_path}/my.py:SCHEME",
-        "--model",
-        f"{tmp_path}/my.py:net",
-        "--dataset",
-        f"{tmp_path}/my_images",
-    ]
-    own += ["--attacks", "pgd2", "--epsilons", "0.1", "--epochs", "1", "--seeds", "0", "--audit", "none", "--smoke"]
+    # Named from the driver's folder, which is not that of the nodes.
+    own = "--schemes explicit,my.py:SCHEME --model my.py:net --dataset my_images --epsilons 0.1 --audit none --smoke".split()
     outs = [tmp_path / "here", tmp_path / "there"]
     for out, option in zip(outs, (["--workers", "1"], ["--cluster", nodes.address])):
-        finished(start(out, *option, arguments=own), out)
+        finished(start(out, *option, arguments=own, folder=tmp_path), out)
         assert (out / "report.html").stat().st_size > 10_000
     assert results(outs[0]) == results(outs[1])
 
