@@ -237,7 +237,7 @@ class Nodes:
             self.supplies[key] = self.ray.put(load())
         # In a list, or they would be fetched and unpacked again for every task.
         sent = [self.sent, self.supplies[key]]
-        future = self.remote.remote(self.work, task, self.disk, self.updates, sent, versions())
+        future = self.remote.options(name=task.name).remote(self.work, task, self.disk, self.updates, sent, versions())
         self.futures[future] = task
 
     def ended(self) -> list[tuple[Any, Found, Failure | None]]:
