@@ -1,20 +1,24 @@
 """What can be said of a cluster without starting one."""
 
 import io
+import queue
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 from ray import cloudpickle
 
 from experiments import compare_schemes, evaluate
 from experiments.harness.command import Parser
 from experiments.harness.experiment import add_arguments
-from experiments.harness.run import cluster
+from experiments.harness.run import cluster, machine
+from experiments.harness.run.case import Case, Task
 from experiments.harness.run.cluster import Cluster, add_cluster_options, parse_place, room
 from experiments.harness.training import data
 from odenets.errors import InputError
@@ -46,7 +50,7 @@ def test_where_the_nets_shall_be(options, place, monkeypatch):
 
 
 def _parsed(*options):
-    parser = Parser()
+    parser = Parser("test")
     parser.add_argument("--device", default="auto")
     add_cluster_options(parser)
     return parser.parse_args(options)
@@ -108,8 +112,6 @@ def test_what_answers_at_the_address_must_speak_as_a_head_does():
     ],
 )
 def test_what_ray_says_of_a_head_that_does_not_fit_is_one_sentence(message, told, monkeypatch):
-    import ray
-
     def init(*arguments, **settings):
         raise RuntimeError(message)
 
@@ -120,8 +122,6 @@ def test_what_ray_says_of_a_head_that_does_not_fit_is_one_sentence(message, told
 
 
 def test_more_gpus_than_any_node_has_are_refused_at_once(monkeypatch):
-    import ray
-
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -148,6 +148,39 @@ def test_tasks_that_a_node_has_room_for(cores, devices, gpus, tasks):
     assert room({}, gpus) == 0
 
 
+class Reference:
+    """Of what lies in Ray's store."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def hex(self):
+        return str(id(self))
+
+
+def test_a_node_with_another_torch_is_named_and_says_where_it_is(monkeypatch):
+    updates, said = queue.Queue(), []
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "abcdef0123"))
+    monkeypatch.setattr(ray, "get", lambda reference: reference.value)
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+
+    def work(shelf, task, progress, say, supply):
+        say(f"has {supply}")
+        shelf.put_net("net", b"weights")
+        return {"made": machine.provenance_of("cpu")}
+
+    task = Task(Case("explicit_euler", 1, 0), "training")
+    sent = [Reference(()), Reference("images")]
+    driver = {**machine.versions(), "torch": "1.0"}
+    found, failure, nets = cluster._on_node(work, task, None, updates, sent, driver)
+    assert failure is None and nets == {"net": b"weights"} and said == [1]
+    node = f"{socket.gethostname()} (abcdef)"
+    assert found["made"] == {**machine.provenance_of("cpu"), "node": node}
+    assert updates.get() == (None, f"Node {node} has torch {torch.__version__}, the driver 1.0: what it finds may differ "
+                             "from what the others find.")  # fmt: skip
+    assert updates.get() == (task.name, 0, 1) and updates.get() == (task.case.name, f"has images (on node {node})")
+
+
 def test_the_recipe_for_slurm_is_a_shell_script():
     """Its syntax; it has not been on a queue."""
     text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
@@ -156,7 +189,7 @@ def test_the_recipe_for_slurm_is_a_shell_script():
     assert "never on a real queue" in " ".join(text.split())
     (line,) = (line for line in script.replace("\\\n", " ").splitlines() if "compare_schemes.py" in line)
     options = line.split("compare_schemes.py")[1].replace("$first:$port", "head:1").replace('"', "").split()
-    parser = Parser()
+    parser = Parser("test")
     add_arguments(parser)
     assert parse_place(parser.parse_args(options)) == ("cuda", Cluster("head:1", 1.0))
 

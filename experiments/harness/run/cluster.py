@@ -335,8 +335,8 @@ _held: dict[str, Any] = {}  # of a process on a node, for the tasks that follow:
 
 def _unpacked(codes: Any, supply: Any, get: Callable[[Any], Any]) -> Any:
     """What a task needs, once the user's own code is there."""
-    if codes.hex() not in _held:
-        own.unpack(get(codes), tempfile.mkdtemp(prefix="odenets"))
+    if codes.hex() not in _held and (code := get(codes)):
+        own.unpack(code, tempfile.mkdtemp(prefix="odenets"))
     if supply.hex() not in _held:
         _held.clear()
         _held[supply.hex()] = get(supply)
