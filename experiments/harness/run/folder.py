@@ -136,63 +136,13 @@ class Run:
         self.records.sort(key=lambda record: position[record.key, record.walk])
 
     def write_tables(self) -> None:
-        """accuracy.csv, stability.csv and audit.csv, derived from the records; each row says what the audit of its net said."""
-        shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
-        measured = ("attack", "epsilon", "gradient", "correct", "total")
-        self.write_csv(
-            "accuracy.csv",
-            (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field", "trained_with"),
-            (
-                [
-                    *(getattr(r, key) for key in shared),
-                    *(getattr(m, key) for key in measured),
-                    round(m.accuracy, 6),
-                    m.untrusted,
-                    r.trained_substeps,
-                    r.verdict,
-                    r.field,
-                    r.trained_with,
-                ]
-                for r in self.records
-                for m in _with_the_worst(r.measurements)
-            ),
-        )
-        columns = ("stage", "block", "metric", "value")
-        self.write_csv(
-            "stability.csv",
-            ("scheme", "seed", *columns, "substeps", "audit", "field"),
-            (
-                [r.scheme, r.seed, *(getattr(row, key) for key in columns), r.substeps, r.verdict, r.field]
-                for r in self.records
-                for row in r.stability
-            ),
-        )
-        self.write_csv(
-            "audit.csv",
-            ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds"),
-            (
-                [
-                    r.scheme,
-                    r.seed,
-                    c.name,
-                    {True: "yes", False: "no", None: "not applicable"}[c.passed],
-                    c.reason,
-                    json.dumps(c.figures),
-                    json.dumps(c.thresholds),
-                ]
-                for r in self.records
-                if r.audit
-                for c in r.audit.checks
-            ),
-        )
+        """accuracy.csv, stability.csv and audit.csv, derived from the records."""
+        for name, (header, *rows) in tables_of(self.records).items():
+            self.write_csv(name, header, rows)
 
     def write_csv(self, name: str, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
         """A table in the folder, whole or as it was."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(header)
-        writer.writerows(rows)
-        write_atomically(self.path(name), text.getvalue())
+        write_csv(self.path(name), header, rows)
 
     def _read_records(self) -> list[Record]:
         path = self.path("records.jsonl")
@@ -209,6 +159,41 @@ class Run:
             # A line without its end was being written when the process died: that case is run again.
             os.truncate(path, path.stat().st_size - len(rest))
         return records
+
+
+def tables_of(records: Sequence[Record]) -> dict[str, list[Sequence[object]]]:
+    """{CSV file: its rows, the header first}; each row says what the audit of its net said."""
+    shared = ("dataset", "model", "scheme", "substeps", "training", "seed")
+    measured = ("attack", "epsilon", "gradient", "correct", "total")
+    further = ("trained_substeps", "verdict", "field", "trained_with")
+    accuracy: list[Sequence[object]] = [
+        (*shared, *measured, "accuracy", "untrusted", "trained_substeps", "audit", "field", "trained_with")
+    ]
+    stability: list[Sequence[object]] = [
+        ("scheme", "seed", "stage", "block", "metric", "value", "substeps", "audit", "field"),
+    ]
+    audit: list[Sequence[object]] = [("scheme", "seed", "check", "passed", "reason", "figures", "thresholds")]
+    words = {True: "yes", False: "no", None: "not applicable"}
+    for r in records:
+        own = [getattr(r, key) for key in shared]
+        for m in _with_the_worst(r.measurements):
+            counted = (getattr(m, key) for key in measured)
+            accuracy.append([*own, *counted, round(m.accuracy, 6), m.untrusted, *(getattr(r, key) for key in further)])
+        for row in r.stability:
+            stability.append([r.scheme, r.seed, row.stage, row.block, row.metric, row.value, r.substeps, r.verdict, r.field])
+        for c in r.audit.checks if r.audit else ():
+            figures, thresholds = json.dumps(c.figures), json.dumps(c.thresholds)
+            audit.append([r.scheme, r.seed, c.name, words[c.passed], c.reason, figures, thresholds])
+    return {"accuracy.csv": accuracy, "stability.csv": stability, "audit.csv": audit}
+
+
+def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    """A table, whole or as it was."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def _with_the_worst(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:

@@ -1,0 +1,123 @@
+"""The tables of docs/results.md from docs/records: CSV files rebuilt from records.jsonl, figures by the present statistics.
+
+    python experiments/benchmarks/records.py docs/records/cifar10-standard
+
+Rewrites the CSV files that a folder holds and prints, as Markdown, the nets of all folders given together: means over seeds in
+per cent, 95 % intervals over seeds and images, after a stroke those along the detached gradient; differences to the first
+scheme, one family for the table; environment, command and seeds of each folder. Seconds.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+import experiments.harness.statistics as statistics
+from experiments.harness.command import Parser, run_cli
+from experiments.harness.report.arms import Arm
+from experiments.harness.report.evaluation import merged
+from experiments.harness.report.sentences import interval, percent, points
+from experiments.harness.run.folder import read_config, tables_of, write_csv
+from experiments.harness.run.schema import WORST, Record
+from experiments.harness.words import listed, radius
+from odenets.errors import InputError
+
+
+@run_cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    parser = Parser(prog="records.py", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", help="finished runs of the same images")
+    args, console = parser.parse_args(argv), Console(width=400)
+    records: list[Record] = []
+    for folder in map(Path, args.folders):
+        lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        own = _in_order(folder, [Record.from_json(json.loads(line)) for line in lines if line])
+        for name, (header, *rows) in tables_of(own).items():
+            if (folder / name).exists():
+                write_csv(folder / name, header, rows)
+        records += own
+        for line in _provenance(folder, own):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    sizes = {m.total for record in records for m in record.measurements}
+    if len(sizes) != 1:
+        raise InputError(f"these runs are of different test images: {listed(sorted(sizes))} of them")
+    for row in markdown(records):
+        console.print(f"| {' | '.join(row)} |", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _in_order(folder: Path, records: list[Record]) -> list[Record]:
+    """As the report has them, not as they ended; of an evaluation, which writes one for each attack, one a network."""
+    schemes = read_config(folder / "config.json").get("schemes")
+    if schemes:
+        return sorted(records, key=lambda record: (schemes.index(record.scheme), record.seed))
+    return merged(records, dict.fromkeys(record.network for record in records))
+
+
+def _provenance(folder: Path, records: Sequence[Record]) -> Iterator[str]:
+    config = read_config(folder / "config.json")
+    known = {scheme: sorted({r.seed for r in records if r.scheme == scheme}) for scheme in _schemes(records)}
+    seeds = "; ".join(f"{scheme} {listed(seeds)}" for scheme, seeds in known.items())
+    yield f"{folder}: seeds {seeds}"
+    yield f"    {config['command']}"
+    yield "    " + ", ".join(f"{key} {value}" for key, value in config["environment"].items() if value is not None)
+
+
+def _schemes(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(record.scheme for record in records))
+
+
+def markdown(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    """The rows of a table of Markdown."""
+    arms = [_arm(scheme, [r for r in records if r.scheme == scheme]) for scheme in _schemes(records)]
+    yield ("", *(arm.name for arm in arms))
+    yield ("---", *("---:" for _ in arms))
+    attacks = dict.fromkeys(m.attack for r in records for m in r.measurements if m.epsilon and m.attack != WORST)
+    radii = sorted({m.epsilon for r in records for m in r.measurements})
+    shared = [eps for eps in radii if all(arm.masks(eps) for arm in arms)]
+    for eps in shared:
+        for attack in [*attacks] if eps and len(attacks) > 1 else ():
+            yield (f"{attack} at {radius(eps)}", *(_mean(arm, eps, attack) for arm in arms))
+        what = "no attack" if not eps else f"{'all of them' if len(attacks) > 1 else next(iter(attacks))} at {radius(eps)}"
+        yield (what, *(_interval(arm, eps) for arm in arms))
+        if eps and any(arm.masks(eps, "detached") for arm in arms):
+            yield ("detached less exact gradient, points", *(_detached(arm, eps) for arm in arms))
+    pairs = {(arm.name, eps): (arm.masks(eps), arms[0].masks(eps)) for eps in shared for arm in arms[1:]}
+    gaps = statistics.gaps(pairs)
+    for eps in shared if gaps else ():
+        where = f"at {radius(eps)}" if eps else "without attack"
+        cells = [gaps.get((arm.name, eps)) for arm in arms]
+        said = (f"{points(g.estimate.value)} {interval(g.estimate, '+')}: {g.verdict}" if g else "" for g in cells)
+        yield (f"difference {where}, points", *said)
+
+
+def _arm(scheme: str, records: Sequence[Record]) -> Arm:
+    """The worst case that an evaluation has among its measurements is made anew, along each gradient."""
+    own = [replace(record, measurements=tuple(m for m in record.measurements if m.attack != WORST)) for record in records]
+    return Arm(scheme, scheme, "residual", 1, 1, tuple(sorted(own, key=lambda record: record.seed)))
+
+
+def _mean(arm: Arm, eps: float, attack: str) -> str:
+    ways = (arm.masks(eps, way, attack) for way in ("exact", "detached"))
+    return " / ".join(percent(float(np.mean([mask.mean() for mask in masks.values()]))) for masks in ways if masks)
+
+
+def _interval(arm: Arm, eps: float) -> str:
+    found = statistics.accuracy(arm.masks(eps))
+    other = arm.masks(eps, "detached")
+    beside = f" / {percent(statistics.accuracy(other).value)}" if other else ""
+    return f"{percent(found.value)} {interval(found)}{beside}"
+
+
+def _detached(arm: Arm, eps: float) -> str:
+    other = arm.masks(eps, "detached")
+    gap = statistics.difference(other, arm.masks(eps)) if other else None
+    return f"{points(gap.value)} {interval(gap, '+')}" if gap else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
