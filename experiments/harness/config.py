@@ -3,6 +3,7 @@
 import types
 import typing
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Iterable
 from dataclasses import MISSING, field, fields
 from typing import Any
 
@@ -13,7 +14,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: typing.Iterable[str] | None = None,
+    choices: Iterable[str] | None = None,
     minimum: float | None = None,
     implied: str | None = None,
 ) -> Any:

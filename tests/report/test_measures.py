@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_a_run_of_few_schemes_says_that_it_cannot_tell(count, sentence):
     def section(count):
         return stability_sections.measures_section(
             found([record(s, seed, "residual", 90 + i, 0.1 * i) for i, s in enumerate(SCHEMES[:count]) for seed in range(3)]),
-            None,
+            Path(),
         )
 
     assert sentence in section(count).parts[0].text

@@ -168,6 +168,10 @@ class Comparison:
         masks = arm.masks(epsilon, gradient)
         return statistics.accuracy(masks, train=self.config.resplit) if masks else None
 
+    def measured(self, arm: Arm, epsilon: float, gradient: str = "exact") -> Estimate:
+        """`accuracy` of an arm that is known to have one."""
+        return statistics.accuracy(arm.masks(epsilon, gradient), train=self.config.resplit)
+
     def detached_gap(self, arm: Arm, epsilon: float) -> Estimate | None:
         """Accuracy along the detached gradient minus that along the exact one; None where there is one gradient."""
         return statistics.difference(arm.masks(epsilon, "detached"), arm.masks(epsilon), train=self.config.resplit)

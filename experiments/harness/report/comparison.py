@@ -158,7 +158,7 @@ def _plots(found: Comparison, folder: Path) -> Section:
         if not_normal
         else ""
     )
-    drawn = {} if found.rerun else {"accuracy": figures.accuracy_figure}
+    drawn: dict[str, Callable[[Comparison], Any]] = {} if found.rerun else {"accuracy": figures.accuracy_figure}
     drawn |= {"regions": regions.clouds_figure}
     if not found.rerun:
         drawn |= {"measure": figures.measure_figure, "training": figures.training_figure}
@@ -179,7 +179,7 @@ def _detached(found: Comparison, folder: Path) -> Section | None:
             gap = found.detached_gap(arm, eps)
             if gap:
                 verdict = {"higher": "masks", "lower": "breaks more", "cannot tell": "cannot tell"}[gap.verdict]
-                values = (percent(found.accuracy(arm, eps, way).value) for way in ("exact", "detached"))
+                values = (percent(found.measured(arm, eps, way).value) for way in ("exact", "detached"))
                 rows.append((found.attack_at(eps), arm.label, *values, points(gap.value), interval(gap, "+"), verdict))
     if len(rows) == 1:
         return None
@@ -280,10 +280,10 @@ def _tolerance(spec: str) -> str:
 def _audit(found: Comparison, folder: Path) -> Section:
     title, rows = "Audit: is the robustness real?", []
     for arm in found.arms:
-        for index, record in enumerate(record for record in arm.records if record.audit):
-            own = audit_rows(f"{arm.label}, seed {record.seed}", record.audit)
+        for index, (seed, audit) in enumerate((record.seed, record.audit) for record in arm.records if record.audit):
+            own = audit_rows(f"{arm.label}, seed {seed}", audit)
             # Of a scheme's first net every check, of the others those that fail.
-            every = "the cheap ones" if record.audit.extent == CHEAP else "all that apply"
+            every = "the cheap ones" if audit.extent == CHEAP else "all that apply"
             failed = [row for row in own if row[2] == VERDICTS[False]]
             rows += own if not index else failed or [(own[0][0], every, VERDICTS[True], "")]
     if not rows:
@@ -336,7 +336,7 @@ def _protocol(found: Comparison, folder: Path) -> Section:
 def _training(settings: TrainingSettings) -> str:
     """The protocol of training in one sentence."""
     standard = settings.training == "standard"
-    attack = "" if standard else f" (\u03b5 = {radius(settings.train_epsilon)}, {count(settings.train_steps, 'step')})"
+    attack = "" if standard else f" (\u03b5 = {radius(settings.train_epsilon)}, {count(settings.steps, 'step')})"
     clean, warmup = settings.clean_epochs, settings.warmup_epochs
     attack += f" after {count(clean, 'epoch')} on clean images" if attack and clean else ""
     along = " along the detached gradient" if settings.train_gradient == "detached" else ""

@@ -140,7 +140,7 @@ def sweep_figure(found: Comparison) -> MplFigure:
                 }
                 if len(own) < 2:
                     continue
-                value, low, high = _percentages(found.accuracy(own[steps], eps) for steps in sorted(own))
+                value, low, high = _percentages(found.measured(own[steps], eps) for steps in sorted(own))
                 bars = np.abs([value - low, high - value])
                 ax.errorbar(
                     sorted(own),

@@ -104,8 +104,8 @@ def by_field(found: Comparison) -> list[FieldRow]:
         rows.append(
             FieldRow(
                 arm,
-                found.accuracy(arm, 0.0),
-                found.accuracy(arm, epsilon),
+                found.measured(arm, 0.0),
+                found.measured(arm, epsilon),
                 gaps.get(arm.name),
                 {metric: float(np.mean(v)) if v else None for metric, v in values.items()},
             )

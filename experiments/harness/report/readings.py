@@ -72,7 +72,7 @@ def readings(found: Comparison) -> list[Reading]:
             home = own.get((arm.trained_with or arm.scheme, arm.trained_substeps))
             first = own.get((arm.scheme, fewest.get(arm.scheme, 0)))
             at_home = home is not None and not arm.swapped and arm.scheme in finer and arm.trained_substeps == home.substeps
-            if question == FINER and at_home and home is first:
+            if question == FINER and home and at_home and home is first:
                 yield arm, home
             if question == TRAINED and first and arm is home and len([1 for name, _ in own if name == arm.scheme]) > 1:
                 yield arm, first

@@ -63,8 +63,8 @@ def draw_region(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud | None = No
         for side, text in (("right", "flow decays "), ("left", " flow grows")):
             ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=7, style="italic", color=INK)
     ax.axhline(0, color=INK, lw=0.4)
-    for stage, colour in zip(sorted(cloud or {}, key=int), STAGE_COLOURS * 9):
-        points = np.asarray(cloud[stage], dtype=float).reshape(-1, 2)
+    for (_, own), colour in zip(sorted((cloud or {}).items(), key=lambda pair: int(pair[0])), STAGE_COLOURS * 9):
+        points = np.asarray(own, dtype=float).reshape(-1, 2)
         ax.scatter(
             points[:, 0], points[:, 1], s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4
         )

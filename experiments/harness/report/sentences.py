@@ -35,7 +35,7 @@ def summary_table(found: Comparison) -> list[tuple[str, ...]]:
         for arm in found.arms:
             masks = arm.masks(eps)
             if masks:
-                mean, gap = found.accuracy(arm, eps), found.gap(arm, eps)
+                mean, gap = found.measured(arm, eps), found.gap(arm, eps)
                 compared = _compared(gap, eps) if gap else ("", "", "", "reference")
                 rows.append(
                     (
@@ -61,7 +61,7 @@ def _compared(gap: statistics.Gap, eps: float) -> tuple[str, ...]:
 def headline(found: Comparison) -> list[str]:
     """The answer in plain sentences, at the middle radius: what differs, what cannot be told, and what to distrust."""
     config, eps, first = found.config, found.middle, found.reference
-    reference = found.accuracy(first, eps)
+    reference = found.measured(first, eps)
     where = f"On {config.dataset}, {count(len(config.seeds), 'seed')}, {found.attack_at(eps)}"
     sentences = ["A smoke run: it exercises the program, and its numbers mean nothing."] if config.smoke else []
     gaps = {arm.name: (arm, gap) for arm in found.others if (gap := found.gap(arm, eps))}
@@ -87,7 +87,7 @@ def headline(found: Comparison) -> list[str]:
         f"{interval(reference)}. One scheme alone compares with nothing."
     )
     for name, (arm, gap) in gaps.items() if len(gaps) <= MANY else ():
-        own, estimate = found.accuracy(arm, eps), gap.estimate
+        own, estimate = found.measured(arm, eps), gap.estimate
         sentences.append(
             f"{name} {percent(own.value)} %, {first.name} {percent(reference.value)} %: difference "
             f"{points(estimate.value)} points, interval {interval(estimate, '+')} over {estimate.n} {estimate.over}"
@@ -100,12 +100,12 @@ def headline(found: Comparison) -> list[str]:
 def _further(found: Comparison, gaps: Mapping[str, tuple[Arm, statistics.Gap]]) -> Iterator[str]:
     """How many seeds it would take, from the variances seen."""
     unclear = [gap for _, gap in gaps.values() if gap.verdict == statistics.OPEN and gap.estimate.over != "images"]
-    needed = [gap.needed for gap in unclear]
+    needed = [gap.needed for gap in unclear if gap.needed]
     if not unclear:
         return
     if found.config.resplit:
         yield "Further seeds narrow the intervals, but not beyond what all splits of the same images share."
-    elif all(needed):
+    elif len(needed) == len(unclear):
         yield (f"By the variances seen here, about {max(needed)} seeds in all would tell in four runs of five.")
     else:
         yield "By the variances seen here no number of seeds would tell: there are too few test images for this margin."
