@@ -71,6 +71,31 @@ class Case:
 
         return attack
 
+    @cached_property
+    def _tried(self) -> dict[tuple[tuple[Scheme, str], ...], tuple[Flags, Images]]:
+        return {}
+
+    @property
+    def few(self) -> Callable[..., Images]:
+        """`plain_attack` with `steps` steps; an image is attacked once for each way in which the network is set.
+
+        The noise hangs on the image alone, so that attacking the same function again would find the same.
+        """
+        attack = told(self.plain_attack())
+
+        @indexed
+        def once(net: Net, x: Images, y: Labels, indices: Indices) -> Images:
+            setting = tuple((stage.scheme, stage.gradient) for stage in stages(self.net).values())
+            known, found = self._tried.setdefault(setting, (torch.zeros(len(self.x), dtype=torch.bool), self.x.clone()))
+            new = ~known[indices]
+            if bool(new.any()):
+                rows = new.nonzero()[:, 0].to(x.device)
+                found[indices[new].to(x.device)] = attack(net, x[rows], y[rows], indices[new])
+                known[indices[new]] = True
+            return found[indices.to(x.device)]
+
+        return once
+
     def judged(
         self, attacks: list[tuple[str, Callable[..., Any]]], threat: Threat | None = None, state: WorstCase | None = None
     ) -> WorstCase:
@@ -89,7 +114,8 @@ class Case:
     def white_box(self) -> WorstCase:
         """PGD with `steps` steps; on its survivors with each of `many_steps`; then with a loss that never saturates."""
         longer = [(f"pgd{steps}", self.attack(steps=steps)) for steps in self.many_steps]
-        return self.judged([("few", self.attack()), *longer, ("margin", self.attack(loss="margin"))], state=self.clean)
+        few = before_the_judge(self.few, self.batch_size)
+        return self.judged([("few", few), *longer, ("margin", self.attack(loss="margin"))], state=self.clean)
 
     def broken_by(self, index: int) -> int:
         """Images that the white-box attack of this place broke, of those that the ones before it left."""

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from experiments import compare_schemes
-from experiments.harness.run import checkpoints
+from experiments.harness.run import checkpoints, kept
 from experiments.harness.run import measure as evaluation
+from experiments.harness.run.schema import AuditResult, CheckResult, Measurement, Metric
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 ARGUMENTS = [
@@ -102,6 +103,64 @@ def start_and_kill(context, out, delay, log, states=1):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode
+
+
+def conduct_noting(out, log, killed_in=None):
+    """A run that notes the phases it begins, and is killed when it begins one; dynamics and audit are made up."""
+    from experiments.harness.run import case
+
+    def noting(phase, work):
+        def noted(given):
+            with open(log, "a") as file:
+                file.write(f"{given.case.scheme.split('(')[0]} {phase}\n")
+            if phase == killed_in:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return work(given)
+
+        return noted
+
+    torch.set_num_threads(1)
+    evaluation.measure_stability = lambda *arguments, **settings: ((Metric(0, 1, "mu", 0.5),), {"0": [[0.5, 1.0]]})
+    evaluation.measure_audit = lambda *arguments, **settings: AuditResult(True, 3, 0.1, (CheckResult("c", True, "r", {}, {}),))
+    case.PHASES.update({phase: noting(phase, work) for phase, work in case.PHASES.items()})
+    compare_schemes.main([*ARGUMENTS, "--out", str(out)])
+
+
+def test_phases_that_had_ended_are_not_done_again(context, tmp_path):
+    out, whole, logs = tmp_path / "run", tmp_path / "whole", [tmp_path / name for name in ("0", "1", "2", "3")]
+    codes = []
+    for arguments in ((out, logs[0], "stability"), (out, logs[1], "audit"), (out, logs[2]), (whole, logs[3])):
+        process = context.Process(target=conduct_noting, args=arguments)
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
+    first, second, third, once = ([line.split() for line in log.read_text().splitlines()] for log in logs)
+    mine, *_ = first[0]
+    phases = [phase for scheme, phase in once if scheme == mine]
+    assert phases == ["training", "attacks", "solver", "stability", "audit"]
+    assert [phase for _, phase in first] == phases[:4] and second == [[mine, "stability"], [mine, "audit"]]
+    assert [phase for scheme, phase in third if scheme == mine] == ["audit"]
+    assert [phase for scheme, phase in third if scheme != mine] == phases
+    assert results(out) == results(whole) and (out / "audit.csv").read_bytes() == (whole / "audit.csv").read_bytes()
+    assert [path.suffix for path in (out / "checkpoints").iterdir()] == [".pt", ".pt"]
+
+
+def test_what_was_found_on_another_net_is_found_again(tmp_path):
+    found = {
+        "seconds": 1.0,
+        "again": {2: {"measurements": (Measurement("clean", 0.0, "exact", 1, 1, 0, "80"),), "solver": None}},
+    }
+    (tmp_path / "net.pt").write_bytes(bytes(40))
+    kept.save(tmp_path, "net", "reruns", found)
+    kept.save(tmp_path, "other", "reruns", found)  # of a net that is not there
+    assert kept.load(tmp_path, "net", ["attacks", "reruns"]) == {"reruns": found}
+    (tmp_path / "net.attacks.found.json").write_text("{")
+    assert kept.load(tmp_path, "net", ["attacks", "reruns"]) == {"reruns": found}
+    (tmp_path / "net.pt").write_bytes(bytes([1] * 40))
+    assert kept.load(tmp_path, "net", ["attacks", "reruns"]) == {}
+    kept.remove(tmp_path, "net", ["attacks", "reruns"])
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 
 def newest(out):

@@ -92,7 +92,7 @@ class Planner:
     def ended(self, task: Task, seconds: float) -> None:
         """A task runs no longer, and took so long."""
         self.schedule.ended(task, seconds)
-        self.times.setdefault((task.case.kind, task.phase), []).append(seconds)
+        self.note(*task, seconds)
 
     def failed(self, case: Case) -> None:
         """Nothing more of a case."""
@@ -111,7 +111,11 @@ class Planner:
         """What a record of this machine tells of times."""
         for phase, seconds in record.seconds.items():
             phase = "checks" if phase == "audit" and record.audit and record.audit.extent == "cheap" else phase
-            self.times.setdefault((case.kind, phase), []).append(seconds)
+            self.note(case, phase, seconds)
+
+    def note(self, case: Case, phase: str, seconds: float) -> None:
+        """What a phase took."""
+        self.times.setdefault((case.kind, phase), []).append(seconds)
 
     def expected(self, case: Case, phase: str) -> float:
         """Seconds that a phase takes: as it did with other seeds, or a guess."""

@@ -266,6 +266,7 @@ def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], 
         found: {phase: what `run_task` returned}.
         before: The case's record where only what it lacked was run; the reruns are then not among the records returned.
     """
+    found = {phase: found[phase] for phase in PHASES if phase in found}  # a whole audit says more than the cheap checks
     fields = {key: value for part in found.values() for key, value in part.items()}
     again, unsolved = fields.pop("again", {}), fields.pop("unsolved in training", {})
     fields["made"] = made_of({phase: part["made"] for phase, part in found.items() if "made" in part}, before)

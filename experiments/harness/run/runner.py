@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.harness.run import own, shelf
+from experiments.harness.run import kept, own, shelf
 from experiments.harness.run.budget import Budget, Planner
 from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, load_data, phases_had, records_of, run_task
 from experiments.harness.run.cluster import Cluster, Nodes, places_of
@@ -68,11 +68,13 @@ def run_cases(
     # The expensive cases first, so that no core idles at the end; with a budget seed by seed, so that it may end after any.
     order = by_cost(cases)
     order = sorted(order, key=lambda case: config.seeds.index(case.seed)) if budget else order
-    schedule.add(order, lambda case: set() if case in missing else _had(run, case))
-    begun = [case for case in cases if schedule.left(case)]
-    for case in cases:
-        if case not in missing:
-            shelf.remove(run.path("checkpoints"), case.name)  # of a run that was killed in between
+    checkpoints, recorded = run.path("checkpoints"), {case: _had(run, case) for case in cases if case not in missing}
+    for case, had in recorded.items():  # of a run that was killed in between
+        shelf.remove(checkpoints, case.name)
+        kept.remove(checkpoints, case.name, list(had))
+    ended = {case: kept.load(checkpoints, case.name, list(PHASES)) for case in cases}
+    schedule.add(order, lambda case: {*recorded.get(case, ()), *ended[case]})
+    begun = [case for case in cases if schedule.left(case) or ended[case] or case in missing]
     if len(begun) < len(cases):
         console.print(f"{len(cases) - len(begun)} of {len(cases)} cases are already there.")
     plan: Plan = schedule
@@ -82,14 +84,16 @@ def run_cases(
 
     if budget:
         plan = Planner(schedule, budget, config.seeds, workers, audits or (config.audit,), say)
-        for case in cases:
-            record = None if case in missing or run.environment_changes else run.record_of(case)
+        for case in cases if not run.environment_changes else []:
+            record = None if case in missing else run.record_of(case)
             if record:
                 plan.learn(case, record)
+            for phase, found in ended[case].items():
+                plan.note(case, phase, found["seconds"])
     elif not begun:
         return {}
     with progress_bars(console) as progress:
-        ledger = Ledger(run, config, plan, begun, progress)
+        ledger = Ledger(run, config, plan, {case: ended[case] for case in begun}, progress)
         place: Place[Task]
         disk, screen = shelf.Disk(run.path("checkpoints")), Screen(progress)
         if cluster:
@@ -131,9 +135,11 @@ def _had(run: Run, case: Case) -> set[str]:
 class Ledger:
     """What the tasks of a run have found: the records of a case are written once nothing of it is left."""
 
-    def __init__(self, run: Run, config: RunConfig, plan: Plan, begun: list[Case], progress: Progress) -> None:
+    def __init__(
+        self, run: Run, config: RunConfig, plan: Plan, begun: dict[Case, dict[str, dict[str, Any]]], progress: Progress
+    ) -> None:
         self.run, self.config, self.plan, self.progress = run, config, plan, progress
-        self.found: dict[Case, dict[str, Any]] = {case: {} for case in begun}
+        self.found = begun  # {case: {phase: what it found}}
         self.failures: dict[str, str] = {}
         self.settled: set[Case] = {case for case in plan.had if case not in begun}
         self.overall = progress.add_task("nets", total=len(begun))
@@ -143,7 +149,9 @@ class Ledger:
         case = task.case
         self.plan.ended(task, found.get("seconds", 0.0))
         self.found.setdefault(case, {})[task.phase] = found
-        if failure:
+        if not failure:
+            kept.save(self.run.path("checkpoints"), case.name, task.phase, found)
+        else:
             self.plan.failed(case)
             self.failures[case.name] = keep(failure, self.run.folder, case.name)
             self._say(f"{case.name}: failed: {self.failures[case.name]}")
@@ -165,6 +173,7 @@ class Ledger:
                 self.run.take_seed(case.seed)
                 self.run.append(records)
             shelf.remove(self.run.path("checkpoints"), case.name)
+            kept.remove(self.run.path("checkpoints"), case.name, list(found))
             forget(self.run.folder, case.name)
             self._say(_line(case, records[0]))
 

@@ -201,22 +201,26 @@ class Record:
         """A record of any version; ValueError where the entry is none."""
         try:
             entry = _migrated(entry)
-            audit = entry.get("audit")
-            return cls(
-                **entry
-                | {
-                    "measurements": tuple(Measurement(**m) for m in entry["measurements"]),
-                    "history": tuple(Epoch(**e) for e in entry.get("history", ())),
-                    "stability": tuple(Metric(**m) for m in entry.get("stability", ())),
-                    "rerun_with": tuple(entry.get("rerun_with", ())),
-                    "refinement": _refinement(entry.get("refinement")),
-                    "solver": SolverStatistics(**entry["solver"]) if entry.get("solver") else None,
-                    "made": tuple(Made(**m | {"phases": tuple(m["phases"])}) for m in entry.get("made", ())),
-                    "audit": audit and AuditResult(**audit | {"checks": tuple(CheckResult(**c) for c in audit["checks"])}),
-                }
-            )
+            if "measurements" not in entry:
+                raise KeyError("measurements")
+            return cls(**parts_of(entry))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"no record of a network ({error})") from error
+
+
+def parts_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a record, those that there are, from what JSON has of them."""
+    parse: dict[str, Any] = {
+        "measurements": lambda found: tuple(Measurement(**m) for m in found),
+        "history": lambda found: tuple(Epoch(**e) for e in found),
+        "stability": lambda found: tuple(Metric(**m) for m in found),
+        "rerun_with": tuple,
+        "refinement": _refinement,
+        "solver": lambda found: found and SolverStatistics(**found),
+        "made": lambda found: tuple(Made(**m | {"phases": tuple(m["phases"])}) for m in found),
+        "audit": lambda found: found and AuditResult(**found | {"checks": tuple(CheckResult(**c) for c in found["checks"])}),
+    }
+    return {key: parse.get(key, lambda found: found)(value) for key, value in entry.items()}
 
 
 def _refinement(entry: dict | None) -> Refinement | None:
