@@ -1,9 +1,9 @@
 """Every ratio with its target on one page, measured side by side in this run; absolute times mean nothing here.
 
-    python experiments/benchmarks/run.py [--only NAME,...] [--out FILE.json] [--against FILE.json]
+    python experiments/benchmarks/run.py [--only NAME,...] [--out FILE.json] [--against FILE.json] [--data-dir DIR]
 
 At most 20 minutes on 2 cores: parts run beside each other, one thread each, timed in processor seconds. `--against` puts the
-figures of another run, of another commit say, beside these.
+figures of another run, of another commit say, beside these. With `--data-dir` the row of CIFAR-10 is measured on its images.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -51,6 +52,7 @@ GROUPS: dict[str, dict[str, Part]] = {
     "cost": {"training": cost.training_cost, "explicit": cost.explicit_overhead, "backward": cost.backward_memory},
     "places": {"cluster": cluster.overhead},
 }
+ON_DATA = {"cifar"}  # parts that take the folder of the images
 # Asked for by name alone: too long for one page.
 LONG: dict[str, dict[str, Part]] = {
     "audit_all": {"masks_all": partial(audit.masks, whole=True), "honest_all": partial(audit.honest, whole=True)},
@@ -69,9 +71,10 @@ def parse_parts(text: str | None) -> list[str]:
     return list(dict.fromkeys(part for name in chosen for part in groups.get(name, [name])))
 
 
-def measured(name: str, device: torch.device, smoke: bool) -> list[Row]:
+def measured(name: str, device: torch.device, smoke: bool, data_dir: str | None = None) -> list[Row]:
     """The rows of one part, in a process of its own, whose allocator and thread pools are those of a run's workers."""
     command = [sys.executable, __file__, "--part", name, "--device", str(device), *["--smoke"] * smoke]
+    command += ["--data-dir", data_dir] if data_dir else []
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, **WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -112,17 +115,22 @@ def read_figures(path: str | None) -> dict[str, float | None] | None:
         raise InputError(f"{path} is no file that run.py --out wrote") from None
 
 
-def _measure_all(names: list[str], device: torch.device, smoke: bool, console: Console) -> list[Row]:
-    workers, left, rows = 1 if device.type == "cuda" else available_cores(), set(names), {}
+def _measure_all(
+    names: list[str], device: torch.device, smoke: bool, data_dir: str | None, console: Console
+) -> tuple[list[Row], dict[str, float]]:
+    """The rows of all parts, in their order, and {part: seconds that it took}."""
+    workers, left, rows, seconds = 1 if device.type == "cuda" else available_cores(), set(names), {}, {}
 
     def run(name: str) -> None:
-        rows[name] = measured(name, device, smoke)
+        start = time.monotonic()
+        rows[name] = measured(name, device, smoke, data_dir)
+        seconds[name] = round(time.monotonic() - start, 1)
         left.discard(name)
         status.update(f"left: {', '.join(part for part in names if part in left)}")
 
     with console.status(", ".join(names)) as status, ThreadPoolExecutor(workers) as pool:
         list(pool.map(run, names))
-    return [row for name in names for row in rows[name]]
+    return [row for name in names for row in rows[name]], {name: seconds[name] for name in names}
 
 
 @run_cli
@@ -133,25 +141,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", help="write the figures to this JSON file too")
     parser.add_argument("--against", help="compare with the figures of this file, which --out wrote")
+    parser.add_argument("--data-dir", help="folder with CIFAR-10; without it that row is measured on random images")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args: Any = parser.parse_args(argv)
     device = parse_device(args.device)
     if args.part:
         torch.set_num_threads(1)
-        print(json.dumps([tuple(row) for row in PARTS[args.part](device, args.smoke)]))
+        part: Any = partial(PARTS[args.part], data_dir=args.data_dir) if args.part in ON_DATA else PARTS[args.part]
+        print(json.dumps([tuple(row) for row in part(device, args.smoke)]))
         return 0
-    before, console = read_figures(args.against), Console()
-    rows = _measure_all(parse_parts(args.only), device, args.smoke, console)
+    before, console, start = read_figures(args.against), Console(), time.monotonic()
+    rows, seconds = _measure_all(parse_parts(args.only), device, args.smoke, args.data_dir, console)
     title = f"torch {torch.__version__} on {device}, one thread for each part"
     show_table(console, title, page(rows, before), 1)
     missed, gone = sum(verdict(row) == "MISSED" for row in rows), set(before or ()) - {row.figure for row in rows}
-    print(f"{missed} of {sum(row.target is not None for row in rows)} targets missed.")
+    print(f"{missed} of {sum(row.target is not None for row in rows)} targets missed, in {time.monotonic() - start:.0f} s.")
     if gone:
         print(f"{len(gone)} figures of {args.against} are not among these.")
     if args.out:
         figures = [row._asdict() for row in rows]
-        write_atomically(args.out, json.dumps({**provenance(str(device)), "figures": figures}, indent=2) + "\n")
+        write_atomically(
+            args.out, json.dumps({**provenance(str(device)), "figures": figures, "seconds": seconds}, indent=2) + "\n"
+        )
     return int(any("FAILED" in row.figure for row in rows))
 
 

@@ -4,6 +4,7 @@ Phases of a case are measured in steps of training of an explicit net, which no 
 commits compare. The targets of phases are shares of what they cost at 14673b3, on the same machine.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,9 @@ from experiments.benchmarks import pretend
 from experiments.benchmarks.counts import Counts, count
 from experiments.benchmarks.timing import Row, fastest, trained_on_digits, training_pass
 from experiments.harness.run import measure
+from experiments.harness.training import data
 
+CIFAR_STEPS = 100  # of batch 64, by AdamW at 3e-3: a minute or two of an implicit net
 IMPLICIT = "implicit(tol=1e-2)"
 # Phase: (what it cost at 14673b3, in 1,000 steps of training; the share of that to be reached).
 BEFORE = {"evaluation attacks": (7.66, 0.55), "audit": (5.48, 0.6), "stability": (1.62, 0.5)}
@@ -38,23 +41,44 @@ def phases(device: torch.device, smoke: bool) -> Iterator[Row]:
         yield Row(f"{name} of an implicit net: time / 1,000 explicit steps", seconds / unit / 1e3, before * share)
 
 
-def cifar_step(device: torch.device, smoke: bool) -> Iterator[Row]:
-    """A step of small-stride2 on random images of CIFAR-10's shape after a few steps on them: a lower bound of the real one."""
-    generator = torch.Generator().manual_seed(0)
-    count_, trained = (4, 1) if smoke else (64, 30)
-    x = torch.rand(count_, 3, 32, 32, generator=generator).to(device)
-    y = torch.randint(10, (count_,), generator=generator).to(device)
-    steps = []
+def cifar_step(device: torch.device, smoke: bool, data_dir: str | None = None) -> Iterator[Row]:
+    """A training step of small-stride2, implicit against explicit, on the weights of a short training with each.
+
+    On CIFAR-10 where its folder is given; else on random images of its shape, which tell a lower bound of the real ratio.
+    """
+    count_, steps = (4, 1) if smoke else (64, CIFAR_STEPS if data_dir else 30)
+    images, source = _cifar(data_dir, count_), f"after {steps} steps on " + ("CIFAR-10" if data_dir else "random images")
+    measured = []
     for scheme in ("explicit", IMPLICIT):
         torch.manual_seed(0)
         net = odenets.ode_resnet_small_stride2(in_channels=3, scheme=scheme).to(device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-        steps.append(training_pass(net, x, y))
-        for _ in range(trained):
-            steps[-1]()
+        batches = _batches(images, count_, device)
+        for x, y in itertools.islice(batches, steps):
+            training_pass(net, x, y)()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
             optimizer.step()
-    explicit, implicit = fastest(steps, 1 if smoke else 7, device)
-    yield Row(f"CIFAR-10 shapes, small-stride2, {IMPLICIT}: step / explicit", implicit / explicit, 7.0)
+        measured.append(training_pass(net, *next(batches)))
+    explicit, implicit = fastest(measured, 1 if smoke else 5, device)
+    yield Row(f"small-stride2 {source}, {IMPLICIT}: step / explicit", implicit / explicit, 7.0)
+
+
+def _cifar(folder: str | None, count: int) -> data.Split:
+    """CIFAR-10's training images; without a folder so many random ones of their shape."""
+    if folder:
+        return data.load("cifar10", folder, download=False).train
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(count, 3, 32, 32, generator=generator), torch.randint(10, (count,), generator=generator)
+    return data.Split(images, labels)
+
+
+def _batches(images: data.Split, count: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(images, labels), `count` each, in an order of their own, over and over."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        for rows in torch.randperm(len(images), generator=generator).split(count):
+            if len(rows) == count:
+                yield images.images[rows].to(device), images.labels[rows].to(device)
 
 
 def accelerator(device: torch.device, smoke: bool) -> Iterator[Row]:

@@ -31,7 +31,7 @@ def test_one_page_and_its_file(tmp_path, capsys, monkeypatch):
     out = tmp_path / "figures.json"
     assert run.main(["--smoke", "--device", "cpu", "--only", "backward", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
-    assert torch.__version__.startswith(figures["environment"]["torch"])
+    assert torch.__version__.startswith(figures["environment"]["torch"]) and figures["seconds"]["backward"] > 0
     printed = capsys.readouterr().out
     for row in figures["figures"]:
         assert row["figure"].split()[0] in printed

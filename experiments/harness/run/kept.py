@@ -19,7 +19,8 @@ def save(folder: Path, name: str, phase: str, found: Mapping[str, Any]) -> None:
     """Keep what a phase found on the net that lies there; OSError where it cannot be written."""
     if not Path(folder, f"{name}.pt").is_file():
         return
-    content = {"version": VERSION, "net": _digest(folder, name), "found": found}
+    again = [[*walk, part] for walk, part in found.get("again", {}).items()]  # JSON knows no tuples as keys
+    content = {"version": VERSION, "net": _digest(folder, name), "found": {**found, "again": again}}
     write_atomically(_path(folder, name, phase), json.dumps(content, default=dataclasses.asdict))
 
 
@@ -54,5 +55,6 @@ def _digest(folder: Path, name: str) -> str:
 
 
 def _parsed(found: dict[str, Any]) -> dict[str, Any]:
-    again = {int(steps): parts_of(part) for steps, part in found.get("again", {}).items()}
-    return parts_of(found) | ({"again": again} if again else {})
+    again = {(scheme, steps): parts_of(part) for scheme, steps, part in found.pop("again")}
+    where = {"made": found.pop("made")} if "made" in found else {}  # not yet as a record has it
+    return {**parts_of(found), **({"again": again} if again else {}), **where}
