@@ -8,13 +8,13 @@ from audited import THREAT, Backward, Wrapped, sample, trained, untrained, verdi
 
 import odenets
 import stability
-from stability.masking import gradient_checks
+from stability.masking import gradient_checks, subject
 from stability.masking.audit import CHECKS
 from stability.masking.subject import allowed, cold_judge, configured, refined
 
 
 def test_an_explicit_network_and_what_does_not_apply_to_it():
-    result, found = verdicts(trained(), many_steps=60)
+    result, found = verdicts(trained(), sample(16), many_steps=21, queries=20)
     assert result.passed
     assert {name for name, passed in found.items() if passed is None} == {
         "exact_gradient",
@@ -89,7 +89,7 @@ def test_everything_is_left_as_it_was():
 
 
 def test_the_same_seed_gives_the_same_figures():
-    first, second = (stability.audit(trained(), *sample(), THREAT, steps=3, many_steps=5) for _ in range(2))
+    first, second = (stability.audit(trained(), *sample(), THREAT, steps=3, many_steps=5, queries=30) for _ in range(2))
     assert first == second
 
 
@@ -116,6 +116,39 @@ def test_thresholds_respect_small_samples():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(*sample())
+
+
+def test_gradients_are_looked_at_on_few_images_until_one_offends():
+    checks, seen = ["finite_differences", "exact_gradient"], {}
+    honest, cheat = (trained("ie_skip(gamma=0.1)") for _ in range(2))
+    odenets.set_gradient(cheat, "detached")
+    x, y = sample(40)
+    net = torch.nn.ModuleList([honest, cheat])
+    for odd in ((), (3,), (35,)):  # images on which the gradient is wrong
+        those = x[list(odd)].flatten(1).mean(1)
+        net.forward = lambda x, those=those: torch.where(
+            torch.isclose(x.flatten(1).mean(1, keepdim=True), those.to(x), atol=1e-3).any(1, keepdim=True), cheat(x), honest(x)
+        )
+        (check,) = verdicts(net, (x, y), checks=checks[1:])[0].checks
+        seen[odd] = check.reason.split(" images")[0].split()[-1], check.passed
+    assert seen == {(): ("32", True), (3,): ("40", True), (35,): ("32", True)}, "one image in forty proves nothing"
+    (check,) = verdicts(honest, (x, y), checks=checks[:1])[0].checks
+    assert check.passed and check.figures["images"] == 32
+    (check,) = verdicts(cheat, (x, y), checks=checks[:1])[0].checks
+    assert not check.passed and check.figures["images"] == 40
+
+
+@pytest.mark.parametrize(("tol", "attacks"), [("1e-3", 3), ("1e-2", 4)])
+def test_an_attack_on_the_same_function_is_not_run_again(tol, attacks, monkeypatch):
+    """The few steps that the judge sees first are those that the net's own tolerance is compared by, where that is as tight."""
+    ran, pgd = [], subject.pgd
+    monkeypatch.setattr(
+        subject, "pgd", lambda *arguments, **settings: ran.append(settings["steps"]) or pgd(*arguments, **settings)
+    )
+    net, images = trained(f"implicit(tol={tol})", "implicit"), sample(10)
+    (check,) = verdicts(net, images, steps=2, many_steps=3, checks=["tolerance"])[0].checks
+    assert ran == [2, 3, 2] + [2] * (attacks - 3) and check.passed and 0 < check.figures["robust_own"] < 1
+    assert check.figures["robust_moved"] < 0.2
 
 
 def test_configured_settings_end_with_an_error():

@@ -48,7 +48,7 @@ def marked(call):
 
 def test_an_attack_before_the_judge_starts_warm_where_it_says_whom_it_shows():
     """PGD as it is marked, and the same attack as a plain callable (net, x, y): the latter gets the network itself."""
-    net, (x, y), threat = trained("implicit", "implicit"), sample(24), stability.Linf(0.05)
+    net, (x, y), threat = trained("implicit", "implicit"), sample(12), stability.Linf(0.05)
     seen, counted = [], []
     stage = next(iter(odenets.stages(net).values()))
     hook = stage.register_forward_hook(lambda stage, args, value: counted.append(stage.stats.evaluations))
@@ -56,17 +56,17 @@ def test_an_attack_before_the_judge_starts_warm_where_it_says_whom_it_shows():
     @marked
     def speaking(net, x, y, indices):
         seen.append(type(net))
-        return stability.pgd(net, x, y, threat, steps=8, indices=indices)
+        return stability.pgd(net, x, y, threat, steps=6, indices=indices)
 
     def plain(net, x, y):
         seen.append(type(net))
-        return stability.pgd(net, x, y, threat, steps=8)
+        return stability.pgd(net, x, y, threat, steps=6)
 
     found, spent = [], []
     for attack in (speaking, plain):
         counted.clear()
         found.append(stability.before_the_judge(attack)(net, x, y))
-        spent.append(sum(counted[1:9]))
+        spent.append(sum(counted[1:7]))
     hook.remove()
     assert set(seen) == {odenets.WarmStart, type(net)} and spent[0] < 0.8 * spent[1]
     judge = stability.cold_judge(net)
@@ -77,7 +77,7 @@ def test_an_attack_before_the_judge_starts_warm_where_it_says_whom_it_shows():
 
 
 def test_clean_images_are_judged_once_a_case(monkeypatch):
-    net, test, judged = trained("implicit", "implicit"), Split(*sample(16)), []
+    net, test, judged = trained("implicit", "implicit"), Split(*sample(8)), []
     judge = subject.ColdJudge.__call__
     monkeypatch.setattr(subject.ColdJudge, "__call__", lambda self, x, y=None: judged.append(x) or judge(self, x, y))
     measured = measure.measure_accuracy(net, test, ["pgd3"], [0.02, 0.05], 0)

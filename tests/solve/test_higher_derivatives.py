@@ -98,6 +98,7 @@ def test_dense_closed_form_on_a_linear_field(device):
         _close(torch.autograd.grad(_penalty(lambda x, M, stage=stage: stage(x).pow(3).sum(), M, x), M)[0], wanted, 1e-9)
 
 
+@pytest.mark.no_pretend
 @pytest.mark.parametrize("name", FEW)
 def test_every_nesting_of_transforms(name, device):
     x, W, u, _ = _setting(device)
