@@ -125,9 +125,9 @@ def test_gradients_are_looked_at_on_few_images_until_one_offends():
     x, y = sample(40)
     net = torch.nn.ModuleList([honest, cheat])
     for odd in ((), (3,), (35,)):  # images on which the gradient is wrong
-        those = x[list(odd)].flatten(1).mean(1)
+        those = x[list(odd)]
         net.forward = lambda x, those=those: torch.where(
-            torch.isclose(x.flatten(1).mean(1, keepdim=True), those.to(x), atol=1e-3).any(1, keepdim=True), cheat(x), honest(x)
+            (x[:, None] == those).flatten(2).all(2).any(1, keepdim=True), cheat(x), honest(x)
         )
         (check,) = verdicts(net, (x, y), checks=checks[1:])[0].checks
         seen[odd] = check.reason.split(" images")[0].split()[-1], check.passed
