@@ -2,12 +2,12 @@
 
 from functools import partial
 
+import make_nets
 import numpy as np
 import pytest
 import torch
 from attack_problems import conv_net, hilly_net, images, linear_net, margins, robust
 
-import odenets
 import stability
 from stability import L2, Linf
 
@@ -212,7 +212,7 @@ def test_the_last_iterate_is_that_of_a_loop_written_by_hand():
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @every_attack
 def test_works_in_every_gradient_mode_and_leaves_the_network_alone(mode, attack, device):
-    net = odenets.ode_resnet_small(scheme="implicit").to(device).train()
+    net = make_nets.small("implicit").to(device).train()
     net.head[0].eval()
     before = {name: module.training for name, module in net.named_modules()}
     with mode():

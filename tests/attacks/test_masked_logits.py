@@ -65,7 +65,7 @@ DEAD = (-torch.inf, -1e9, torch.finfo(torch.float32).min)
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("live", [2, 3, 4, CLASSES])
+@pytest.mark.parametrize("live", [2, 3, CLASSES])
 def test_every_attack_breaks_what_a_linear_net_allows(live, loss, name):
     for dead in DEAD:
         net = Masked(live, dead)
