@@ -49,8 +49,9 @@ def _path(folder: Path, name: str, phase: str) -> Path:
 
 
 def _digest(folder: Path, name: str) -> str:
-    with open(Path(folder, f"{name}.pt"), "rb") as file:
-        file.seek(-DIGEST, 2)
+    path = Path(folder, f"{name}.pt")
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - DIGEST))
         return file.read().hex()
 
 
