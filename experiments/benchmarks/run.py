@@ -148,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = parse_device(args.device)
     if args.part:
         torch.set_num_threads(1)
-        part: Any = partial(PARTS[args.part], data_dir=args.data_dir) if args.part in ON_DATA else PARTS[args.part]
+        part: Any = PARTS[args.part]
+        part = partial(part, data_dir=args.data_dir) if args.part in ON_DATA else part
         print(json.dumps([tuple(row) for row in part(device, args.smoke)]))
         return 0
     before, console, start = read_figures(args.against), Console(), time.monotonic()

@@ -45,19 +45,26 @@ def more_steps(case: Case) -> Check:
     """Fails where a longer attack breaks many images that shorter ones did not: they had not converged.
 
     Each of `case.many_steps` may find 2 % of the images: an honest PGD-20 leaves about one in a hundred to PGD-1000,
-    SONet's left 37.
+    SONet's left 37. Where one finds more, images that as few steps from another start break too do not count: that is the luck
+    of a start, and with or without it no more than 5 % may fall.
     """
-    count, limit = len(case.x), allowed(0.02, len(case.x))
+    count, limit, most = len(case.x), allowed(0.02, len(case.x)), allowed(0.05, len(case.x))
     found = {steps: case.broken_by(index) for index, steps in enumerate(case.many_steps, start=1)}
+    lucky = dict.fromkeys(found, 0)
+    for index, (steps, number) in enumerate(found.items(), start=1):
+        if limit < number <= most:
+            lucky[steps] = case.lucky(index)
     robust = count - case.broken_by(MISCLASSIFIED) - case.broken_by(0)
     figures = {f"robust_{case.steps}": robust / count}
     for steps, number in found.items():
         robust -= number
         figures |= {f"robust_{steps}": robust / count, f"found_{steps}": number / count}
-    told = ", ".join(f"{steps} steps break {number}" for steps, number in found.items())
+        figures |= {f"lucky_{steps}": lucky[steps] / count} if lucky[steps] else {}
+    luck = {steps: f" ({number} of which another start finds)" if number else "" for steps, number in lucky.items()}
+    told = ", ".join(f"{steps} steps break {number}{luck[steps]}" for steps, number in found.items())
     return Check(
         "more_steps",
-        max(found.values()) <= limit,
+        max(number - lucky[steps] for steps, number in found.items()) <= limit,
         figures,
         {"found": limit / count},
         f"of {count} images, after PGD with {case.steps} steps: {told} that the shorter ones left standing",

@@ -81,7 +81,7 @@ class Case:
 
         The noise hangs on the image alone, so that attacking the same function again would find the same.
         """
-        attack = told(self.plain_attack())
+        attack = self.plain_attack()
 
         @indexed
         def once(net: Net, x: Images, y: Labels, indices: Indices) -> Images:
@@ -120,6 +120,16 @@ class Case:
     def broken_by(self, index: int) -> int:
         """Images that the white-box attack of this place broke, of those that the ones before it left."""
         return int((self.white_box.broken_by == index).sum())
+
+    def lucky(self, index: int) -> int:
+        """Of these images, how many the first attack breaks from another start."""
+        rows = self.white_box.broken_by == index
+        x, y = self.x[rows], self.y[rows]
+        attack = replace(self, x=x, y=y, seed=self.seed + 1).attack()
+        found = worst_case(
+            self.net, x, y, self.threat, [("another start", attack)], cold_judge(self.net), batch_size=self.batch_size
+        )
+        return int((found.broken_by == 0).sum())
 
     def broken_further(self, attacks: list[tuple[str, Callable[..., Any]]]) -> list[int]:
         """For each attack, how many images it breaks of those that the white-box ones and those before it left."""

@@ -1,6 +1,7 @@
 """How the audit goes about its work: what it leaves alone, what it refuses, what its parts compute."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,6 +150,32 @@ def test_an_attack_on_the_same_function_is_not_run_again(tol, attacks, monkeypat
     (check,) = verdicts(net, images, steps=2, many_steps=3, checks=["tolerance"])[0].checks
     assert ran == [2, 3, 2] + [2] * (attacks - 3) and check.passed and 0 < check.figures["robust_own"] < 1
     assert check.figures["robust_moved"] < 0.2
+
+
+def test_the_luck_of_a_start_is_no_lack_of_steps(monkeypatch):
+    """Between 2 % and 5 % a longer attack may find what another start of the short one finds too."""
+    broken, asked = torch.full((64,), -1), []
+    monkeypatch.setattr(subject.Case, "white_box", property(lambda self: SimpleNamespace(broken_by=broken)))
+    monkeypatch.setattr(subject.Case, "lucky", lambda self, index: asked.append(index) or 2)
+    for found, passed, doubtful in ((3, True, False), (5, True, True), (6, False, True), (7, False, False)):
+        broken[:] = -1
+        broken[:found] = 1
+        asked.clear()
+        (check,) = verdicts(trained(), sample(64), checks=["more_steps"])[0].checks
+        assert check.passed is passed and asked == [1] * doubtful and check.figures["found_200"] == found / 64
+        assert ("another start finds" in check.reason) is doubtful
+
+
+def test_another_start_breaks_what_lies_at_the_edge_alone():
+    """One image whose ball is nearly all wrong, and one that is never reached."""
+    x = torch.tensor([0.5, 0.9]).view(2, 1, 1, 1).expand(2, 1, 8, 8).clone()
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    with torch.no_grad():
+        net[1].weight[:] = torch.tensor([[0.0], [-1.0]])
+        net[1].bias[:] = torch.tensor([0.0, 31.5])  # class 1 below a mean of 0.49
+    case = subject.Case(net, x, torch.zeros(2, dtype=torch.int64), THREAT, 5, (6,), 10, (), 0, 512)
+    case.__dict__["white_box"] = SimpleNamespace(broken_by=torch.tensor([1, 1]))
+    assert case.lucky(1) == 1
 
 
 def test_configured_settings_end_with_an_error():

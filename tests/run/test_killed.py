@@ -149,7 +149,7 @@ def test_phases_that_had_ended_are_not_done_again(context, tmp_path):
 def test_what_was_found_on_another_net_is_found_again(tmp_path):
     found = {
         "seconds": 1.0,
-        "again": {2: {"measurements": (Measurement("clean", 0.0, "exact", 1, 1, 0, "80"),), "solver": None}},
+        "again": {("heun", 2): {"measurements": (Measurement("clean", 0.0, "exact", 1, 1, 0, "80"),), "solver": None}},
     }
     (tmp_path / "net.pt").write_bytes(bytes(40))
     kept.save(tmp_path, "net", "reruns", found)
