@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from experiments.compare_schemes import cases_of
@@ -25,10 +24,10 @@ from experiments.harness.command import COMPARED, Parser, parse_choice, run_cli,
 from experiments.harness.experiment import add_arguments, check_out, conduct, make_config
 from experiments.harness.report import reproduction as report
 from experiments.harness.report.arms import comparison
+from experiments.harness.run.cluster import parse_place, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import read_run, saving
 from experiments.harness.run.forecast import forecast
-from experiments.harness.run.machine import default_workers
 from experiments.harness.training.data import DATASETS
 from experiments.harness.words import count, duration
 from odenets.errors import InputError
@@ -159,7 +158,7 @@ def _foretell(console: Console, runs: Sequence[Namespace], configs: Sequence[Run
     with console.status("timing a step of each net"):
         expected = [forecast(config, cases_of(config, config.seeds)) for config in configs]
     for own, config, one in zip(runs, configs, expected):
-        workers = config.workers or default_workers(torch.device(config.device), config.model)
+        workers = workers_on(parse_place(own)[1], config.workers, config.device, config.model)
         nets = count(len(config.schemes) * len(config.seeds), "net")
         console.print(
             f"{Path(own.out).name}: {nets}, about {duration(one.seconds(workers))} on {count(workers, 'worker')}",

@@ -15,15 +15,14 @@ and judged by a cold solve. The default asks the first two of explicit and impli
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-import torch
 from rich.console import Console
 
 from experiments.harness.command import COMPARED, Parser, parse_choice, parse_numbers, run_cli, split_top_level
 from experiments.harness.experiment import DEFAULTS, add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
+from experiments.harness.run.cluster import Cluster, parse_place, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.forecast import forecast
-from experiments.harness.run.machine import default_workers
 from experiments.harness.statistics import middle
 from experiments.harness.words import count, duration, listed
 from odenets.errors import InputError
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = make_config(args, "sweep_steps", steps, reads=reads)
     if "swap" in reads and len(config.schemes) < 2:
         raise InputError(f"--read swap runs weights with another scheme, and --schemes names one ({config.schemes[0]})")
-    _foretell(config, Console())
+    _foretell(config, Console(), parse_place(args)[1])
     return conduct(config, cases_of, args)
 
 
@@ -81,10 +80,10 @@ def cases_of(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
     return [case(*net) for net in product(config.schemes, trained, seeds)]
 
 
-def _foretell(config: RunConfig, console: Console) -> None:
+def _foretell(config: RunConfig, console: Console, cluster: Cluster | None) -> None:
     """Say what will be done, and about how long it takes; of a run that goes on, the whole of it."""
     cases = cases_of(config, config.seeds)
-    workers = config.workers or default_workers(torch.device(config.device), config.model)
+    workers = workers_on(cluster, config.workers, config.device, config.model)
     with console.status("timing a step of each scheme"):
         whole = duration(forecast(config, cases).seconds(workers))
     asked, trained = "; ".join(READS[read] for read in config.reads), listed(dict.fromkeys(case.substeps for case in cases))

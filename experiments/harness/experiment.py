@@ -237,6 +237,9 @@ def make_config(
         given = {key: value for key, value in SMOKE.items() if getattr(args, key, None) is None}
         settings = replace(config.settings, epochs=given.pop("epochs", config.settings.epochs))
         config = replace(config, settings=settings, **given)
+    _, cluster = parse_place(args)
+    if cluster:
+        connect(cluster)  # before anything is begun
     return replace(config, own=own.digests(own.codes_of(config.parts)), **provenance(config.device))
 
 
@@ -301,8 +304,6 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
     """
     console, started = Console(), time.monotonic()
     _, cluster = parse_place(args)
-    if cluster:
-        connect(cluster)
     images = load_data(config)  # before the folder is made: a missing data set leaves nothing behind
     config = replace(config, data={"train": len(images.train), "held_out": len(images.held_out), "test": len(images.test)})
     if images.digest:

@@ -14,7 +14,7 @@ import ray
 import torch
 from ray import cloudpickle
 
-from experiments import compare_schemes, evaluate
+from experiments import compare_schemes, evaluate, relate, reproduce_ie_skips, sweep_steps
 from experiments.harness.command import Parser
 from experiments.harness.experiment import add_arguments
 from experiments.harness.run import cluster, machine
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_without_a_cluster_nothing_of_ray_is_imported():
-    scripts = "compare_schemes, sweep_steps, relate, evaluate"
+    scripts = "compare_schemes, sweep_steps, relate, reproduce_ie_skips, evaluate"
     line = (
         f"from experiments import {scripts}; import sys; print([name for name in sys.modules if name.split('.')[0] == 'ray'])"
     )
@@ -71,9 +71,9 @@ def _parsed(*options):
         (["--cluster", "127.0.0.1:99999"], "no Ray head answers at 127.0.0.1:99999"),
     ],
 )
-@pytest.mark.parametrize("script", [compare_schemes, evaluate])
+@pytest.mark.parametrize("script", [compare_schemes, sweep_steps, reproduce_ie_skips, relate, evaluate])
 def test_bad_places_are_one_sentence_and_leave_nothing(options, sentence, script, tmp_path, capsys):
-    network = [] if script is compare_schemes else ["nowhere"]
+    network = {evaluate: ["nowhere"], relate: ["--schemes", "all"]}.get(script, [])
     with pytest.raises(SystemExit) as stopped:
         script.main([*network, "--out", str(tmp_path / "run"), *options])
     error = capsys.readouterr().err

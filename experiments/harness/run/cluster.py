@@ -24,7 +24,7 @@ import torch
 from experiments.harness.command import parse_device, parse_one
 from experiments.harness.run import own
 from experiments.harness.run.failures import Failure, failure_of
-from experiments.harness.run.machine import keep_memory, versions
+from experiments.harness.run.machine import default_workers, keep_memory, versions
 from experiments.harness.run.places import WORKER_ENVIRONMENT, Found, Screen, attempt
 from experiments.harness.run.shelf import Disk
 from experiments.harness.run.shelf import Found as Newest
@@ -107,6 +107,13 @@ def connect(cluster: Cluster) -> Any:
             f"--gpus-per-case {cluster.gpus:g} can never be had: the most that a node of {cluster.address} has is {most:g}"
         )
     return ray
+
+
+def workers_on(cluster: Cluster | None, workers: int | None, device: str, model: str) -> int:
+    """Tasks at once: so many where that is said, on the nodes of a cluster no more than they carry for now."""
+    if cluster is None:
+        return workers or default_workers(torch.device(device), model)
+    return min(workers or sys.maxsize, max(1, places_of(cluster)))
 
 
 def places_of(cluster: Cluster) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -40,6 +40,8 @@ def forecast(config: RunConfig, cases: Iterable[Case]) -> Forecast:
         config: Its `RunConfig`.
         cases: Those that are to be run.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        config = replace(config, device="cpu")  # the nodes of a cluster have what this machine has not
     images, training, attacks = load_data(config), 0.0, 0.0
     steps = max(1, len(images.train) // config.settings.batch_size) * config.settings.epochs
     known: dict[str, tuple[float, float]] = {}

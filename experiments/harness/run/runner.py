@@ -1,6 +1,5 @@
 """Running the cases of a run: their phases in single-threaded processes, or one after the other; progress; resuming."""
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.harness.run import kept, own, shelf
 from experiments.harness.run.budget import Budget, Planner
 from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, load_data, phases_had, records_of, run_task
-from experiments.harness.run.cluster import Cluster, Nodes, places_of
+from experiments.harness.run.cluster import Cluster, Nodes, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run
-from experiments.harness.run.machine import default_workers, devices_of
+from experiments.harness.run.machine import devices_of
 from experiments.harness.run.places import Found, Here, Place, Processes, Say, Screen, drive
 from experiments.harness.run.schedule import Level, Schedule
 from experiments.harness.run.schema import Record
@@ -60,10 +59,7 @@ def run_cases(
         ChildProcessError: A worker was killed; what had ended by then is kept.
     """
     missing = run.missing(cases)
-    if cluster:
-        workers = min(workers or sys.maxsize, max(1, places_of(cluster)))
-    else:
-        workers = workers or default_workers(torch.device(config.device), config.model)
+    workers = workers_on(cluster, workers, config.device, config.model)
     schedule = Schedule(Level(config.audit, config.seeds[0]), CLOCK)
     # The expensive cases first, so that no core idles at the end; with a budget seed by seed, so that it may end after any.
     order = by_cost(cases)
