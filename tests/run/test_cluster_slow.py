@@ -19,10 +19,18 @@ from experiments.harness.run import checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals")]
 ROOT = Path(__file__).parents[2]
-# Training long enough to be killed in, and a state after each batch.
+# A net of a few weights, whose training is long enough to be killed in, with a state after each batch.
+NET = """
+import odenets
+from odenets.nets.layers import basic_layers
+
+
+def tiny(num_classes, in_channels, scheme, substeps, field):
+    return odenets.ODEResNet(basic_layers, (2,), (4,), num_classes, in_channels, scheme, substeps, field, stem_width=4)
+"""
 ARGUMENTS = (
-    "--schemes explicit,heun --seeds 0 --epsilons 0.1 --attacks pgd2 --epochs 3 --training pgd --train-steps 3 "
-    "--train-limit 640 --test-limit 40 --audit none --no-download --checkpoint-seconds 0"
+    "--schemes explicit,heun --model net.py:tiny --seeds 0 --epsilons 0.1 --attacks pgd2 --epochs 12 --training pgd "
+    "--train-steps 2 --train-limit 640 --test-limit 40 --audit none --no-download --checkpoint-seconds 0"
 ).split()
 SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 # That a node is lost shall be noticed in seconds.
@@ -48,11 +56,12 @@ def nodes():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(out, *options, script="compare_schemes", arguments=ARGUMENTS, folder=None):
+def start(out, *options, script="compare_schemes", arguments=ARGUMENTS):
+    """A run in a process of its own, whose folder is not that of the nodes: its own code is named from there."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, "--out", str(out), *options]
     with open(f"{out}.log", "a") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=Path(out).parent)
 
 
 def finished(process, out, seconds=300):
@@ -90,6 +99,7 @@ def partials(out, scheme):
 def local(tmp_path_factory):
     """The same run on this machine alone."""
     out = tmp_path_factory.mktemp("local") / "run"
+    (out.parent / "net.py").write_text(NET)
     finished(start(out, "--workers", "1"), out)
     return out
 
@@ -110,6 +120,7 @@ def training_on(node, out):
 
 def test_a_node_killed_in_mid_training_loses_no_more_than_a_batch(nodes, local, tmp_path):
     other, out = nodes.add(), tmp_path / "run"
+    (tmp_path / "net.py").write_text(NET)
     process = start(out, "--cluster", nodes.address)
     worker = until(process, lambda: training_on(other, out))
     os.kill(raylet_of(other), signal.SIGKILL)
@@ -123,6 +134,7 @@ def test_a_node_killed_in_mid_training_loses_no_more_than_a_batch(nodes, local, 
 
 def test_the_driver_killed_goes_on_and_a_node_that_joins_late_gets_work(nodes, local, tmp_path):
     out = tmp_path / "run"
+    (tmp_path / "net.py").write_text(NET)
     process = start(out, "--cluster", nodes.address)
     until(process, lambda: len(partials(out, "heun")) > 1)
     process.kill()
@@ -162,11 +174,10 @@ def test_parts_of_a_users_own_run_there_as_they_do_here(nodes, tmp_path):
         (folder := tmp_path / f"my_images/{'ab'[index % 2]}").mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 128, (12, 12, 3)) + 127 * (index % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    # Named from the driver's folder, which is not that of the nodes.
     own = "--schemes explicit,my.py:SCHEME --model my.py:net --dataset my_images --epsilons 0.1 --audit none --smoke".split()
     outs = [tmp_path / "here", tmp_path / "there"]
     for out, option in zip(outs, (["--workers", "1"], ["--cluster", nodes.address])):
-        finished(start(out, *option, arguments=own, folder=tmp_path), out)
+        finished(start(out, *option, arguments=own), out)
         assert (out / "report.html").stat().st_size > 10_000
     assert results(outs[0]) == results(outs[1])
 
@@ -174,15 +185,15 @@ def test_parts_of_a_users_own_run_there_as_they_do_here(nodes, tmp_path):
 def test_an_evaluation_on_two_nodes_says_what_a_local_one_says(nodes, local, tmp_path):
     """Own code travels too: a network that no other process could import."""
     nodes.add()
-    source = "from helper import WIDTH\nfrom torch import nn\nclass Net(nn.Sequential): pass\n"
-    source += "def net(): return Net(nn.Flatten(), nn.Linear(WIDTH, 10)).eval()\n"
-    for folder in ("here", "there"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / "net.py").write_text(NET)
     (tmp_path / "helper.py").write_text("WIDTH = 64\n")
-    (tmp_path / "mine.py").write_text("import torch\ntorch.manual_seed(0)\n" + source)
-    for name in (str(local), f"{tmp_path}/mine.py:net"):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\nfrom helper import WIDTH\ntorch.manual_seed(0)\n"
+        "class Net(nn.Sequential): pass\ndef net(): return Net(nn.Flatten(), nn.Linear(WIDTH, 10)).eval()\n"
+    )
+    for name in (str(local), "mine.py:net"):
         arguments = [name, "--dataset", "digits", "--attacks", "pgd2,square20", "--epsilons", "0.1", "--test-limit", "40"]
-        outs = [tmp_path / f"{place}/{Path(name).name}" for place in ("here", "there")]
+        outs = [tmp_path / f"{Path(name).stem}-{place}" for place in ("here", "there")]
         options = (["--device", "cpu"], ["--cluster", nodes.address])
         for out, option in zip(outs, options):
             finished(start(out, "--audit-images", "8", *option, script="evaluate", arguments=arguments), out)
