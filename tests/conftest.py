@@ -7,9 +7,9 @@ import pytest
 import torch
 import typechecked
 
-typechecked.install()  # before anything imports the packages
-from experiments.benchmarks import pretend  # noqa: E402
+from experiments.benchmarks import pretend
 
+typechecked.install()  # before anything imports the packages
 torch.set_num_threads(1)  # small problems; and results do not depend on the machine's cores
 ACCELERATOR = "cuda" if torch.cuda.is_available() else pretend.NAME  # torch knows one at a time
 if ACCELERATOR == pretend.NAME:

@@ -9,6 +9,7 @@ import typechecked
 from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
 
 import odenets
+from experiments.harness import statistics
 from odenets.types import PerSample, State
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,12 @@ def test_the_libraries_are_checked():
         assert hasattr(function, "__wrapped__"), function
     with pytest.raises(BeartypeCallHintParamViolation):
         odenets.ODEStage([lambda t, y: y])(torch.zeros(2, 3), trajectory="yes")
+
+
+def test_the_statistics_are_checked():
+    with pytest.raises(BeartypeCallHintParamViolation):
+        statistics.wilson("3", 4)
+    assert statistics.t_interval((0.0, 1.0)).n == 2  # what numpy makes an array of is for numpy to say
 
 
 def test_shapes_are_checked_within_a_signature():

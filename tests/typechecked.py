@@ -1,4 +1,4 @@
-"""Annotations that are checked at run time, shapes included, wherever the tests call the libraries and the experiments.
+"""Annotations that are checked at run time, shapes included, wherever the tests call the libraries or the statistics.
 
 jaxtyping with beartype, behind an import hook of our own: jaxtyping's own hook decorates nested functions too, anew each time
 that they are defined, and a step defines several. Here public functions and the methods of classes are decorated, once, when
@@ -21,7 +21,7 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintViolat
 from jaxtyping import jaxtyped
 from numpy.typing import ArrayLike
 
-PACKAGES = ("odenets", "stability", "experiments")
+PACKAGES = ("odenets", "stability", "experiments.harness.statistics")
 # A whole number is a float, and a number of numpy's is a number. What numpy makes an array of is for numpy to say: at run time
 # its own annotation refuses a tuple.
 CONF = BeartypeConf(
@@ -82,6 +82,10 @@ def _decorate(module):
                 setattr(found, key, checked(member))
 
 
+def _named(module):
+    return any(f"{module}.".startswith(f"{package}.") for package in PACKAGES)
+
+
 class _Loader(SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
@@ -90,7 +94,7 @@ class _Loader(SourceFileLoader):
 
 class _Finder(MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
-        spec = PathFinder.find_spec(fullname, path, target) if fullname.split(".")[0] in PACKAGES else None
+        spec = PathFinder.find_spec(fullname, path, target) if _named(fullname) else None
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
@@ -98,6 +102,6 @@ class _Finder(MetaPathFinder):
 
 def install():
     """From now on the packages are checked; they must not have been imported yet."""
-    early = [name for name in sys.modules if name.split(".")[0] in PACKAGES]
+    early = [name for name in sys.modules if _named(name)]
     assert not early, f"imported before the checks: {early}"
     sys.meta_path.insert(0, _Finder())

@@ -7,7 +7,7 @@ from scipy import stats
 from experiments.benchmarks.coverage import WORLDS, World, family, stopping, t_sequence, verdicts
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.families import pointwise_level
-from experiments.harness.statistics.looks import look, schedule, sequence
+from experiments.harness.statistics.looks import schedule
 from experiments.harness.statistics.two_way import TwoWay
 from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MORE, OPEN, chance, seeds_needed, verdict
 
@@ -85,16 +85,6 @@ def test_the_schedule_ends_at_its_end():
     assert schedule(30) == (5, 8, 12, 20, 30) and schedule(4) == (4,) and schedule(50) == (5, 8, 12, 20, 30, 45, 50)
 
 
-def test_a_look_uses_the_seeds_it_was_planned_for():
-    tables = {name: np.sign(RNG.normal(gap, 1, size=(11, 60)).round()) for name, gap in (("a", 0.0), ("b", 2.0))}
-    found = look(tables, schedule(30))
-    assert found.seeds == 8 and found.level > 0.99 and found.verdicts()["b"] == MORE and not found.clear()
-    cut = look({name: table[:8] for name, table in tables.items()}, schedule(30))
-    assert cut.estimates == found.estimates, "seeds between two looks wait"
-    assert [each.seeds for each in sequence(tables, schedule(30))] == [5, 8]
-    assert look(tables).seeds == 11 and look(tables).level < found.level
-
-
 def test_stopping_by_looks_is_honest_and_looking_anyway_is_not():
     found = stopping(0.0, 5.0, 4000)
     assert found["looks fixed before"][2] <= 0.06 < 0.1 < found["looking anyway"][2]
@@ -146,8 +136,6 @@ def test_false_verdicts_at_a_fixed_number_of_seeds(seeds):
         (lambda: verdict(Estimate(0, -1, 1, 3, ""), 0.0), "margin of equivalence lies between 0 and 1"),
         (lambda: verdict(Estimate(0, -1, 1, 3, ""), 2), "got 2"),
         (lambda: schedule(2), "needs 3 seeds at least, got 2"),
-        (lambda: look({"a": np.zeros((4, 9))}, (5, 8)), "4 seeds have not reached the first look, at 5"),
-        (lambda: look({"a": np.zeros((4, 9)), "b": np.zeros((5, 9))}), r"tables of \[4, 5\] seeds"),
         (lambda: pointwise_level(np.zeros(3)), "two seeds at least"),
         (lambda: pointwise_level(np.zeros((5, 2)), looks=(8, 5)), "ascending"),
         (lambda: pointwise_level(np.zeros((5, 2)), 95), "got 95"),
