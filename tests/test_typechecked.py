@@ -24,7 +24,7 @@ def test_the_libraries_are_checked():
 
 def test_the_statistics_are_checked():
     with pytest.raises(BeartypeCallHintParamViolation):
-        statistics.wilson("3", 4)
+        statistics.wilson(1.5, 4)
     assert statistics.t_interval((0.0, 1.0)).n == 2  # what numpy makes an array of is for numpy to say
 
 
