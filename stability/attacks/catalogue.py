@@ -1,6 +1,7 @@
 """Every attack by name: `get_attack` reads a spec or a shorthand, `list_attacks` lists the names.
 
-Adding an attack is one frozen dataclass here, its fields the settings of a function, and its place in `ATTACKS`; command lines, plans and tables follow.
+Adding an attack is one frozen dataclass here, its fields the settings of a function, and its place in `ATTACKS`; command lines,
+plans and tables follow.
 """
 
 import re
