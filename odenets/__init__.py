@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from odenets.errors import InputError
 from odenets.nets import fields
-from odenets.nets.certifiable import at_limit, certifiable_small
+from odenets.nets.certifiable import at_limit, certifiable_cifar10, certifiable_small, hold, prove_limits
 from odenets.nets.convert import convert
 from odenets.nets.fields import get_field, list_fields
 from odenets.nets.models import get_model
@@ -52,12 +52,14 @@ __all__ = [
     "converged",
     "convert",
     "at_limit",
+    "certifiable_cifar10",
     "certifiable_small",
     "evaluate",
     "fields",
     "get_field",
     "get_model",
     "get_scheme",
+    "hold",
     "list_fields",
     "list_schemes",
     "ode_resnet18",
@@ -65,6 +67,7 @@ __all__ = [
     "ode_resnet50",
     "ode_resnet_small",
     "ode_resnet_small_stride2",
+    "prove_limits",
     "recorded",
     "root",
     "set_gradient",

@@ -9,6 +9,7 @@ from stability.attacks.judge import WorstCase, worst_case
 from stability.attacks.random_search import noise, square
 from stability.attacks.threats import L2, Linf
 from stability.certificates.certify import Budget, Certificate, certify
+from stability.certificates.tightness import kept_gradient
 from stability.linear.arnoldi import Memory, krylov_memory
 from stability.linear.eigenpairs import Spectrum
 from stability.linear.jacobian import dense_jacobians, jacobian
@@ -75,6 +76,7 @@ __all__ = [
     "growth",
     "growth_factors",
     "jacobian",
+    "kept_gradient",
     "kreiss_constant",
     "krylov_memory",
     "largest_stable_step",

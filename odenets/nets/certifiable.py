@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from odenets.errors import InputError
 from odenets.nets.fields import get_field
 from odenets.nets.layers import basic_layers
-from odenets.nets.monotone import GradientFlow, Monotone
-from odenets.nets.stage import ODEStage
+from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Shape, check_norm
+from odenets.nets.stage import ODEStage, stages
 from odenets.schemes import Scheme, Tableau, get_scheme
 from odenets.types import State
 
@@ -105,17 +105,20 @@ class UnitRows(nn.Module):
 
     Args:
         features, classes: Sizes.
+        p: The norm of the features, 2 or inf; rows have norm 1 in the dual one.
     """
 
-    def __init__(self, features: int, classes: int) -> None:
+    def __init__(self, features: int, classes: int, p: float = 2) -> None:
         super().__init__()
+        check_norm(p)
+        self.p = p
         self.free = nn.Parameter(torch.randn(classes, features) / math.sqrt(features))
         self.bias = nn.Parameter(torch.zeros(classes))
 
     @property
     def weight(self) -> Float[Tensor, "classes features"]:
         """The rows."""
-        return F.normalize(self.free, dim=1)
+        return F.normalize(self.free, 2 if self.p == 2 else 1, dim=1)
 
     def forward(self, y: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -131,6 +134,7 @@ def certifiable_small(
     width: int = 16,
     depths: tuple[int, ...] = (2, 2),
     substeps: int = 1,
+    p: float = 2,
 ) -> nn.Sequential:
     """A network that `stability.certify` proves: pixel-unshuffle, stages of fields with proofs, scaled pooling, unit rows.
 
@@ -145,6 +149,8 @@ def certifiable_small(
         width: Channels of the first stage, at least in_channels times 4; of the next ones twice as many each.
         depths: Fields of each stage. Between two stages the image is unshuffled, and a `CayleyConv` keeps half of its channels.
         substeps: Steps for each field.
+        p: The norm of the certificates, 2 or inf. In L-infinity pooling multiplies distances and the rows of the head count by
+            their L1 norm: there is no pooling then, and rows have norm 1 in L1.
     """
     if size % 2 ** len(depths) or size < 2 ** len(depths):
         raise InputError(f"size must be a multiple of {2 ** len(depths)} for {len(depths)} stages, got {size}")
@@ -159,29 +165,96 @@ def certifiable_small(
             pixels, channels = pixels // 2, 2 * channels
         stage = ODEStage([build(basic_layers, channels) for _ in range(depth)], scheme, substeps=substeps)
         layers[f"stage{n}"] = at_limit(stage, (channels, pixels, pixels))
-    pool = next(k for k in (3, 2, 1) if pixels % k == 0 and pixels > k) if pixels > 1 else 1
+    pool = next(k for k in (3, 2, 1) if pixels % k == 0 and pixels > k) if pixels > 1 and p == 2 else 1
     layers["pool"], layers["flatten"] = ScaledPool(pool), nn.Flatten()
-    layers["head"] = UnitRows(channels * (pixels // pool) ** 2, num_classes)
+    layers["head"] = UnitRows(channels * (pixels // pool) ** 2, num_classes, p)
     return nn.Sequential(layers)
 
 
-@torch.no_grad()
-def at_limit(stage: ODEStage, shape: tuple[int, int, int]) -> ODEStage:
-    """Scale the weights of gradient flows so that ||K||^2 h = 2, the limit of explicit Euler and of Heun; in place.
+def certifiable_cifar10(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    size: int = 32,
+    scheme: str | Scheme | Tableau = "splitting",
+    field: str = "monotone",
+    width: int = 48,
+    depths: tuple[int, ...] = (4, 4, 3),
+    substeps: int = 1,
+) -> nn.Sequential:
+    """`certifiable_small` with three stages and 4.3 million parameters, for colour images of 32x32; arguments as there."""
+    return certifiable_small(num_classes, in_channels, size, scheme, field, width, depths, substeps)
 
-    Stages without an explicit step stay as they are: implicit ones need no such bound. In training, after each step of the
-    optimiser: the weights are then projected onto those at the limit.
+
+@torch.no_grad()
+def at_limit(stage: ODEStage, shape: Shape) -> ODEStage:
+    """Scale weights so that the explicit steps of a stage are at the limit up to which they are proven; in place.
+
+    On gradient flows ||K||^2 h = 2, the limit of explicit Euler and of Heun; on `inf_monotone` fields rows with |w_ii| h > 1
+    are scaled to 1. Stages without an explicit step stay as they are: implicit ones need no such bound. In training, `hold`
+    does the same with an estimate after each step of the optimiser, and this once at the end.
 
     Args:
-        stage: Whose fields are `GradientFlow` or `Monotone`; others are left alone.
+        stage: Whose fields are `GradientFlow`, `Monotone` or `InfMonotone`; others are left alone.
         shape: Channels, height and width of its states.
     """
-    scheme = get_scheme(stage.scheme)
-    explicit = not scheme.implicit or bool(scheme.moves)
-    for field in stage.fields if explicit else ():
-        flow = field.flow if isinstance(field, Monotone) else field
-        if isinstance(flow, GradientFlow):
-            forward = flow.constants(2, shape).forward  # 2/||K||^2
-            # A rounding below the limit, so that weights rounded to float32 are not above it.
-            flow.conv.weight.mul_(math.sqrt(forward / stage.step_size * (1 - 1e-5)) if forward < math.inf else 1.0)
+    stage.held_at = shape
+    for flow in _limited(stage):
+        # A rounding below the limit, so that weights rounded to float32 are not above it.
+        _scale(flow, flow.constants(2, shape).forward / stage.step_size * (1 - 1e-5), stage.step_size)
     return stage
+
+
+@torch.no_grad()
+def hold(net: nn.Module, vectors: dict[str, Tensor], iterations: int = 3) -> None:
+    """Bring every stage that `at_limit` has once brought there back to its limit, by a running estimate of ||K||: for training.
+
+    An estimate from below: what is certified afterwards has to be brought to its limit by `at_limit` (see `prove_limits`).
+
+    Args:
+        net: With `ODEStage`s.
+        vectors: Where the power iterations stand, {name: (1, channels, height, width)}; {} at first, changed in place.
+        iterations: Of the power iteration, at each call; thirty at the first one.
+    """
+    for name, stage in stages(net).items():
+        for n, flow in enumerate(_limited(stage) if stage.held_at else ()):
+            if isinstance(flow, InfMonotone):
+                _scale(flow, 1.0, stage.step_size)
+                continue
+            assert stage.held_at is not None
+            key, weight = f"{name}.{n}", flow.conv.weight
+            known = vectors.get(key)
+            v = torch.ones(1, *stage.held_at).to(weight) if known is None else known
+            v = v + 1e-3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)).to(weight) if known is None else v
+            square = torch.zeros((), device=weight.device)
+            for _ in range(30 if known is None else iterations):
+                v = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny)
+                image = F.conv2d(v, weight, padding=1)
+                square, v = image.square().sum(), F.conv_transpose2d(image, weight, padding=1)
+            vectors[key] = v
+            if bool(square > 0):
+                _scale(flow, 2 / square.item() / stage.step_size, stage.step_size)
+
+
+def prove_limits(net: nn.Module) -> None:
+    """`at_limit` for every stage that was once brought there: after a training that `hold` accompanied."""
+    for stage in stages(net).values():
+        if stage.held_at:
+            at_limit(stage, stage.held_at)
+
+
+def _limited(stage: ODEStage) -> list[GradientFlow | InfMonotone]:
+    """The fields, or parts of them, that a stage moves by explicit steps with a limit."""
+    scheme = get_scheme(stage.scheme)
+    fields = stage.fields if not scheme.implicit or scheme.moves else ()
+    flows = [field.flow if isinstance(field, Monotone) else field for field in fields]
+    return [flow for flow in flows if isinstance(flow, GradientFlow | InfMonotone)]
+
+
+def _scale(flow: GradientFlow | InfMonotone, square: float, h: float) -> None:
+    """Gradient flows: multiply K^T K by `square`; fields monotone in L-infinity: shrink the rows beyond 1/h."""
+    if isinstance(flow, InfMonotone):
+        rows = ((1 - 1e-5) / h / flow.moduli().clamp_min(torch.finfo(flow.damping.dtype).tiny)).clamp_max(1)
+        flow.conv.weight.mul_(rows.view(-1, 1, 1, 1))
+        flow.damping.mul_(rows)
+    elif square < math.inf:
+        flow.conv.weight.mul_(math.sqrt(square))

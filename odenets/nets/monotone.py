@@ -234,6 +234,10 @@ class InfMonotone(nn.Module):
         guard = 1 + 2 * others[0].numel() * torch.finfo(weight.dtype).eps
         return others, others.abs().sum((1, 2, 3)) * guard + self.damping.abs()
 
+    def moduli(self) -> PerSample:
+        """(channels,) |w_ii|: the largest h of an explicit Euler step that is proven is 1 over the largest of them."""
+        return self._entries()[1]
+
     def kernel(self) -> Float[Tensor, "channels inputs 3 3"]:
         """Weights of W."""
         others, moduli = self._entries()

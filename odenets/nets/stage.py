@@ -35,6 +35,7 @@ class ODEStage(nn.Module):
     """
 
     channels_last = False  # set by `odenets.channels_last`
+    held_at: tuple[int, int, int] | None = None  # shape of the states; set by `odenets.at_limit`, see `odenets.hold`
     scheme: Scheme
     substeps: int
     gradient: str

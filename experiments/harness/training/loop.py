@@ -105,6 +105,7 @@ def _train(
         "best": None,
         "memory": {},
         "directions": {},  # of the searches of the penalty
+        "limits": {},  # where the estimates of norms stand, of steps that are held at their limit
         "seconds": 0.0,
     }
     state = store.latest() if store else None
@@ -207,6 +208,7 @@ def _descend(net: nn.Module, x: Tensor, loss: Tensor, live: dict[str, Any], book
         raise Divergence(_divergence(net, x, value, norm, book["epoch"] + 1))
     live["optimizer"].step()
     live["schedule"].step()
+    odenets.hold(net, book["limits"])
     book["loss"] += value
 
 
@@ -232,7 +234,9 @@ def _close_epoch(
         batch = data.train.first(settings.batch_size)
         epoch = replace(epoch, gradient_cosine=gradient_cosine(net, batch.images, batch.labels))
     score, history = epoch.held_out, [Epoch(**entry) for entry in book["history"]]
-    if settings.training != "standard":
+    if settings.training == "margin":
+        score = _held_out_margins(net, data.held_out, settings)
+    elif settings.training != "standard":
         attacked = _held_out_attacks(net, data, settings.train_epsilon)
         epoch, score = replace(epoch, **attacked), attacked["held_out_pgd"]
         epoch = replace(epoch, overfitting=adversarial_training.collapsed([*history, epoch], data.classes))
@@ -265,10 +269,19 @@ def _held_out_attacks(net: nn.Module, data: Data, epsilon: float) -> dict[str, A
     return {name: accuracy(net, Split(images, split.labels)) for name, images in attacked.items()}
 
 
+@torch.no_grad()
+def _held_out_margins(net: nn.Module, split: Split, settings: TrainingSettings) -> float:
+    """Share of a split that is right with the margin that training aims at."""
+    pairs = zip(split.images.split(500), split.labels.split(500))
+    right = sum(int((adversarial_training.lowered(net(x), y, settings).argmax(1) == y).sum()) for x, y in pairs)
+    return right / len(split)
+
+
 def _finish(net: nn.Module, settings: TrainingSettings, book: Book) -> Trained:
     best = book["best"]
     if settings.select == "best":
         net.load_state_dict(best["weights"])
+    odenets.prove_limits(net)
     net.eval()
     history = tuple(Epoch(**entry | {"chosen": entry["epoch"] == best["epoch"]}) for entry in book["history"])
     shares = [count / book["solved"] if book["solved"] else 0.0 for count in book["failed"]]

@@ -10,6 +10,7 @@ Each takes the same arguments and returns the loss of a batch, a scalar, differe
 Below, CE is the mean cross-entropy, B(x) the ball around x within [0, 1].
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,22 @@ def fast(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: 
     return F.cross_entropy(net(_pgd_images(net, x, y, settings, generator)), y)
 
 
-METHODS = {"standard": standard, "pgd": pgd, "summed": summed, "trades": trades, "free": free, "fast": fast}
+def margin(net: nn.Module, x: Tensor, y: Tensor, settings: "Settings", generator: torch.Generator, memory: Memory) -> Tensor:
+    """T CE((net(x) - sqrt 2 offset e_y)/T, y), e_y the unit vector of the class.
+
+    Of a non-expansive net with orthogonal unit rows at its end, images that are certified up to the offset cost little.
+    Source: Tsuzuku, Sato, Sugiyama (2018), NeurIPS, for the margin; Prach & Lampert (2022), ECCV, for offset and temperature.
+    """
+    cooled = lowered(net(x), y, settings) / settings.margin_temperature
+    return settings.margin_temperature * F.cross_entropy(cooled, y)
+
+
+def lowered(logits: Tensor, y: Tensor, settings: "Settings") -> Tensor:
+    """Logits, that of the class lowered by sqrt 2 times the offset: what is still right then has it for its radius."""
+    return logits - math.sqrt(2) * settings.margin_offset * F.one_hot(y, logits.shape[1])
+
+
+METHODS = {"standard": standard, "margin": margin, "pgd": pgd, "summed": summed, "trades": trades, "free": free, "fast": fast}
 
 
 def collapsed(history: Sequence[Any], classes: int) -> bool:

@@ -31,6 +31,8 @@ class TrainingSettings:
         implied="by method: pgd 2.5 epsilon / steps, summed and trades epsilon / 4, free epsilon, fast 1.25 epsilon",
     )
     trades_beta: float = option(6.0, "weight of the divergence in TRADES", minimum=0)
+    margin_offset: float = option(1.0, "radius that margin training aims at, in L2", minimum=0)
+    margin_temperature: float = option(0.25, "of the logits in margin training", minimum=1e-6)
     free_replays: int = option(4, "uses of a batch in Free training", minimum=1)
     train_gradient: str = option(
         "exact",
