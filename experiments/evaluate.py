@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_fits(subject, test)
     config = EvaluationConfig(
         network=args.network,
-        weights={subject.name: _digest(subject.net) for subject in subjects},
+        weights={subject.name: digest(subject.net) for subject in subjects},
         dataset=dataset,
         data_dir=str(args.data_dir),
         download=args.download,
@@ -184,7 +184,7 @@ def _check_fits(subject: Subject, test: Split) -> None:
         raise InputError(f"{subject.name}: {error}") from error
 
 
-def _digest(net: nn.Module) -> str:
+def digest(net: nn.Module) -> str:
     """SHA-256 of the weights: a run must not go on with others."""
     digest = hashlib.sha256()
     for name, value in chain(net.named_parameters(), net.named_buffers()):

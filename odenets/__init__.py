@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from odenets.errors import InputError
 from odenets.nets import fields
-from odenets.nets.certifiable import at_limit, certifiable_cifar10, certifiable_small, hold, prove_limits
+from odenets.nets.certifiable import at_limit, certifiable_cifar10, certifiable_linf, certifiable_small, hold, prove_limits
 from odenets.nets.convert import convert
 from odenets.nets.fields import get_field, list_fields
 from odenets.nets.models import get_model
@@ -53,6 +53,7 @@ __all__ = [
     "convert",
     "at_limit",
     "certifiable_cifar10",
+    "certifiable_linf",
     "certifiable_small",
     "evaluate",
     "fields",

@@ -13,6 +13,7 @@ COMMANDS = {
     "solvers": "compare_solvers",
     "relate": "relate",
     "share": "share",
+    "certify": "certify",
     "reproduce": "reproduce_ie_skips",
 }
 

@@ -185,6 +185,20 @@ def certifiable_cifar10(
     return certifiable_small(num_classes, in_channels, size, scheme, field, width, depths, substeps)
 
 
+def certifiable_linf(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    size: int = 28,
+    scheme: str | Scheme | Tableau = "implicit",
+    field: str = "inf_monotone",
+    width: int = 16,
+    depth: int = 4,
+    substeps: int = 1,
+) -> nn.Sequential:
+    """`certifiable_small` for L-infinity, with one stage: pooling and mixing would multiply distances there."""
+    return certifiable_small(num_classes, in_channels, size, scheme, field, width, (depth,), substeps, math.inf)
+
+
 @torch.no_grad()
 def at_limit(stage: ODEStage, shape: Shape) -> ODEStage:
     """Scale weights so that the explicit steps of a stage are at the limit up to which they are proven; in place.

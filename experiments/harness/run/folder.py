@@ -35,9 +35,10 @@ class Run:
         folder: Created where missing.
         config: Everything that determines the results, and the incidental rest, as JSON has it.
         resume: Go on where the folder holds this very run, or this run with fewer of its seeds.
+        kind: What a line of records.jsonl is: has to_json() and from_json(entry).
 
     Attributes:
-        records: What is on the disk, a list of `Record`s.
+        records: What is on the disk, a list of `Record`s, or of `kind`.
         environment_changes: Sentences such as "torch was 2.10.0 and is now 2.11.0", of a resumed run.
 
     Raises:
@@ -46,8 +47,10 @@ class Run:
         OSError: It cannot be written.
     """
 
-    def __init__(self, folder: str | Path, config: dict[str, Any], resume: bool = False) -> None:
-        self.folder = Path(folder)
+    records: list[Any]
+
+    def __init__(self, folder: str | Path, config: dict[str, Any], resume: bool = False, kind: Any = Record) -> None:
+        self.folder, self._kind = Path(folder), kind
         _make_folder(self.folder)
         present = [name for name in OWN_FILES if _holds_something(self.folder / name)]
         self.config = config = json.loads(json.dumps(config))
@@ -81,7 +84,7 @@ class Run:
         """A path inside the folder."""
         return self.folder.joinpath(*parts)
 
-    def append(self, records: list[Record]) -> None:
+    def append(self, records: list[Any]) -> None:
         """Add all records of a case at once and make sure that they are on the disk."""
         with saving(self.path("records.jsonl")), open(self.path("records.jsonl"), "ab") as file:
             file.write(_lines(records).encode())
@@ -152,7 +155,7 @@ class Run:
         records = []
         for number, line in enumerate(lines, start=1):
             try:
-                records.append(Record.from_json(json.loads(line.decode())))
+                records.append(self._kind.from_json(json.loads(line.decode())))
             except ValueError as error:
                 raise InputError(f"{path} is damaged (line {number}); remove that line to run its case again") from error
         if rest:
@@ -249,7 +252,7 @@ def _hold(folder: Path) -> None:
     _held[place] = lock
 
 
-def _lines(records: Iterable[Record]) -> str:
+def _lines(records: Iterable[Any]) -> str:
     return "".join(json.dumps(record.to_json()) + "\n" for record in records)
 
 

@@ -1,0 +1,346 @@
+"""What can be proven of a network: certified accuracy against the radius, and attacks against the certificate.
+
+    python experiments/certify.py runs/compare/checkpoints/NAME.pt
+    python experiments/certify.py --train --dataset mnist --data-dir data --seconds 60 --seeds 0,1,2,3,4
+
+With --train every field is trained with every scheme with which its steps are proven to contract, at equal parameters and for
+equal seconds. A folder under runs/ receives config.json, records.jsonl, certificates.csv, certificates.tex, figures,
+checkpoints and report.html. What was killed goes on with --resume after the last step that had ended.
+"""
+
+import time
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import odenets
+import stability
+from experiments.evaluate import digest
+from experiments.harness.command import (
+    ATTACK_CHOICE,
+    Parser,
+    parse_attacks,
+    parse_choice,
+    parse_device,
+    parse_fields,
+    parse_numbers,
+    parse_one,
+    parse_schemes,
+    run_cli,
+    split_top_level,
+)
+from experiments.harness.config import add_options
+from experiments.harness.experiment import DEFAULTS, check_out, provenance
+from experiments.harness.report import certificates as report
+from experiments.harness.run import certified, partials
+from experiments.harness.run.case import TRAINING, Case, Task, checkpoint_of, run_task
+from experiments.harness.run.certified import ENSEMBLE, CertifyConfig, Line, Pair, timed
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.folder import Run, read_config, saving
+from experiments.harness.run.runner import progress_bars
+from experiments.harness.run.subject import load_subject, load_subjects
+from experiments.harness.training import data, loop
+from experiments.harness.training.settings import TrainingSettings, training_settings
+from odenets.errors import InputError
+from stability.attacks.threats import THREATS
+
+RADII = {
+    "l2": {"mnist": [0.5, 1.0, 1.58], "fashion-mnist": [0.5, 1.0, 1.58], "cifar10": [36 / 255, 72 / 255, 108 / 255]},
+    "linf": {"mnist": [0.05, 0.1, 0.2]},
+}
+MODELS = {"l2": "odenets:certifiable_small", "linf": "odenets:certifiable_linf"}  # take size and width beside what all take
+FIELDS = "gradient_flow,monotone,skew"
+SCHEMES = "explicit,splitting(tol=0.01),implicit(tol=0.01),implicit_midpoint(tol=0.01)"
+PROBED = 4  # batches that a training is timed by, after one that is not
+SMOKE: dict[str, Any] = {"train_limit": 128, "test_limit": 12, "attack_images": 6, "attacks": ("pgd2",), "hunted": 4}
+
+
+@run_cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    args = _parser().parse_args(argv)
+    check_out(args)
+    if bool(args.networks) == args.train:
+        raise InputError("give networks to certify, or --train")
+    config = _config(args)
+    run = Run(args.out or f"runs/certify-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume, Line)
+    config = replace(config, seeds=tuple(run.config["seeds"]))
+    console = Console()
+    _work(run, config, console)
+    nets = certified.by_pair(run.records)
+    with saving(run.path("report.html")):
+        report.write(config, nets, run.folder)
+    report.show(config, nets, console)
+    console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="certify.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "networks", nargs="*", help="checkpoints or folders of runs, package.module:NAME or path/to/file.py:NAME"
+    )
+    parser.add_argument("--train", action="store_true", help="train nets of every field with every scheme that is proven")
+    parser.add_argument("--fields", default=FIELDS, help="comma-separated specs of fields with proofs, for --train")
+    parser.add_argument("--schemes", default=SCHEMES, help="comma-separated specs of schemes, for --train")
+    parser.add_argument(
+        "--model", help=f"default by norm: {', '.join(f'{model} for {norm}' for norm, model in MODELS.items())}"
+    )
+    parser.add_argument("--parameters", help="of each net, about; default: those of the first field at the model's own width")
+    parser.add_argument("--seconds", default="60", help="of each training: epochs are chosen by timing some batches")
+    parser.add_argument("--seeds", default="0", help="initial weights and order of batches, the same for all nets")
+    add_options(parser, TrainingSettings)
+    parser.set_defaults(training="margin", select="last", batch_size="128", weight_decay="0")
+    parser.add_argument("--norm", default="l2", help=f"one of {', '.join(THREATS)}")
+    parser.add_argument("--tau", default="1e-7", help="absolute tolerance that every equation of every prediction is held to")
+    parser.add_argument("--radii", help="where to count, pixel units, such as 0.5 or 36/255; default by data set")
+    parser.add_argument(
+        "--attacks",
+        default=f"pgd40,apgd100-ce,{ENSEMBLE}",
+        help=f"{ENSEMBLE} ({', '.join(certified.MEMBERS)}, each on the survivors of those before), or of {ATTACK_CHOICE}",
+    )
+    parser.add_argument("--attack-images", default="200", help="test images that are attacked at each radius")
+    parser.add_argument(
+        "--hunt", default="0", help=f"so many test images are attacked inside their own certificates, by {ENSEMBLE}; 0: none"
+    )
+    parser.add_argument(
+        "--dataset", help=f"one of {', '.join(data.DATASETS)}; default: what the networks were trained on, digits"
+    )
+    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
+    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    parser.add_argument("--train-limit", help="use so many training images only")
+    parser.add_argument("--test-limit", help="use so many test images only; default: 1000", default="1000")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")
+    parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
+    return parser
+
+
+def _config(args: Namespace) -> CertifyConfig:
+    """The configuration that the options stand for; what was chosen by timing is that of the run that goes on."""
+    parse_choice(args.norm, "--norm", tuple(THREATS))
+    device, numbers = parse_device(args.device), {}
+    for name, least in (("attack_images", 1), ("hunt", 0), ("train_limit", 1), ("test_limit", 1), ("parameters", 1)):
+        numbers[name] = parse_one(getattr(args, name), "--" + name.replace("_", "-"), int, least)
+    subjects = [subject for text in args.networks for subject in load_subjects(text, device)]
+    known = {subject.meta["dataset"] for subject in subjects if subject.meta}
+    dataset = args.dataset or (known.pop() if len(known) == 1 else "digits")
+    names = [str(name) if name == ENSEMBLE else parse_attacks(name)[0] for name in split_top_level(args.attacks)]
+    usual = RADII[args.norm].get(dataset) or DEFAULTS[dataset][args.norm]
+    config = CertifyConfig(
+        networks=tuple(args.networks),
+        weights={subject.name: digest(subject.net) for subject in subjects},
+        pairs=(),
+        seeds=tuple(parse_numbers(args.seeds, "--seeds", int, 0)) if args.train else (),
+        settings=None,
+        seconds=parse_one(args.seconds, "--seconds", float, 1) if args.train else None,
+        dataset=dataset,
+        norm=args.norm,
+        tau=parse_one(args.tau, "--tau", float, 0) or 0.0,
+        radii=tuple(usual if args.radii is None else parse_numbers(args.radii, "--radii", float, 0)),
+        attacks=tuple(dict.fromkeys(names)),
+        attack_images=numbers["attack_images"],
+        hunted=numbers["hunt"],
+        data_dir=str(args.data_dir),
+        download=args.download,
+        train_limit=numbers["train_limit"],
+        test_limit=numbers["test_limit"],
+        device=str(device),
+        smoke=args.smoke,
+        **provenance(str(device)),
+    )
+    config = replace(config, **(SMOKE if args.smoke else {}))
+    images = _images(config)
+    sizes = {"test": len(images.test)} | ({"train": len(images.train)} if args.train else {})
+    config = replace(config, data=sizes)
+    if not args.train:
+        return config
+    settings = training_settings(args, dataset, 1, 0.1)
+    config = replace(config, settings=replace(settings, epochs=1, checkpoint_seconds=settings.checkpoint_seconds))
+    before = read_config(Path(args.out, "config.json")) if args.resume and Path(args.out, "config.json").is_file() else {}
+    if before.get("pairs"):
+        return replace(config, pairs=tuple(Pair(**pair) for pair in before["pairs"]))
+    pairs = tuple(_pairs(args, config, images, numbers["parameters"]))
+    if all(pair.refused for pair in pairs):
+        raise InputError(f"nothing is proven of any pair of --fields and --schemes: {pairs[0].refused}")
+    return replace(config, pairs=pairs)
+
+
+def _images(config: CertifyConfig) -> data.Data:
+    limits = config.train_limit, config.test_limit
+    return data.load(config.dataset, config.data_dir, config.download, *limits).to(torch.device(config.device))
+
+
+def _pairs(args: Namespace, config: CertifyConfig, images: data.Data, parameters: int | None) -> Iterator[Pair]:
+    """Every field with every scheme, at about equal parameters; epochs by timing; those without a proof, with the reason."""
+    shape, target = tuple(images.train.images.shape[1:]), parameters
+    for field in parse_fields(args.fields):
+        sized = {
+            width: _model(args.model or MODELS[config.norm], shape, width)
+            for width in range(4 * shape[0], 40 * shape[0] + 65, 4)
+        }
+
+        def count(spec: str, field: str = field) -> int:
+            # By midpoint: a step that has no limit to be brought to, so that nothing has to be proven for a count.
+            net = odenets.get_model(spec).build(images.classes, shape[0], "implicit_midpoint", 1, field)
+            return sum(parameter.numel() for parameter in net.parameters())
+
+        if target is None:
+            target = count(sized[max(16, 4 * shape[0])])
+        width = min(sized, key=lambda width: abs(count(sized[width]) - target))
+        for scheme in map(str, parse_schemes(args.schemes)):
+            pair = Pair(field=field, scheme=scheme, model=sized[width], parameters=count(sized[width]))
+            torch.manual_seed(0)
+            net = odenets.get_model(pair.model).build(images.classes, shape[0], scheme, 1, field)
+            try:
+                stability.certify(net, images.test.images[:1], norm=THREATS[config.norm], tau=config.tau)
+            except InputError as error:
+                yield replace(pair, refused=str(error))
+                continue
+            assert config.settings and config.seconds
+            seconds = _epoch_seconds(net.to(config.device), images, config.settings)
+            yield replace(pair, epochs=1 if config.smoke else max(1, round(config.seconds / seconds)))
+
+
+def _model(name: str, shape: tuple[int, ...], width: int) -> str:
+    return f"{name}(size={shape[1]},width={width})"
+
+
+def _epoch_seconds(net: nn.Module, images: data.Data, settings: TrainingSettings) -> float:
+    """CPU seconds of an epoch, from some batches; on an accelerator those of the clock."""
+    clock = time.perf_counter if images.train.images.device.type == "cuda" else time.process_time
+    spent = []
+    for batches in (1, PROBED):
+        few = replace(images, train=images.train.first(batches * settings.batch_size), held_out=images.held_out.first(8))
+        start = clock()
+        loop.train(net, few, settings, 0)
+        spent.append((clock() - start, max(1, len(few.train) // settings.batch_size)))
+    seconds, batches = spent[1]
+    return seconds / batches * max(1, len(images.train) // settings.batch_size)
+
+
+def _work(run: Run, config: CertifyConfig, console: Console) -> None:
+    """Do what the records lack, one line a step, so that a killed run loses one at most."""
+    todo = list(_steps(run, config))
+    with progress_bars(console) as progress:
+        task = progress.add_task("", total=len(todo))
+        for name, step, work in todo:
+            progress.update(task, description=f"{name}: {step}")
+            run.append([work()])
+            progress.advance(task)
+
+
+def _steps(run: Run, config: CertifyConfig) -> Iterator[tuple[str, str, Any]]:
+    """(network, step, what does it and returns its `Line`), those that are not on the disk yet."""
+    done = {line.key for line in run.records}
+    test = _images(config).test
+    nets = [(pair, seed) for pair in config.pairs if not pair.refused for seed in config.seeds]
+    for pair, seed in nets:
+        name = f"{pair.label}, seed {seed}"
+        if (name, "training") not in done:
+            yield name, "training", partial(_train, run, config, pair, seed, name)
+        path = checkpoint_of(run.folder / _folder(pair), _case(pair, seed))
+        yield from _measured(config, name, pair.label, seed, str(path), test, done)
+    for text in config.networks:
+        for subject in load_subjects(text, config.device):
+            meta = subject.meta or {}
+            label = f"{meta['field']}, {meta['scheme']}" if meta and len(config.weights) == 1 else subject.name
+            yield from _measured(config, subject.name, label, meta.get("seed", 0), subject.text, test, done)
+
+
+def _measured(
+    config: CertifyConfig, name: str, label: str, seed: int, path: str, test: data.Split, done: set[tuple[str, str]]
+) -> Iterator[tuple[str, str, Any]]:
+    """The steps of one network that are not done: its certificate, attacks at the radii, a hunt inside the certificates."""
+    line = partial(Line, network=name, pair=label, seed=seed)
+    attacked = test.first(config.attack_images)
+
+    def certificate() -> Line:
+        net = load_subject(path, config.device).net
+        (found, _), seconds = timed(lambda: certified.prove(net, test, config.norm, config.tau))
+        return line(step="certificate", seconds=seconds, certified=found)
+
+    def attack(attack: str, radius: float, step: str) -> Line:
+        net, judge, _ = _judged(config, path, attacked)
+        found, seconds = timed(lambda: certified.attack(net, judge, attacked, attack, config.norm, radius, seed))
+        return line(step=step, seconds=seconds, measurement=found)
+
+    def hunt() -> Line:
+        hunted = test.first(config.hunted)
+        net, judge, radii = _judged(config, path, hunted)
+        found, seconds = timed(lambda: certified.hunt(net, judge, hunted, radii, config.norm))
+        return line(step="hunt", seconds=seconds, hunt=found)
+
+    steps: list[tuple[str, Any]] = [("certificate", certificate)]
+    for attack_name in config.attacks:
+        for radius in config.radii:
+            step = f"attack {attack_name} at {radius:g}"
+            steps.append((step, partial(attack, attack_name, radius, step)))
+    steps += [("hunt", hunt)] if config.hunted else []
+    yield from ((name, step, work) for step, work in steps if (name, step) not in done)
+
+
+def _judged(config: CertifyConfig, path: str, images: data.Split) -> tuple[nn.Module, Any, torch.Tensor]:
+    """(the network, the certified network as a judge, the radii of the images)."""
+    net = load_subject(path, config.device).net
+    certificate = stability.certify(net, images.images, images.labels, norm=THREATS[config.norm], tau=config.tau)
+    with torch.no_grad():
+        classes = net(images.images[:1]).shape[1]
+    return net, certified.certified_judge(certificate, classes), certificate.radius
+
+
+def _folder(pair: Pair) -> str:
+    return "nets-" + _case(pair, 0).name.rpartition("-substeps")[0]
+
+
+def _case(pair: Pair, seed: int) -> Case:
+    return Case(pair.scheme, 1, seed, field=pair.field)
+
+
+def _train(run: Run, config: CertifyConfig, pair: Pair, seed: int, name: str) -> Line:
+    """Train a net of a pair, into a folder of its own within the run's."""
+    assert config.settings
+    folder = run.folder / _folder(pair)
+    with saving(folder):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    settings = RunConfig(
+        experiment=config.experiment,
+        schemes=(pair.scheme,),
+        fields=(pair.field,),
+        dataset=config.dataset,
+        model=pair.model,
+        settings=replace(config.settings, epochs=pair.epochs),
+        seeds=config.seeds,
+        attacks=config.attacks,
+        epsilons=config.radii,
+        threat=config.norm,
+        data_dir=config.data_dir,
+        download=config.download,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+        device=config.device,
+    )
+    case = _case(pair, seed)
+    found = run_task(settings, folder, Task(case, TRAINING))
+    partials.remove(folder / "checkpoints", case.name)
+    return Line(
+        network=name,
+        step="training",
+        pair=pair.label,
+        seed=seed,
+        seconds=found["seconds"],
+        parameters=found["parameters"],
+        epochs=pair.epochs,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
