@@ -42,7 +42,8 @@ class StageStats:
         result = torch.full((self.batch,), start)
         for solution in self.solutions:
             if solution.backward == backward:
-                values = getattr(solution, field).to(result)
+                values = getattr(solution, field)
+                values = torch.full(solution.converged.shape, torch.nan) if values is None else values.to(result)
                 part = slice(solution.start, solution.start + len(values))
                 result[part] = combine(result[part], values)
         return result.to(self.device)
@@ -56,6 +57,11 @@ class StageStats:
     def residual(self) -> PerSample:
         """(B,) largest relative residual of the forward pass."""
         return self._per_sample("residual", torch.maximum, 0.0)
+
+    @property
+    def absolute_residual(self) -> PerSample:
+        """(B,) largest residual of the forward pass itself, whatever it is relative to; NaN where a solve tells none."""
+        return self._per_sample("norm", torch.maximum, 0.0)
 
     @property
     def iterations(self) -> Counts:

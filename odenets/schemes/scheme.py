@@ -144,6 +144,7 @@ class Scheme(ABC):
             return self
         changes = {
             "tol": min(tol, own.tol),
+            "atol": 0.0,  # a loose one would let everything pass for solved
             "max_iterations": max(max_iterations, own.max_iterations),
             "on_failure": "record",
             "fixed": False,

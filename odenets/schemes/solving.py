@@ -35,14 +35,15 @@ class SolvingScheme(Scheme, ABC):
     """A scheme that may solve nonlinear equations.
 
     Args:
-        tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y), 2-norm, coupled stages stacked.
+        tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y) + atol, 2-norm, coupled stages stacked.
         max_iterations: Cap on the iterations of a solve, forward and backward.
-        solver: One of broyden, anderson, fixed_point, newton, continuation.
+        solver: One of broyden, anderson, fixed_point, newton, semismooth, continuation.
         on_failure: "record" or "raise".
         fixed: Exactly `max_iterations` iterations, for torch.compile and CUDA graphs.
         backward_tol: Of the linear solve of a backward pass, relative to its right-hand side; 0: tol.
         backward_stop: "sample": each sample's to its own tolerance; "batch": until the norm over the batch is small, which
             leaves more of the small gradients, and makes a gradient depend on its batch-mates: for training alone.
+        atol: Absolute tolerance beside the relative one, the same for every sample whatever its step.
     """
 
     tol: float = 1e-3
@@ -52,13 +53,15 @@ class SolvingScheme(Scheme, ABC):
     fixed: bool = False
     backward_tol: float = 0.0
     backward_stop: str = "sample"
+    atol: float = 0.0
     solve: Callable[..., Solution] = field(init=False, repr=False)  # what the settings come to
 
     def __post_init__(self) -> None:
         if self.solver not in METHODS:
             raise InputError(f"unknown solver {self.solver!r}; choose from {', '.join(METHODS)}")
         check_backward(self.backward_tol, self.backward_stop)
-        object.__setattr__(self, "solve", METHODS[self.solver](self.tol, self.max_iterations, self.on_failure, self.fixed))
+        chosen = {key: getattr(self, key) for key in ("tol", "max_iterations", "on_failure", "fixed", "atol")}
+        object.__setattr__(self, "solve", METHODS[self.solver](**chosen))
 
     @property
     def looks_at_values(self) -> bool:

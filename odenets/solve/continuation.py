@@ -69,18 +69,19 @@ class Continuation(Solver):
             found = self._followed(path, slope[lost], given, scale[lost], floor[lost], self.careful)
             z[lost], s[lost], iterations[lost], more = found[0], found[1], iterations[lost] + found[2], found[3]
             spent += more
-        converged, left = s >= 1, torch.full_like(norm, torch.inf)
+        converged, left, residuals = s >= 1, torch.full_like(norm, torch.inf), torch.full_like(norm, torch.inf)
         rows = converged.nonzero()[:, 0]
         if len(rows):
-            solver = Broyden(self.tol, self.max_iterations)
+            solver = Broyden(self.tol, self.max_iterations, atol=self.atol)
             found = solver(residual, z[rows], tuple(sample[rows] for sample in samples), scale[rows], floor[rows])
             found = found.on(z.device)
             z[rows], left[rows], converged[rows] = found.value, found.residual, found.converged
+            residuals[rows] = found.norm
             iterations[rows] += found.iterations
             spent += found.evaluations * len(rows)
         if self.on_failure == "raise" and not bool(converged.all()):
             raise Unsolved(failure_sentence(converged, left, self))
-        return Solution(z, converged, left, iterations, 1 + spent / max(1, len(z)), scale=scale)
+        return Solution(z, converged, left, iterations, 1 + spent / max(1, len(z)), scale=scale, norm=residuals)
 
     def _followed(self, path, slope, samples, scale, floor, first):
         """Follow the path as far as it goes.

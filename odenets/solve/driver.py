@@ -39,13 +39,14 @@ class Solver(ABC):
     """Settings that all methods share.
 
     Args:
-        tol: A sample has converged when ||residual|| <= tol * scale (+ floor), in the 2-norm.
+        tol: A sample has converged when ||residual|| <= tol * scale + atol (+ floor), in the 2-norm.
         max_iterations: Cap on the evaluations after the first.
         on_failure: "record" returns the best iterate and says so; "raise" raises RuntimeError.
         fixed: Make exactly `max_iterations` iterations for all samples, without a branch that depends on data: for
             torch.compile and CUDA graphs. Convergence is reported all the same.
         every: Iterations between two looks at convergence; by default each on the host, several on an accelerator. What a
             sample returns does not depend on it: it is frozen where it has converged.
+        atol: Absolute tolerance beside the relative one, in the units of the residual.
     """
 
     tol: float = 1e-3
@@ -53,9 +54,10 @@ class Solver(ABC):
     on_failure: str = "record"
     fixed: bool = False
     every: int | None = None
+    atol: float = 0.0
 
     def __post_init__(self) -> None:
-        check_settings(self.tol, self.max_iterations, self.on_failure)
+        check_settings(self.tol, self.max_iterations, self.on_failure, self.atol)
         if self.fixed and self.on_failure == "raise":
             raise InputError("on_failure=raise looks at the residual, which fixed=true must not")
         if self.every is not None and self.every < 1:
@@ -90,6 +92,7 @@ class Solver(ABC):
             RuntimeError: `on_failure` is "raise" and a sample did not converge.
         """
         check_precision(guess, type(self).__name__)
+        floor = floor + self.atol
         if self.fixed:
             return self._fixed(residual, guess, samples, scale, floor)
         found = self._solve(residual, guess, samples, scale, floor, False)
@@ -107,7 +110,8 @@ class Solver(ABC):
 
         scale = None if scale is None else scale / flat
         found = self._solve(in_units, guess / u, (flat, *samples), scale, floor / flat, True)
-        return found._replace(value=found.value * u, scale=found.scale * flat)
+        norm = found.norm * flat.to(found.norm.device)
+        return found._replace(value=found.value * u, scale=found.scale * flat, norm=norm)
 
     def _solve(self, residual, guess, samples, scale, floor, in_units):
         """As `__call__`; instead of a `Solution` the first residual, as rows, where its squares leave the range of the dtype,
@@ -161,7 +165,7 @@ class Solver(ABC):
         residual = relative(final, book.scale)
         if self.on_failure == "raise" and not everywhere(converged):
             raise Unsolved(failure_sentence(converged, residual, self))
-        return Solution(value.view(guess.shape), converged, residual, iterations, evaluations, scale=scale)
+        return Solution(value.view(guess.shape), converged, residual, iterations, evaluations, scale=scale, norm=final)
 
     def _fixed(self, residual, guess, samples, scale, floor):
         """As `__call__`, without a branch that depends on data."""
@@ -187,6 +191,7 @@ class Solver(ABC):
             torch.full(norm.shape, self.max_iterations, dtype=torch.int64, device=norm.device),
             1.0 + self.max_iterations,
             scale=scale,
+            norm=best,
         )
 
 

@@ -15,6 +15,7 @@ from odenets.solve.driver import Iterate, Solver, Steps, select
 from odenets.solve.krylov import gmres
 from odenets.solve.products import jacobian_products
 from odenets.solve.rows import row_dot, row_norm
+from odenets.solve.semismooth import Semismooth
 from odenets.solve.transforms import recording
 from odenets.types import Rows
 
@@ -159,4 +160,10 @@ class NewtonKrylov(Solver):
             iterate = yield gmres(product, -iterate.r, self.forcing, self.krylov).value
 
 
-SOLVERS = {"broyden": Broyden, "anderson": Anderson, "fixed_point": FixedPoint, "newton": NewtonKrylov}
+SOLVERS = {
+    "broyden": Broyden,
+    "anderson": Anderson,
+    "fixed_point": FixedPoint,
+    "newton": NewtonKrylov,
+    "semismooth": Semismooth,  # for fields with mu_2 <= 0, where it always arrives
+}

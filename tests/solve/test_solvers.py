@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+import odenets
+from odenets.errors import InputError
+from odenets.schemes.solving import METHODS
 from odenets.solve.krylov import gmres
 from odenets.solve.nonlinear import SOLVERS, Broyden, FixedPoint
 from odenets.solve.products import jacobian_products
@@ -146,3 +149,38 @@ def test_jacobian_products_against_jacrev(device, generator):
 def test_a_field_of_zero_is_solved_at_once(device):
     solution = Broyden()(lambda z: z, torch.zeros(2, 3, device=device))
     assert solution.converged.all() and not solution.residual.any() and not solution.iterations.any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_absolute_tolerance_stands_beside_the_relative_one(name, device, generator):
+    residual, x, _ = _problem(generator, device)
+    x = x * torch.logspace(-6, 2, len(x), dtype=torch.float64, device=device)[:, None]
+    solver = METHODS[name](tol=1e-300, max_iterations=100, atol=1e-8)
+    solution = solver(residual, torch.zeros_like(x), (x,)).on(device)
+    norm = residual(solution.value, x).norm(dim=1)
+    assert solution.converged.all() and (norm <= 1e-8).all()
+    assert torch.allclose(solution.norm, norm, rtol=1e-6, atol=1e-15)
+    # Relative to samples that begin a hundred million times apart it is another demand for each.
+    assert solution.residual.max() > 1e4 * solution.residual[solution.residual > 0].min()
+    with pytest.raises(InputError, match="atol must be finite and at least 0, got -1"):
+        METHODS[name](atol=-1)
+
+
+def test_a_stage_tells_the_residual_itself(generator):
+    y = torch.randn(5, 3, generator=generator, dtype=torch.float64) * torch.logspace(-4, 3, 5, dtype=torch.float64)[:, None]
+    stage = odenets.ODEStage(lambda t, y: -2 * torch.tanh(y) - y, "implicit(tol=1e-12,atol=1e-3,solver=semismooth)")
+    z = stage(y)
+    norm = (z - y + 2 * torch.tanh(z) + z).norm(dim=1)
+    torch.testing.assert_close(stage.stats.absolute_residual, norm.float(), rtol=1e-5, atol=1e-9)
+    assert stage.stats.converged.all() and (norm <= 1e-3 * (1 + 1e-6)).all() and norm.max() > 1e-9
+    # What judges is held to its relative tolerance: a loose absolute one would let everything pass.
+    loose = odenets.ODEStage(lambda t, y: -y, "implicit(atol=1e3)")
+    loose(y)
+    assert loose.stats.converged.all() and loose.stats.absolute_residual.max() > 1
+    with odenets.tightened(loose, 1e-6):
+        assert "atol" not in str(loose.scheme)
+        loose(y)
+        assert (loose.stats.residual <= 1e-6).all()
+    linear = odenets.ODEStage(lambda t, y: -y, "rosenbrock_euler")
+    linear(y)
+    assert linear.stats.absolute_residual.isnan().all()  # a linear system tells what is left of it relatively
