@@ -114,13 +114,13 @@ def _newton(iterate: Iterate, forcing: float, krylov: int, symmetric: bool) -> T
     return gmres(product, -iterate.r, forcing, krylov).value
 
 
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, tol: float, max_iterations: int) -> Tensor:
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, tol: float | Tensor, max_iterations: int) -> Tensor:
     """x with apply(x) = b for each row, apply symmetric and positive definite: the method of conjugate gradients.
 
     Args:
         apply: Linear map (B, N) -> (B, N), each row on its own.
         b: (B, N).
-        tol: Relative residual per row.
+        tol: Relative residual per row, one for all or (B, 1).
         max_iterations: Cap on products.
 
     Source: Hestenes & Stiefel (1952).

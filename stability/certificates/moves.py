@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenets.nets.monotone import Constants, GradientFlow, Shape
+from odenets.nets.monotone import Constants, GradientFlow, Shape, Skew
 from odenets.nets.stage import ODEStage
 from odenets.schemes import Scheme
 from odenets.schemes.tableau import Tableau
-from odenets.solve.semismooth import ConvexNewton, Semismooth
+from odenets.solve.semismooth import ConvexNewton, Semismooth, conjugate_gradients
 from odenets.types import Field
 from stability.errors import InputError
 from stability.methods.contraction import contraction
 
 ITERATIONS = 1000  # of a solve; what is not solved by then is abstained from
+REFINEMENTS = 3  # of a linear solve: by conjugate gradients anew for what the last one left
 UNIT = torch.finfo(torch.float64).eps
 
 
@@ -66,6 +67,8 @@ class Move:
         if not self.solves:
             return self.scheme.step(self.field, 0.0, y, self.h), torch.zeros(len(y), dtype=y.dtype, device=y.device)
         weight = float(self.tableau.A[0, 0])
+        if type(self.field) is Skew:
+            return self._turned(y, weight * self.h, weight, tau)
 
         def equation(increment: Tensor, base: Tensor) -> Tensor:
             return increment - weight * self.h * self.field(0.0, base + increment)
@@ -77,6 +80,26 @@ class Move:
         # Half of tau: the residual that counts is the one that is computed afterwards.
         increment = solver(equation, torch.zeros_like(y), (y,), floor=tau / 2).value
         residual = torch.linalg.vector_norm(equation(increment, y).flatten(1), self.p, dim=1)
+        return y + increment / weight, residual * (1 + 1e-9)
+
+    def _turned(self, y: Tensor, a: float, weight: float, tau: float) -> tuple[Tensor, Tensor]:
+        """As `__call__` on a skew field S, whose equation (I - a S) d = a S y is linear: (I - a^2 S^2) d = (I + a S) a S y is
+        symmetric, positive definite, and what is left of it bounds what is left of the equation, for ||(I + a S)^-1|| <= 1."""
+
+        def turn(v: Tensor) -> Tensor:
+            return a * self.field(0.0, v.view_as(y)).flatten(1)
+
+        increment, left = torch.zeros_like(y), turn(y)
+        for _ in range(REFINEMENTS):
+            right = left + turn(left)
+            # Half of tau: the residual that counts is the one that is computed afterwards.
+            tol = tau / 2 / torch.linalg.vector_norm(right, dim=1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
+            found = conjugate_gradients(lambda v: v - turn(turn(v)), right, tol, ITERATIONS)
+            increment = increment + found.view_as(y)
+            left = turn(y + increment) - increment.flatten(1)
+            residual = torch.linalg.vector_norm(left, dim=1)
+            if bool((residual <= tau).all()):
+                break
         return y + increment / weight, residual * (1 + 1e-9)
 
     def bounds(self, norm: float, tau: float) -> Bounds:

@@ -90,7 +90,7 @@ def test_a_hunt_notices_radii_that_are_too_large():
     certificate = stability.certify(net, images.images, predicted)
     judge = certified.certified_judge(certificate, 10)
     honest = certified.hunt(net, judge, images, certificate.radius, "l2")
-    assert honest.broken == honest.abstained == 0 and honest.images == 12 and 0.97 < honest.nearest < 1
+    assert honest.broken == honest.abstained == 0 and honest.images == 12 and 0.95 < honest.nearest < 1
     assert certified.hunt(net, judge, images, 30 * certificate.radius, "l2").broken > 0
 
 

@@ -137,8 +137,8 @@ def sentences(config: CertifyConfig, nets: Nets) -> list[str]:
     if hunts:
         broken, images = sum(hunt.broken for hunt in hunts), sum(hunt.images for hunt in hunts)
         found.append(
-            f"Attacked inside their certificates, at {INSIDE} of the smallest radius of groups of nearly equal ones: {broken} "
-            f"of {images} images were given another class, {sum(hunt.abstained for hunt in hunts)} none."
+            f"Attacked within {INSIDE} of their certificates, {broken} of {images} images were given another class, "
+            f"{sum(hunt.abstained for hunt in hunts)} none."
             + " A certificate is wrong: do not believe any of them."
             * bool(broken)
         )
@@ -269,7 +269,10 @@ def _hunts(nets: Nets) -> Section | None:
                 h = net.hunt
                 numbers = (seed, h.images, h.groups, h.broken, h.abstained)
                 table.append((label, *map(str, numbers), f"{h.nearest:.3f}"))
-    note = f"AutoAttack's APGD-CE, APGD-T and Square at {INSIDE} of the smallest radius of each group: nothing may break there."
+    note = (
+        f"A descent on the margin within {INSIDE} of every image's own radius, then APGD-CE, APGD-T and Square within {INSIDE} "
+        "of the smallest of groups of nearly equal ones (nearest: the least of these over its own): nothing may break there."
+    )
     return Section("Hunted inside the certificates", (Table(table, range(1, 7)), Text(note, note=True))) if table[1:] else None
 
 
