@@ -276,7 +276,8 @@ def _measured(
     def hunt() -> Line:
         hunted = test.first(config.hunted)
         net, judge, radii = _judged(config, path, hunted)
-        found, seconds = timed(lambda: certified.hunt(net, judge, hunted, radii, config.norm))
+        members = config.attacks if config.smoke else certified.MEMBERS
+        found, seconds = timed(lambda: certified.hunt(net, judge, hunted, radii, config.norm, members))
         return line(step="hunt", seconds=seconds, hunt=found)
 
     steps: list[tuple[str, Any]] = [("certificate", certificate)]

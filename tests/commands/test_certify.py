@@ -89,9 +89,9 @@ def test_a_hunt_notices_radii_that_are_too_large():
     images = data.Split(images.images, predicted)  # untrained: its own classes are as good as any
     certificate = stability.certify(net, images.images, predicted)
     judge = certified.certified_judge(certificate, 10)
-    honest = certified.hunt(net, judge, images, certificate.radius, "l2")
+    honest = certified.hunt(net, judge, images, certificate.radius, "l2", ("pgd5-margin",))
     assert honest.broken == honest.abstained == 0 and honest.images == 12 and 0.95 < honest.nearest < 1
-    assert certified.hunt(net, judge, images, 30 * certificate.radius, "l2").broken > 0
+    assert certified.hunt(net, judge, images, 30 * certificate.radius, "l2", ("pgd5-margin",)).broken > 0
 
 
 def line(step, **found):

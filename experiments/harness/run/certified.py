@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -232,14 +232,13 @@ def prove(net: nn.Module, test: Split, norm: str, tau: float) -> tuple[Certified
 
 def attack(net: nn.Module, judge: Judge, test: Split, name: str, norm: str, radius: float, seed: int = 0) -> Measurement:
     """What an attack on the network as it stands leaves of `test`, judged by the certified network."""
-    found = _survivors(net, judge, test.images, test.labels, name, norm, radius, seed)
+    members = MEMBERS if name == ENSEMBLE else (name,)
+    found = _survivors(net, judge, test.images, test.labels, members, norm, radius, seed)
     return Measurement.of(name, radius, "exact", found.robust.cpu().numpy(), int(found.untrusted.sum()))
 
 
-def hunt(
-    net: nn.Module, judge: Judge, test: Split, radii: Tensor, norm: str, progress: Callable[[int, int], None] | None = None
-) -> Hunt:
-    """Attack every image just inside its radius; see `Hunt`."""
+def hunt(net: nn.Module, judge: Judge, test: Split, radii: Tensor, norm: str, members: Sequence[str] = MEMBERS) -> Hunt:
+    """Attack every image just inside its radius; see `Hunt`. members: of the ensemble."""
     order = [index for index in radii.argsort().tolist() if radii[index] > 0]
     if not order:
         return Hunt(0, 0, 0, 0, 1.0)
@@ -251,14 +250,12 @@ def hunt(
             groups.append([index])
     broken, abstained = (set(np.array(order)[mask].tolist()) for mask in _fallen(judge, test, radii, order, norm, net))
     nearest = 1.0
-    for done, group in enumerate(groups):
+    for group in groups:
         reach = INSIDE * radii[group[0]].item()
-        found = _survivors(net, judge, test.images[group], test.labels[group], ENSEMBLE, norm, reach, 0)
+        found = _survivors(net, judge, test.images[group], test.labels[group], members, norm, reach, 0)
         abstained |= {group[n] for n in found.untrusted.nonzero()[:, 0].tolist()}
         broken |= {group[n] for n in (~found.robust & ~found.untrusted).nonzero()[:, 0].tolist()}
         nearest = min(nearest, reach / radii[group[-1]].item())
-        if progress:
-            progress(done + 1, len(groups))
     return Hunt(len(order), len(groups), len(broken), len(abstained), nearest)
 
 
@@ -287,10 +284,9 @@ def _fallen(
 
 
 def _survivors(
-    net: nn.Module, judge: Judge, x: Images, y: Tensor, name: str, norm: str, radius: float, seed: int
+    net: nn.Module, judge: Judge, x: Images, y: Tensor, members: Sequence[str], norm: str, radius: float, seed: int
 ) -> stability.WorstCase:
     threat: Any = THREATS[norm](radius)
-    members = MEMBERS if name == ENSEMBLE else (name,)
     attacks = [(member, stability.get_attack(member).bound(threat, seed)) for member in members]
     return stability.worst_case(net, x, y, threat, attacks, judge)
 
