@@ -39,7 +39,7 @@ from experiments.harness.command import (
 from experiments.harness.config import add_options
 from experiments.harness.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.report import certificates as report
-from experiments.harness.run import certified, partials
+from experiments.harness.run import certified, shelf
 from experiments.harness.run.case import TRAINING, Case, Task, checkpoint_of, run_task
 from experiments.harness.run.certified import ENSEMBLE, CertifyConfig, Line, Pair, timed
 from experiments.harness.run.config import RunConfig
@@ -330,8 +330,8 @@ def _train(run: Run, config: CertifyConfig, pair: Pair, seed: int, name: str) ->
         device=config.device,
     )
     case = _case(pair, seed)
-    found = run_task(settings, folder, Task(case, TRAINING))
-    partials.remove(folder / "checkpoints", case.name)
+    found = run_task(settings, shelf.Disk(folder / "checkpoints"), Task(case, TRAINING))
+    shelf.remove(folder / "checkpoints", case.name)
     return Line(
         network=name,
         step="training",

@@ -1,5 +1,7 @@
 """How much of a radius is lost on the way: what reaches the image of the gradient of a margin."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,6 +31,7 @@ def kept_gradient(net: nn.Module, x: Images) -> PerSample:
         top, other = logits.topk(2, dim=1).indices.unbind(1)
         margins = logits.gather(1, top[:, None]) - logits.gather(1, other[:, None])
         (gradient,) = torch.autograd.grad(margins.sum(), x)
-    rows = head.weight.detach()
+    weight: Any = head.weight
+    rows = weight.detach()
     distances = (rows[top] - rows[other]).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
     return gradient.flatten(1).norm(dim=1) / distances
