@@ -39,9 +39,9 @@ from experiments.harness.command import (
 from experiments.harness.config import add_options
 from experiments.harness.experiment import DEFAULTS, check_out, provenance
 from experiments.harness.report import certificates as report
-from experiments.harness.run import certified, shelf
+from experiments.harness.run import certified, proofs, shelf
 from experiments.harness.run.case import TRAINING, Case, Task, checkpoint_of, run_task
-from experiments.harness.run.certified import ENSEMBLE, CertifyConfig, Line, Pair, timed
+from experiments.harness.run.certified import ENSEMBLE, CertifyConfig, Line, Pair
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
 from experiments.harness.run.runner import progress_bars
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     _work(run, config, console)
     nets = certified.by_pair(run.records)
-    with saving(run.path("report.html")):
+    with saving(run.folder):
         report.write(config, nets, run.folder)
     report.show(config, nets, console)
     console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
@@ -265,19 +265,19 @@ def _measured(
 
     def certificate() -> Line:
         net = load_subject(path, config.device).net
-        (found, _), seconds = timed(lambda: certified.prove(net, test, config.norm, config.tau))
+        (found, _), seconds = proofs.timed(lambda: proofs.prove(net, test, config.norm, config.tau))
         return line(step="certificate", seconds=seconds, certified=found)
 
     def attack(attack: str, radius: float, step: str) -> Line:
         net, judge, _ = _judged(config, path, attacked)
-        found, seconds = timed(lambda: certified.attack(net, judge, attacked, attack, config.norm, radius, seed))
+        found, seconds = proofs.timed(lambda: proofs.attack(net, judge, attacked, attack, config.norm, radius, seed))
         return line(step=step, seconds=seconds, measurement=found)
 
     def hunt() -> Line:
         hunted = test.first(config.hunted)
         net, judge, radii = _judged(config, path, hunted)
         members = config.attacks if config.smoke else certified.MEMBERS
-        found, seconds = timed(lambda: certified.hunt(net, judge, hunted, radii, config.norm, members))
+        found, seconds = proofs.timed(lambda: proofs.hunt(net, judge, hunted, radii, config.norm, members))
         return line(step="hunt", seconds=seconds, hunt=found)
 
     steps: list[tuple[str, Any]] = [("certificate", certificate)]
@@ -295,7 +295,7 @@ def _judged(config: CertifyConfig, path: str, images: data.Split) -> tuple[nn.Mo
     certificate = stability.certify(net, images.images, images.labels, norm=THREATS[config.norm], tau=config.tau)
     with torch.no_grad():
         classes = net(images.images[:1]).shape[1]
-    return net, certified.certified_judge(certificate, classes), certificate.radius
+    return net, proofs.certified_judge(certificate, classes), certificate.radius
 
 
 def _folder(pair: Pair) -> str:

@@ -97,6 +97,7 @@ KNOWN = {
         "stability",
         "experiments.harness.command",
         "experiments.harness.words",
+        "experiments.harness.run.certified",
         "experiments.harness.run.config",
         "experiments.harness.run.schema",
         "experiments.harness.statistics",

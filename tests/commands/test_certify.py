@@ -11,7 +11,7 @@ import odenets
 import stability
 from experiments import certify
 from experiments.harness.report import certificates as report
-from experiments.harness.run import certified
+from experiments.harness.run import certified, proofs
 from experiments.harness.run.certified import Certified, Hunt, Line
 from experiments.harness.run.schema import Measurement
 from experiments.harness.training import data
@@ -88,10 +88,10 @@ def test_a_hunt_notices_radii_that_are_too_large():
     predicted = stability.certify(net, images.images).predicted
     images = data.Split(images.images, predicted)  # untrained: its own classes are as good as any
     certificate = stability.certify(net, images.images, predicted)
-    judge = certified.certified_judge(certificate, 10)
-    honest = certified.hunt(net, judge, images, certificate.radius, "l2", ("pgd5-margin",))
+    judge = proofs.certified_judge(certificate, 10)
+    honest = proofs.hunt(net, judge, images, certificate.radius, "l2", ("pgd5-margin",))
     assert honest.broken == honest.abstained == 0 and honest.images == 12 and 0.95 < honest.nearest < 1
-    assert certified.hunt(net, judge, images, 30 * certificate.radius, "l2", ("pgd5-margin",)).broken > 0
+    assert proofs.hunt(net, judge, images, 30 * certificate.radius, "l2", ("pgd5-margin",)).broken > 0
 
 
 def line(step, **found):

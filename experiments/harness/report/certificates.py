@@ -18,7 +18,6 @@ from experiments.harness.report import figures
 from experiments.harness.report.page import Code, Figure, Section, Table, Terms, Text, write_page
 from experiments.harness.report.sentences import interval, percent, points
 from experiments.harness.run.certified import INSIDE, CertifyConfig, Findings
-from experiments.harness.run.folder import saving
 from experiments.harness.words import count, norm_symbol, radius
 
 Nets = Mapping[str, Mapping[int, Findings]]  # {field and scheme: {seed: findings}}
@@ -149,10 +148,9 @@ def sentences(config: CertifyConfig, nets: Nets) -> list[str]:
 def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
     """report.html, certificates.csv, certificates.tex and the figure as PNG."""
     table = rows(config, nets)
-    with saving(folder / "certificates.csv"), open(folder / "certificates.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / "certificates.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(tidy(config, nets))
-    with saving(folder / "certificates.tex"):
-        (folder / "certificates.tex").write_text(latex(table), encoding="utf-8")
+    (folder / "certificates.tex").write_text(latex(table), encoding="utf-8")
     drawing = figures.save(_figure(config, nets), folder / "figures", "certificates")
     note = Markup(
         "<b>Certified</b>: right, and no image nearer than the radius is given another class, by theorem, residuals and "
