@@ -1,7 +1,11 @@
 """Parts of a user's own on the command line: what is read, what is refused, what a run remembers of them."""
 
+import csv
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import odenets
 import stability
 from experiments import compare_schemes, evaluate
 from experiments.harness.run import own
-from odenets.own import MOVED
+from odenets.own import MOVED, find_own
 
 OWN = """
 from dataclasses import dataclass
@@ -302,3 +306,73 @@ def test_code_travels_with_what_it_imports_from_beside_itself(folder, tmp_path_f
         MOVED.clear()
         for name in [name for name in sys.modules if name.split(".")[0] == "package"]:
             del sys.modules[name]
+
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "docs/guide.md").read_text(encoding="utf-8").split("## Bring your own")[1].split("\n## ")[0]
+LINES = re.findall(r"^\.venv/bin/python experiments/(\w+)\.py (.*)$", SECTION, flags=re.M)
+QUICK = ["--smoke", "--device", "cpu", "--audit", "none", "--workers", "1"]
+
+
+@pytest.fixture
+def guide(folder):
+    """The guide's my.py, a folder of PNGs of two shapes and three sizes, and an archive."""
+    (folder / "my.py").write_text(re.search("```python\n(.*?)```", SECTION, re.S)[1])
+    generator = np.random.default_rng(0)
+    for name, inner in (("bars", np.s_[:, 8:14]), ("squares", np.s_[4:18, 4:18])):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for index in range(40):
+            image = generator.integers(0, 100, (22, 22 + index % 3, 3), dtype=np.uint8)
+            image[inner] += 150
+            Image.fromarray(image).save(folder / "my_images" / name / f"{index}.png")
+    digits = generator.random((60, 8, 8), dtype=np.float32)
+    np.savez(folder / "my.npz", images=digits, labels=np.arange(60) % 4)
+    return folder
+
+
+def test_the_guides_lines_are_understood_by_their_scripts(guide):
+    assert [script for script, _ in LINES] == [
+        "compare_schemes",
+        "compare_schemes",
+        "evaluate",
+        "compare_schemes",
+        "compare_schemes",
+    ]
+    for _, line in LINES:
+        for spec in [word for word in shlex.split(line) if word.startswith("my.py:")]:
+            assert find_own(spec.split(",")[0], "part").name
+
+
+def test_the_guides_own_parts_all_at_once(guide):
+    assert compare_schemes.main([*shlex.split(LINES[1][1]), *QUICK, "--attacks", "my.py:corners", "--out", "out"]) == 0
+    table = (guide / "out" / "accuracy.csv").read_text()
+    assert "my.py:load,my.py:narrow,my.py:two_stages(alpha=0.75)" in table.replace('"', "")
+    assert "implicit_euler,1,standard,0,my.py:corners" in table and "detached" not in table
+    assert "my.py:departure" in (guide / "out" / "stability.csv").read_text()
+    assert "two_stages(alpha=0.75)" in (guide / "out" / "report.html").read_text(encoding="utf-8")
+    evaluation = [*shlex.split(LINES[2][1]), "--test-limit", "20", "--audit", "none", "--device", "cpu"]
+    assert evaluate.main([*evaluation, "--out", "evaluated"]) == 0
+    rows = list(csv.DictReader((guide / "evaluated" / "accuracy.csv").open()))
+    assert {(row["dataset"], row["model"], row["total"]) for row in rows} == {("my.npz", "my.py:linear(width=32)", "15")}
+
+
+@pytest.mark.slow
+def test_a_scheme_a_resnet_and_a_folder_of_images_give_a_whole_report(guide, capsys):
+    assert compare_schemes.main([*shlex.split(LINES[0][1]), *QUICK[:-4], "--out", "out"]) == 0
+    rows = list(csv.DictReader((guide / "out" / "accuracy.csv").open()))
+    assert {row["scheme"] for row in rows} == {"explicit_euler", "my.py:SCHEME"}
+    assert {(row["dataset"], row["model"], row["total"]) for row in rows} == {("my_images", "my.py:net", "20")}
+    page = (guide / "out" / "report.html").read_text(encoding="utf-8")
+    assert "my.py:SCHEME" in page and "my_images" in page
+    assert {path.name for path in (guide / "out" / "checkpoints").glob("*.pt")} == {
+        "explicit_euler-substeps1-seed0.pt",
+        "my.py_SCHEME-substeps1-seed0.pt",
+    }
+    assert "the classes bars, squares are counted as 0 to 1" in capsys.readouterr().out
+    for name in ("audit.csv", "stability.csv"):
+        assert "my.py:SCHEME" in (guide / "out" / name).read_text()
+    *unsized, option, size = shlex.split(LINES[0][1])
+    assert compare_schemes.main([*unsized, option, size, *QUICK[:-4], "--out", "out", "--resume"]) == 0
+    with pytest.raises(SystemExit):
+        compare_schemes.main([*unsized, *QUICK[:-4], "--out", "other"])
+    assert "my_images has images of 3 sizes, such as" in capsys.readouterr().err
