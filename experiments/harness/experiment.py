@@ -43,6 +43,7 @@ from experiments.harness.run.case import Case, load_data
 from experiments.harness.run.cluster import add_cluster_options, connect, parse_place
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
+from experiments.harness.run.log import LOGS, check_log
 from experiments.harness.run.machine import version_of
 from experiments.harness.run.rehearsal import rehearse
 from experiments.harness.run.runner import run_cases
@@ -161,6 +162,7 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
         action="store_true",
         help="go on with the run in --out, or start it where nothing is there; it takes further --seeds after those it has",
     )
+    parser.add_argument("--log", help=f"one of {', '.join(LOGS)}: curves of each training beside the bars, below --out")
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 
@@ -175,6 +177,9 @@ def make_config(
         parse_choice(args.model, "--model", tuple(odenets.MODELS))
     parse_choice(args.threat, "--threat", tuple(THREATS))
     check_out(args)
+    if args.log is not None:
+        parse_choice(args.log, "--log", LOGS)
+        check_log(args.log)
     before = _before(args)
     budget = parse_duration(args.budget, "--budget")
     at_most = parse_one(args.seeds_at_most, "--seeds-at-most", int, FEWEST)
@@ -231,6 +236,7 @@ def make_config(
         looks=looks,
         reported=tuple(before.get("reported", ())),
         reads=tuple(reads),
+        log=args.log,
         smoke=args.smoke,
     )
     if args.smoke:

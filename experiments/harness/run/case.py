@@ -24,6 +24,7 @@ from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record, made_of
 from experiments.harness.run.shelf import Shelf
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
+from experiments.harness.training.epoch import Say
 from experiments.harness.words import file_name
 from odenets.errors import InputError
 from stability.attacks.threats import THREATS
@@ -99,7 +100,7 @@ class Work(NamedTuple):
     case: Case
     images: data.Data
     progress: Progress
-    say: Callable[[str], None]
+    say: Say
 
     @property
     def test(self) -> data.Split:
@@ -137,7 +138,7 @@ def run_task(
     shelf: Shelf,
     task: Task,
     progress: Progress = lambda done, total: None,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Say = lambda sentence: None,
     images: data.Data | None = None,
 ) -> dict[str, Any]:
     """Do one phase of a case.
@@ -148,7 +149,7 @@ def run_task(
             other phases take the weights from there.
         task: The case and the phase, one of `PHASES`.
         progress: Called with (done, total).
-        say: Called with a sentence that the user should read.
+        say: Called with a sentence that the user should read, and with each `Epoch` of a training.
         images: The data of the run; by default they are loaded.
 
     Returns:

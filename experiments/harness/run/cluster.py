@@ -28,6 +28,7 @@ from experiments.harness.run.machine import default_workers, keep_memory, versio
 from experiments.harness.run.places import WORKER_ENVIRONMENT, Found, Screen, attempt
 from experiments.harness.run.shelf import Disk
 from experiments.harness.run.shelf import Found as Newest
+from experiments.harness.training.epoch import Epoch
 from odenets.errors import ROOT, InputError
 
 RETRIES = 3  # of a task whose node or process was lost; nothing else is tried again
@@ -326,8 +327,8 @@ def _on_node(
             last = time.monotonic()
             updates.put((task.name, done, total))
 
-    def say(sentence: str) -> None:
-        updates.put((task.whose, f"{sentence} (on node {name})"))
+    def say(told: str | Epoch) -> None:
+        updates.put((task.whose, told if isinstance(told, Epoch) else f"{told} (on node {name})"))
 
     shelf = Afar(disk, ray.get, say)
     report(0, 1)

@@ -20,6 +20,7 @@ INCIDENTAL = (
     "budget",
     "seeds_at_most",
     "reported",
+    "log",
 )
 
 
@@ -65,6 +66,7 @@ class RunConfig:
     workers: int | None = None
     budget: float | None = None
     seeds_at_most: int | None = None
+    log: str | None = None
     smoke: bool = False
     data: Mapping[str, int] = field(default_factory=dict)
     own: Mapping[str, str] = field(default_factory=dict)

@@ -18,7 +18,9 @@ import torch
 from rich.progress import Progress, TaskID
 
 from experiments.harness.run.failures import Failure, failure_of
+from experiments.harness.run.log import TensorBoard
 from experiments.harness.run.machine import keep_memory
+from experiments.harness.training.epoch import Epoch, Say
 from stability.types import Progress as Report
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
@@ -33,7 +35,6 @@ _updates: Any = None  # the queue to the parent, in a worker
 
 Found = dict[str, Any]
 Outcome = tuple[Found, Failure | None]
-Say = Callable[[str], None]
 
 
 class Doable(Protocol):
@@ -96,10 +97,10 @@ def drive(
 
 
 class Screen:
-    """The bars of tasks that run, and what they say above them."""
+    """The bars of tasks that run, what they say above them, and the log beside them where there is one."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, log: TensorBoard | None = None) -> None:
+        self.progress, self.log = progress, log
         self.bars: dict[str, TaskID] = {}
 
     def say(self, sentence: str) -> None:
@@ -107,7 +108,9 @@ class Screen:
         self.progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, name: str, *update: Any) -> None:
-        """What a task reports: a sentence of a net, or how far a task is."""
+        """What a task reports: a sentence or an epoch of a net, or how far a task is."""
+        if isinstance(update[0], Epoch):
+            return self.log.epoch(name, update[0]) if self.log else None
         if len(update) == 1:
             return self.say(f"{name}: {update[0]}")
         done, total = update

@@ -16,11 +16,13 @@ from experiments.harness.run.cluster import Cluster, Nodes, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run
+from experiments.harness.run.log import TensorBoard
 from experiments.harness.run.machine import devices_of
-from experiments.harness.run.places import Found, Here, Place, Processes, Say, Screen, drive
+from experiments.harness.run.places import Found, Here, Place, Processes, Screen, drive
 from experiments.harness.run.schedule import Level, Schedule
 from experiments.harness.run.schema import Record
 from experiments.harness.training.data import Data
+from experiments.harness.training.epoch import Say
 from experiments.harness.words import radius
 from stability.types import Progress as Report
 
@@ -89,9 +91,10 @@ def run_cases(
     elif not begun:
         return {}
     with progress_bars(console) as progress:
-        ledger = Ledger(run, config, plan, {case: ended[case] for case in begun}, progress)
+        log = TensorBoard(run.path(config.log)) if config.log else None
+        ledger = Ledger(run, config, plan, {case: ended[case] for case in begun}, progress, log)
         place: Place[Task]
-        disk, screen = shelf.Disk(run.path("checkpoints")), Screen(progress)
+        disk, screen = shelf.Disk(run.path("checkpoints")), Screen(progress, log)
         if cluster:
             place = Nodes(
                 partial(do_on_node, config),
@@ -109,6 +112,8 @@ def run_cases(
             place = Processes(partial(run_task, config, disk), screen, workers, devices_of(torch.device(config.device)))
         drive(place, plan.next, ledger.ended)
         ledger.settle()
+        if log:
+            log.close()
     return ledger.failures
 
 
@@ -132,9 +137,15 @@ class Ledger:
     """What the tasks of a run have found: the records of a case are written once nothing of it is left."""
 
     def __init__(
-        self, run: Run, config: RunConfig, plan: Plan, begun: dict[Case, dict[str, dict[str, Any]]], progress: Progress
+        self,
+        run: Run,
+        config: RunConfig,
+        plan: Plan,
+        begun: dict[Case, dict[str, dict[str, Any]]],
+        progress: Progress,
+        log: TensorBoard | None = None,
     ) -> None:
-        self.run, self.config, self.plan, self.progress = run, config, plan, progress
+        self.run, self.config, self.plan, self.progress, self.log = run, config, plan, progress, log
         self.found = begun  # {case: {phase: what it found}}
         self.failures: dict[str, str] = {}
         self.settled: set[Case] = {case for case in plan.had if case not in begun}
@@ -171,6 +182,8 @@ class Ledger:
             shelf.remove(self.run.path("checkpoints"), case.name)
             kept.remove(self.run.path("checkpoints"), case.name, list(found))
             forget(self.run.folder, case.name)
+            if self.log:
+                self.log.measured(case.name, records[0])
             self._say(_line(case, records[0]))
 
     def _say(self, sentence: str) -> None:

@@ -1,5 +1,6 @@
 """What is known of an epoch once it has ended."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,3 +18,6 @@ class Epoch:
     held_out_fgsm: float | None = None
     overfitting: bool | None = None
     gradient_cosine: float | None = None
+
+
+Say = Callable[[str | Epoch], None]  # told what the user should read, and each epoch that has ended

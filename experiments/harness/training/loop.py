@@ -7,7 +7,7 @@ saved and, after a kill, taken up again: on a CPU the outcome is then the same t
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import stability
 from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.augmentation import augment
 from experiments.harness.training.data import Data, Split
-from experiments.harness.training.epoch import Epoch
+from experiments.harness.training.epoch import Epoch, Say
 from experiments.harness.training.gradient import along, exact_backward, gradient_cosine, is_approximate
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
@@ -52,7 +52,7 @@ def train(
     seed: int,
     store: Any = None,
     progress: Progress = lambda done, total: None,
-    say: Callable[[str], None] = lambda sentence: None,
+    say: Say = lambda sentence: None,
 ) -> Trained:
     """Train `net` in place and leave it in eval mode, with the weights of its best (or last) epoch.
 
@@ -68,7 +68,7 @@ def train(
         seed: Order of the batches, augmentation, noise of the attack; equal for all schemes.
         store: Has latest() -> state or None and save(state); called after each epoch and every `checkpoint_seconds`.
         progress: Called with (batches done, batches in all).
-        say: Called with a sentence that the user should read.
+        say: Called with a sentence that the user should read, and with each `Epoch`.
 
     Returns:
         A `Trained`.
@@ -87,7 +87,7 @@ def _train(
     seed: int,
     store: Any,
     progress: Progress,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Trained:
     rounds = adversarial_training.rounds(settings)
     passes, batches = -(-settings.epochs // rounds), max(1, len(data.train) // settings.batch_size)
@@ -224,9 +224,7 @@ def _divergence(net: nn.Module, x: Tensor, value: float, norm: float, epoch: int
     )
 
 
-def _close_epoch(
-    net: nn.Module, data: Data, settings: TrainingSettings, book: Book, steps: int, say: Callable[[str], None]
-) -> None:
+def _close_epoch(net: nn.Module, data: Data, settings: TrainingSettings, book: Book, steps: int, say: Say) -> None:
     """Judge the epoch that has ended, keep its weights if none was better, and tell of overfitting to single steps."""
     net.eval()
     epoch = Epoch(book["epoch"] + 1, book["loss"] / steps, accuracy(net, data.held_out))
@@ -245,6 +243,7 @@ def _close_epoch(
                 f"epoch {epoch.epoch}: catastrophic overfitting: on held-out images accuracy under PGD fell to {score:.2f}, "
                 f"under FGSM it is {epoch.held_out_fgsm:.2f}; --training pgd or a smaller --train-epsilon avoids it"
             )
+    say(epoch)
     book["history"].append(asdict(epoch))  # plain: it is part of what a checkpoint holds
     if settings.select == "last" or book["best"] is None or score >= book["best"]["score"]:
         book["best"] = {"epoch": epoch.epoch, "score": score}
