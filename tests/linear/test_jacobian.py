@@ -1,5 +1,7 @@
 """The Jacobian as an operator: against dense ones, through the stage of every scheme, on every device."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +162,16 @@ def test_samples_that_mix_are_refused():
     norm.eval()
     largest = float((norm.running_var + norm.eps).rsqrt().max())
     np.testing.assert_allclose(stability.spectrum(norm, y, k=1).values.real, np.full((4, 1), largest), rtol=1e-4)
+
+
+def test_one_pair_of_products_stands_in_the_package():
+    """Both ways from one linearisation, checked against each other: `linear/jacobian.py`.
+
+    Beside it stand a field that a solver differentiates again (growth), J^T v for the weights of a penalty, whose J v is a
+    difference of values, and the gradient of a loss (attacks).
+    """
+    package = Path(stability.__file__).parent
+    products = ("torch.func.jvp(", "torch.func.vjp(", "torch.func.linearize(", "autograd.grad(", "functional.jvp(")
+    found = {str(p.relative_to(package)) for p in package.rglob("*.py") if any(word in p.read_text() for word in products)}
+    assert found == {"linear/jacobian.py", "network/growth.py", "network/penalty.py", "attacks/losses.py"}
+    assert "autograd.grad(" not in (package / "network/growth.py").read_text()

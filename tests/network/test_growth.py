@@ -156,6 +156,7 @@ def test_what_has_not_converged_says_so():
 
 X = torch.zeros(1, 4, dtype=torch.float64)
 STAGE = odenets.ODEStage(nn.Identity())
+MIXING = [lambda t, y: y + y.mean(0)]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,7 @@ STAGE = odenets.ODEStage(nn.Identity())
         (lambda: stability.growth(nn.Identity(), X, X + 1), "no ODEStage"),
         (lambda: stability.growth(STAGE, X / 0, X + 1), "NaN"),
         (lambda: stability.growth(STAGE, X, X / 0), "finite"),
+        (lambda: stability.growth(odenets.ODEStage(MIXING), torch.cat([X, X]), vectors(2, 4)), "mixes the samples"),
         (lambda: stability.lyapunov_exponents(torch.sin, X, k=5), "from 1 to 4"),
         (lambda: stability.lyapunov_exponents(lambda y: y[:, :2], X, k=3), "from 1 to 2"),
         (lambda: stability.lyapunov_exponents(torch.sin, X, k=1, time=0), "time"),
