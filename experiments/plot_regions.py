@@ -24,7 +24,7 @@ import stability
 from experiments.harness.command import Parser, parse_schemes, run_cli
 from experiments.harness.report import scheme_table
 from experiments.harness.report.arms import Cloud
-from experiments.harness.report.figures import save
+from experiments.harness.report.drawing import save
 from experiments.harness.report.regions import region_sheet
 from experiments.harness.report.spectrum_file import read_spectrum
 from experiments.harness.run.folder import write_atomically

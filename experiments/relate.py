@@ -8,7 +8,6 @@ Each training is a run of compare_schemes.py in a folder of its own under --out,
 finished ones. --out receives relation.html, relation.csv and figures.
 """
 
-import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from experiments.harness.command import (
 )
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.report.study import sentences, study, table, write_study
-from experiments.harness.run.folder import read_run, saving
+from experiments.harness.run.folder import read_run, saving, write_atomically
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.training.losses import METHODS
 from odenets.errors import InputError
@@ -68,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = study([read_run(folder) for folder in folders])
     with saving(out):
         out.mkdir(parents=True, exist_ok=True)
-    rows = table(found)
+    whole = table(found)
     with saving(out / "relation.html"):
         write_study(found, out)
-    with saving(out / "relation.csv"), open(out / "relation.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    wide = show_table(Console(), "Predictors of robustness", [(*row[:5], *row[-3:]) for row in rows], keys=1)
+    write_atomically(out / "relation.csv", whole.csv())
+    rows = [(*row[:5], *row[-3:]) for row in (whole.columns, *whole.rows)]
+    wide = show_table(Console(), "Predictors of robustness", rows, keys=1)
     for sentence in sentences(found):
         wide.print(sentence, markup=False, highlight=False)
     wide.print(f"Page: {(out / 'relation.html').resolve()}", markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ COMMANDS = {
     "share": "share",
     "certify": "certify",
     "reproduce": "reproduce_ie_skips",
+    "collect": "collect",
 }
 
 

@@ -32,7 +32,6 @@ from experiments.harness.command import (
     parse_one,
     parse_predictors,
     parse_schemes,
-    show_table,
 )
 from experiments.harness.config import add_options
 from experiments.harness.report import comparison as report
@@ -370,8 +369,7 @@ def _take_seeds(run: Run, count: int) -> None:
 
 def _print_summary(console: Console, found: Comparison, failures: Mapping[str, str], report_path: Path) -> None:
     """The table of the report without its empty columns, its first sentences, and where the report lies."""
-    rows, keys = report.answer_table(found)
-    wide = show_table(console, _title(found), rows, keys)
+    wide = report.answer_table(found).show(console, _title(found))
     for sentence in [*report.answer(found), *_solves(found)]:
         wide.print(sentence, markup=False, highlight=False)
     for name, reason in failures.items():

@@ -1,7 +1,9 @@
-"""How norms, radii, numbers of things and times are written in tables, sentences and figures."""
+"""How norms, radii, numbers of things, times, shares and intervals are written in tables, sentences and figures."""
 
 import re
 from collections.abc import Iterable
+
+from experiments.harness.statistics.estimates import Estimate
 
 
 def norm_symbol(threat: str) -> str:
@@ -35,3 +37,19 @@ def duration(seconds: float) -> str:
 def file_name(spec: str) -> str:
     """A spec as a part of a file's name."""
     return re.sub(r"[(,:/\\]", "_", spec).replace(")", "")
+
+
+def percent(share: float) -> str:
+    """A share in percent, one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference in percentage points with its sign; no minus sign on a rounded zero."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\u2212") if difference else "0.0"
+
+
+def interval(estimate: Estimate, sign: str = "") -> str:
+    """An interval in percent or, with sign="+", in points."""
+    show = points if sign else percent
+    return f"[{show(estimate.low)}, {show(estimate.high)}]"

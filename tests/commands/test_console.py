@@ -31,7 +31,7 @@ def test_what_is_no_command_is_one_sentence(capsys):
     assert console.main(["train"]) == 2
     assert capsys.readouterr().err == (
         "odenets: unknown command 'train'; choose from compare, sweep, evaluate, map, regions, solvers, relate, share, "
-        "certify, reproduce\n"
+        "certify, reproduce, collect\n"
     )
     assert console.main(["--version"]) == 0 and capsys.readouterr().out == f"odenets {odenets.__version__}\n"
 

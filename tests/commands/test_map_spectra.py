@@ -42,8 +42,15 @@ def test_a_torchvision_resnet_by_import_path(users, tmp_path, capsys):
         )
         == 0
     )
-    assert {path.name for path in out.iterdir()} == {"report.html", "blocks.csv", "spectra.csv", "growth.csv", "figures"}
-    assert {path.name for path in (out / "figures").iterdir()} == {"clouds.png", "growth.png", "pseudospectra.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "blocks.csv",
+        "spectra.csv",
+        "growth.csv",
+        "figures",
+        "tables",
+    }
+    assert {path.stem for path in (out / "figures").iterdir()} == {"clouds", "growth", "pseudospectra"}
     page = (out / "report.html").read_text()
     assert page.count("data:image") == 3 and "heun, 2 random images" in page and "$" not in page.split("</style>")[1]
     spectra = rows(out / "spectra.csv")

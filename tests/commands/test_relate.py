@@ -48,7 +48,7 @@ def test_a_predictor_that_is_there_is_supported_and_the_answer_names_its_size():
     said = sentences(found)
     assert "supported: log norm (-" in said[0] and "8 schemes, 64 nets, digits, standard, pgd training" in said[0]
     assert any(text.startswith("A standard deviation of log norm goes with \u2212") for text in said)
-    header, *rows = table(found)
+    header, rows = table(found).columns, table(found).rows
     assert {len(row) for row in rows} == {len(header)}
     for row in rows:
         assert not row[4] or row[2], "no p-value without an effect"

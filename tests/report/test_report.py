@@ -10,7 +10,7 @@ from experiments.harness.report import comparison as report
 from experiments.harness.report import regions
 from experiments.harness.report import sentences as findings
 from experiments.harness.report.arms import comparison, merged_clouds
-from experiments.harness.report.page import Text
+from experiments.harness.report.page import Table, Text
 from experiments.harness.statistics.two_way import two_way
 from experiments.harness.training.epoch import Epoch
 
@@ -52,7 +52,9 @@ def test_the_page_is_one_file_without_network_or_script(page):
     folder, parsed = page
     assert "script" not in parsed.tags and parsed.tags >= {"table", "figure", "figcaption"}
     assert all(source.startswith("data:image/") or "/" not in source for source in parsed.sources)
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"accuracy", "regions", "measure", "training"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in ("accuracy", "regions", "measure", "training") for suffix in ("png", "pdf")
+    }
     assert sum(source.startswith("data:") for source in parsed.sources) == 4
 
 
@@ -92,14 +94,14 @@ def test_ritz_values_are_published_by_their_extremes_never_as_shares(page):
 
 
 def _rows(section):
-    """The rows of the table in a section, as on the page: a first cell that repeats is left out."""
-    (table,) = (part for part in section.parts if part.kind == "table")
-    return [[str(cell.text) for cell in row.cells] for row in table.lines()][1:]
+    """The rows of the table in a section."""
+    (table,) = (part for part in section.flat() if isinstance(part, Table))
+    return [list(row) for row in table.rows]
 
 
 def test_the_solver_table_shows_unsolved_gradients_and_is_empty_without_them():
     config, records = run()
-    explicit, implicit = _rows(report._solver(comparison(config, records), None))
+    explicit, implicit = _rows(report._solver(comparison(config, records)))
     assert "3.21" in implicit and "4.32" in implicit and "3.21" not in explicit
     records = [
         replace(
@@ -109,7 +111,7 @@ def test_the_solver_table_shows_unsolved_gradients_and_is_empty_without_them():
         )
         for record in records
     ]
-    assert _rows(report._solver(comparison(config, records), None))[1].count("") == 3
+    assert _rows(report._solver(comparison(config, records)))[1].count("") == 3
 
 
 def test_everything_from_outside_is_escaped(tmp_path):
@@ -143,7 +145,8 @@ def test_a_difference_inside_its_interval_is_never_claimed():
 
 def test_the_table_agrees_with_numbers_computed_by_hand():
     config, records = run()
-    header, *rows = report.summary_table(comparison(config, records))
+    table = report.summary_table(comparison(config, records))
+    header, rows = table.columns, table.rows
     assert len(rows) == 2 * 4 and {len(row) for row in rows} == {len(header)}
     shares = {
         scheme: [
@@ -191,17 +194,17 @@ def test_the_headline_says_what_was_audited(audited, sentence):
 def test_the_audit_table_is_whole_for_one_net_of_a_scheme_and_brief_for_the_others():
     config, records = run()
     records = [replace(r, audit=verdict(r.seed != 2 or r.scheme == "explicit_euler")) for r in records]
-    section = report._audit(comparison(config, records), None)
-    rows = _rows(section)
-    nets = [row[0] for row in rows if row[0]]
-    assert "5 of 6 nets pass" in section.parts[0].text and len(nets) == 6 and len(rows) == 2 * 3 + 4
-    assert rows[3] == ["explicit_euler, seed 1", "all that apply", "passes", ""]
-    assert rows[-1][:3] == ["implicit_euler \u2020, seed 2", "finite differences", "fails"]
+    text, failed, folded = report._audit(comparison(config, records)).parts
+    (passed,) = folded.parts
+    assert "5 of 6 nets pass" in text.text and len(passed.rows) == (3 + 1) + (3 + 1)
+    assert passed.rows[3] == ("explicit_euler, 2 more seeds", "all that apply", "passes", "seeds 1, 2")
+    assert [row[:3] for row in failed.rows] == [("implicit_euler \u2020, seed 2", "finite differences", "fails")]
+    assert folded.summary == "6 checks passed, and what does not apply"
 
 
 def test_each_attack_stands_by_itself_where_there_are_several():
     config, records = run()
-    assert report._by_attack(comparison(config, records), None) is None
+    assert report._by_attack(comparison(config, records)) is None
     records = [
         replace(
             r,
@@ -212,8 +215,8 @@ def test_each_attack_stands_by_itself_where_there_are_several():
         )
         for r in records
     ]
-    rows = _rows(report._by_attack(comparison(config, records), None))
-    assert [row[:2] for row in rows[:2]] == [["0.05", "explicit_euler"], ["", "implicit_euler"]] and rows[0][3] == ""
+    rows = _rows(report._by_attack(comparison(config, records)))
+    assert [row[:2] for row in rows[:2]] == [["0.05", "explicit_euler"], ["0.05", "implicit_euler"]] and rows[0][3] == ""
     pgd, square, together = (row.split(" / ") for row in rows[1][2:])
     assert len(pgd) == 2 and square == pgd[1:] and float(together[0]) <= float(pgd[0]) < float(pgd[1]) == float(together[1])
 
@@ -244,7 +247,7 @@ def test_a_sweep_over_substeps_keeps_its_arms_apart(tmp_path):
         f"explicit_euler, {arm}"
         for arm in ("1 step", "2 steps (trained with 1)", "4 steps (trained with 1)", "2 steps", "4 steps")
     ]
-    assert len(report.summary_table(found)) == 1 + 4 * 10 and "of 9 schemes" in report.headline(found)[0]
+    assert len(report.summary_table(found).rows) == 4 * 10 and "of 9 schemes" in report.headline(found)[0]
     report.write_report(found, tmp_path / "report.html")
     assert (tmp_path / "figures" / "sweep.png").exists()
 
@@ -279,6 +282,6 @@ def test_training_along_an_approximate_gradient_is_said():
     loose = "implicit_euler(tol=0.01,backward_tol=0.03,backward_stop=batch)"
     history = (Epoch(1, 1.0, 0.9, gradient_cosine=0.987), Epoch(2, 0.5, 0.95, gradient_cosine=0.995))
     records = [replace(r, trained_as=loose, history=history) if r.scheme == "implicit_euler" else r for r in records]
-    said = [part.text for part in report._solver(comparison(config, records), None).parts if isinstance(part, Text)]
+    said = [part.text for part in report._solver(comparison(config, records)).parts if isinstance(part, Text)]
     told = [text for text in said if "approximate gradient" in text]
     assert len(told) == 1 and loose in told[0] and "at least 0.987" in told[0]

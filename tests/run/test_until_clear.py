@@ -77,8 +77,8 @@ def test_the_sequence_keeps_what_was_seen(runs, tmp_path):
     found = comparison(config, Run(tmp_path / "run", config.to_json(), resume=True).records)
     assert list(found.sequence) == [5, 8, 10]
     assert found.sequence[10]["heun"] == found.gap(found.arms[1], found.middle) and found.sequence[5]["heun"].estimate.n == 5
-    rows = report._looks(found, None).parts[1].rows
-    assert [row[0] for row in rows] == ["seeds", 5, 8, 10]
+    rows = report._looks(found).parts[1].rows
+    assert [row[0] for row in rows] == ["5", "8", "10"]
 
 
 def test_what_was_fixed_stays_fixed(runs, tmp_path, capsys):

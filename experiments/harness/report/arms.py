@@ -50,6 +50,10 @@ class Arm:
         """The scheme itself."""
         return odenets.get_scheme(self.scheme)
 
+    @cached_property
+    def _known(self) -> dict[tuple, dict[int, np.ndarray]]:
+        return {}
+
     def masks(self, epsilon: float, gradient: str = "exact", attack: str | None = None) -> dict[int, np.ndarray]:
         """{seed: (n,) bool} at one radius; an image counts if it withstood every attack of that size.
 
@@ -60,18 +64,40 @@ class Arm:
                 other.
             attack: The name of one attack, in place of all of them.
         """
-        found = {}
-        for record in self.records:
-            own = [m for m in record.measurements if m.epsilon == epsilon and attack in (None, m.attack)]
-            chosen = {m.attack: m for m in own if m.gradient == gradient}
-            if chosen:
-                counted = {m.attack: m for m in own if m.gradient == "exact"} | chosen
-                found[record.seed] = np.logical_and.reduce([m.mask for m in counted.values()])
-        return found
+        if (asked := (epsilon, gradient, attack)) not in self._known:
+            found = self._known[asked] = {}
+            for record in self.records:
+                own = [m for m in record.measurements if m.epsilon == epsilon and attack in (None, m.attack)]
+                chosen = {m.attack: m for m in own if m.gradient == gradient}
+                if chosen:
+                    counted = {m.attack: m for m in own if m.gradient == "exact"} | chosen
+                    found[record.seed] = np.logical_and.reduce([m.mask for m in counted.values()])
+        return self._known[asked]
 
     def cloud(self) -> dict[str, np.ndarray]:
         """{stage: (n, 2)} of the Ritz values in all nets; records keep one of each pair."""
         return merged_clouds([record.cloud for record in self.records])
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net with a stability measure, the mean over its blocks, and its accuracy at a radius."""
+
+    record: Record
+    value: float
+    robust: float
+
+
+def net_values(arm: Arm, metric: str, epsilon: float) -> list[Net]:
+    """The nets of an arm of which both are known."""
+    masks, known = arm.masks(epsilon), ((record, mean_of(record, metric)) for record in arm.records)
+    return [Net(r, value, masks[r.seed].mean()) for r, value in known if value is not None and r.seed in masks]
+
+
+def mean_of(record: Record, metric: str) -> float | None:
+    """Mean of a measure over the blocks (or stages) of a net; None where it was not measured or is not finite."""
+    values = record.values(metric)
+    return float(np.mean(values)) if values and np.isfinite(values).all() else None
 
 
 @dataclass(frozen=True)

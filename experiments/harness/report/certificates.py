@@ -14,11 +14,10 @@ from rich.console import Console
 
 import experiments.harness.statistics as statistics
 from experiments.harness.command import show_table
-from experiments.harness.report import figures
-from experiments.harness.report.page import Code, Figure, Section, Table, Terms, Text, write_page
-from experiments.harness.report.sentences import interval, percent, points
+from experiments.harness.report.drawing import INK, PALETTE, STYLE
+from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
 from experiments.harness.run.certified import INSIDE, CertifyConfig, Findings
-from experiments.harness.words import count, norm_symbol, radius
+from experiments.harness.words import count, interval, norm_symbol, percent, points, radius
 
 Nets = Mapping[str, Mapping[int, Findings]]  # {field and scheme: {seed: findings}}
 STYLES: tuple[Any, ...] = (":", "-.", "--", (0, (1, 3)), (0, (5, 1)))  # of the attacks
@@ -151,7 +150,6 @@ def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
     with open(folder / "certificates.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(tidy(config, nets))
     (folder / "certificates.tex").write_text(latex(table), encoding="utf-8")
-    drawing = figures.save(_figure(config, nets), folder / "figures", "certificates")
     note = Markup(
         "<b>Certified</b>: right, and no image nearer than the radius is given another class, by theorem, residuals and "
         "rounding included. <b>Under attack</b>: right under every attack of the run, as the certified network judges; an "
@@ -163,17 +161,13 @@ def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
         "Certified accuracy and accuracy under attack against the radius. Solid: certified. Broken lines: under attack. "
         "The area between the certificate and the worst attack is what neither knows."
     )
-    write_page(
-        folder / "report.html",
+    figure, shown = Figure("certificates", _figure(config, nets), caption), Table("certificates", table[0], table[1:], note)
+    Page(
         "What cannot be broken",
         f"{config.dataset}, {norm_symbol(config.norm)} balls, {config.data['test']} test images",
         sentences(config, nets),
-        [
-            Section("Certificates", (Figure(drawing, caption), Table(table, range(1, len(table[0]))), Text(note, note=True))),
-            _hunts(nets),
-            _protocol(config),
-        ],
-    )
+        [Section("Certificates", (figure, shown)), _hunts(nets), _protocol(config)],
+    ).write(folder / "report.html")
 
 
 def show(config: CertifyConfig, nets: Nets, console: Console) -> None:
@@ -223,14 +217,14 @@ def _tightness(seeds: Mapping[int, Findings], r: float) -> tuple[float, float] |
     return (proven / attacked if attacked else 1.0), attacked
 
 
-@matplotlib.rc_context(figures.STYLE)
+@matplotlib.rc_context(STYLE)
 def _figure(config: CertifyConfig, nets: Nets) -> Drawing:
     drawing = Drawing(figsize=(9, 4.6))
     axes, top = drawing.subplots(), 1.15 * max(config.radii)
     grid, tried = np.linspace(0, top, 200), [0.0, *sorted(config.radii)]
     handles = []
     for index, (label, seeds) in enumerate(nets.items()):
-        colour = figures.PALETTE[index % len(figures.PALETTE)]
+        colour = PALETTE[index % len(PALETTE)]
         proven = [100 * np.mean([net.certified_at(r).mean() for net in seeds.values()]) for r in grid]
         axes.plot(grid, proven, color=colour)
         handles.append(Line2D([], [], color=colour, label=label))
@@ -239,7 +233,7 @@ def _figure(config: CertifyConfig, nets: Nets) -> Drawing:
             if known:
                 axes.plot([*known], [100 * share for share in known.values()], ls=style, color=colour, marker="o", ms=3)
     for name, style in zip(config.attacks, STYLES * len(config.attacks)):
-        handles.append(Line2D([], [], color=figures.INK, ls=style, label=f"under {name}"))
+        handles.append(Line2D([], [], color=INK, ls=style, label=f"under {name}"))
     axes.set(
         xlabel=f"radius ({norm_symbol(config.norm)}, pixel values in [0, 1])",
         ylabel="images right, %",
@@ -271,7 +265,8 @@ def _hunts(nets: Nets) -> Section | None:
         f"A descent on the margin within {INSIDE} of every image's own radius, then APGD-CE, APGD-T and Square within {INSIDE} "
         "of the smallest of groups of nearly equal ones (nearest: the least of these over its own): nothing may break there."
     )
-    return Section("Hunted inside the certificates", (Table(table, range(1, 7)), Text(note, note=True))) if table[1:] else None
+    hunted = Table("hunts", table[0], table[1:], note, keys=2)
+    return Section("Hunted inside the certificates", (hunted,)) if table[1:] else None
 
 
 def _protocol(config: CertifyConfig) -> Section:

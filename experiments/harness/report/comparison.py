@@ -1,6 +1,6 @@
 """report.html: one file that opens anywhere, whose sentences are made from the numbers and claim no more than these."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,13 @@ from markupsafe import Markup
 import odenets
 from experiments.harness.report import figures, regions, steps
 from experiments.harness.report.arms import Arm, Comparison
-from experiments.harness.report.page import VERDICTS, Code, Figure, Listed, Section, Table, Terms, Text, audit_rows, write_page
-from experiments.harness.report.sentences import (
-    caveats,
-    headline,
-    interval,
-    percent,
-    points,
-    summary_table,
-    without_spectrum,
-)
-from experiments.harness.report.stability_sections import fields_section, measures_section
+from experiments.harness.report.audits import audit_section
+from experiments.harness.report.environment import departures
+from experiments.harness.report.measures import fields_section, measures_section
+from experiments.harness.report.page import Code, Figure, Listed, Page, Section, Table, Terms, Text, linked
+from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
 from experiments.harness.run.config import TrainingSettings
-from experiments.harness.run.schema import CHEAP, CHEAP_IMAGES, Record
-from experiments.harness.words import count, listed, norm_symbol, radius
+from experiments.harness.words import count, interval, listed, norm_symbol, percent, points, radius
 
 CAPTIONS = {
     "accuracy": "Accuracy falls as the attack may move pixels further. Left: mean over seeds, the band its 95 % "
@@ -45,20 +38,30 @@ CAPTIONS = {
 }
 
 
+# Adding a figure is one entry, its caption above.
+SWEPT = {"regions": regions.clouds_figure}
+COMPARED = {
+    "accuracy": figures.accuracy_figure,
+    "regions": regions.clouds_figure,
+    "measure": figures.measure_figure,
+    "training": figures.training_figure,
+}
+SMOKE = "Smoke run: every path once, in seconds. The numbers mean nothing."
+
+
 def write_report(found: Comparison, path: Path) -> None:
-    """Write the report of a run to `path`, and the figures as PNG into figures/ beside it."""
-    path, folder = Path(path), Path(path).parent / "figures"
-    own = steps.sections(found, folder) if found.rerun else []
-    write_page(
-        path,
+    """Write the report of a run to `path`, its figures and tables into folders beside it."""
+    config, schemes = found.config, ", ".join(dict.fromkeys(arm.scheme for arm in found.arms))
+    Page(
         "What do finer steps, and other schemes, do to a network?"
         if found.rerun
         else "Is a more stable scheme a more robust network?",
-        _subtitle(found),
+        f"{schemes} on {config.dataset}, {count(len(config.seeds), 'seed')}, {config.settings.training} training",
         answer(found),
-        [*own, *(section(found, folder) for section in SECTIONS)],
-        _banner(found),
-    )
+        [*(steps.sections(found) if found.rerun else ()), *(section(found) for section in SECTIONS)],
+        SMOKE if config.smoke else "",
+        departures(config),
+    ).write(path)
 
 
 def answer(found: Comparison) -> list[str]:
@@ -66,9 +69,12 @@ def answer(found: Comparison) -> list[str]:
     return steps.headline(found) if found.rerun else headline(found)
 
 
-def answer_table(found: Comparison) -> tuple[list[tuple[str, ...]], int]:
-    """(rows for a terminal, the header first; how many columns name a row)."""
-    return (steps.summary(found), 3) if found.rerun else (summary_table(found), 2)
+def answer_table(found: Comparison) -> Table:
+    """What a terminal shows."""
+    if not found.rerun:
+        return summary_table(found)
+    header, *rows = steps.summary(found)
+    return Table("steps", header, rows, keys=3)
 
 
 def further_files(found: Comparison) -> dict[str, list[tuple]]:
@@ -76,45 +82,19 @@ def further_files(found: Comparison) -> dict[str, list[tuple]]:
     return steps.files(found) if found.rerun else {}
 
 
-def _results(found: Comparison, folder: Path) -> Section:
-    seeds, config = found.config.seeds, found.config
-    varied = (
-        f"{count(len(seeds), 'seed')}, each with a split of its own, and corrected for what splits share (Nadeau and Bengio)"
-        if config.resplit
-        else f"{count(len(seeds), 'seed')} and the test images: another draw of both"
-    )
-    meaning = (
-        f"Intervals are over {varied}; <i>from images</i> is the images' share of the variance of a difference. Differences "
-        "are paired: same initial weights, same batches, same images. Their intervals cover together with probability 95 %: "
-        "the verdicts hold for the table."
-        if len(seeds) > 1
-        else "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
-        "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed."
-    )
-    looked = (
-        f" The run was looked at after {listed(config.looks)} seeds, as was fixed before; what that costs is in the intervals."
-        if config.looks
-        else ""
-    )
-    margin = f"{100 * config.margin:g} points"
-    note = Markup(
-        f"{meaning}{looked} <b>Equivalent</b>: the interval lies within {margin} of zero. <b>Cannot tell yet</b>: it covers "
-        "zero and reaches beyond the margin. <b>Untrusted</b>: images "
-        "counted as broken because a cold re-solve at tolerance 10<sup>\u22126</sup> did not converge, or ended at "
-        "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
-        "with {}."
-    ).format(found.arms[0].name)
-    return Section("Accuracy", (Table(summary_table(found), (2, 3, 4, 5, 6, 8)), Text(note, note=True)))
+def _results(found: Comparison) -> Section:
+    return Section("Accuracy", (summary_table(found),))
 
 
-def _looks(found: Comparison, folder: Path) -> Section | None:
+def _looks(found: Comparison) -> Section | None:
     """The intervals at each look of a run that ends when it is clear."""
     if not found.config.looks:
         return None
-    rows: list[tuple] = [("seeds", "scheme", "difference, points", "interval", "verdict")]
-    for seeds, gaps in found.sequence.items():
-        for name, gap in gaps.items():
-            rows.append((seeds, name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict))
+    rows = [
+        (str(seeds), name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
+        for seeds, gaps in found.sequence.items()
+        for name, gap in gaps.items()
+    ]
     reached = len(found.config.seeds)
     ending = (
         "It ended because every difference had a verdict."
@@ -126,31 +106,30 @@ def _looks(found: Comparison, folder: Path) -> Section | None:
         f"{found.attack_at(found.middle)}: the run was to be looked at after {listed(found.config.looks)} seeds. Whatever it "
         f"found there and whenever it ended, all of these intervals cover together with probability 95 %. {ending}"
     )
-    return Section("Until it was clear", (text, *((Table(rows, (0, 2, 3)),) if len(rows) > 1 else ())))
+    columns = ("seeds", "scheme", "difference, points", "interval", "verdict")
+    return Section("Until it was clear", (text, *((Table("looks", columns, rows, keys=2),) if rows else ())))
 
 
-def _by_attack(found: Comparison, folder: Path) -> Section | None:
+def _by_attack(found: Comparison) -> Section | None:
     """Each attack by itself; nothing where there is one."""
     attacks = found.attacks()
     if len(attacks) < 2:
         return None
-    rows: list[tuple] = [("\u03b5", "scheme", *(f"{name}, %" for name in attacks), "all of them, %")]
-    for eps in found.radii:
-        for arm in found.arms:
-            cells = []
-            for name in [*attacks, None]:
-                ways = (arm.masks(eps, way, name) for way in ("exact", "detached"))
-                cells.append(" / ".join(percent(np.mean([mask.mean() for mask in masks.values()])) for masks in ways if masks))
-            if any(cells):
-                rows.append((radius(eps), arm.label, *cells))
+
+    def cells(arm: Arm, eps: float) -> list[str]:
+        ways = [[arm.masks(eps, way, name) for way in ("exact", "detached")] for name in [*attacks, None]]
+        return [" / ".join(percent(np.mean([m.mean() for m in masks.values()])) for masks in own if masks) for own in ways]
+
+    rows = [(radius(eps), arm.label, *own) for eps in found.radii for arm in found.arms if any(own := cells(arm, eps))]
     note = (
         "Mean accuracies under each attack alone, and under all of them together, which is what every other figure here "
         "shows. After a stroke: the attacks that follow a gradient followed the detached one."
     )
-    return Section("Attack by attack", (Table(rows, range(2, len(rows[0]))), Text(note, note=True)))
+    columns = ("\u03b5", "scheme", *(f"{name}, %" for name in attacks), "all of them, %")
+    return Section("Attack by attack", (Table("attacks", columns, rows, note, keys=2),))
 
 
-def _plots(found: Comparison, folder: Path) -> Section:
+def _plots(found: Comparison) -> Section:
     not_normal = without_spectrum(found)
     warning = (
         f" For {', '.join(not_normal)}, R is not analytic: where the Jacobian is not normal, R(h\u03bb) is not "
@@ -158,30 +137,27 @@ def _plots(found: Comparison, folder: Path) -> Section:
         if not_normal
         else ""
     )
-    drawn: dict[str, Callable[[Comparison], Any]] = {} if found.rerun else {"accuracy": figures.accuracy_figure}
-    drawn |= {"regions": regions.clouds_figure}
-    if not found.rerun:
-        drawn |= {"measure": figures.measure_figure, "training": figures.training_figure}
-    parts: list[Figure] = []
-    for name, draw in drawn.items():
-        figure, caption = draw(found), CAPTIONS[name] + (warning if name == "regions" else "")
-        if figure:
-            parts.append(Figure(figures.save(figure, folder, name), caption, len(parts) + 1))
-    return Section("Figures", tuple(parts))
+    drawn = {name: draw(found) for name, draw in (SWEPT if found.rerun else COMPARED).items()}
+    captions = CAPTIONS | {"regions": CAPTIONS["regions"] + warning}
+    return Section("Figures", tuple(Figure(name, figure, captions[name]) for name, figure in drawn.items() if figure))
 
 
-def _detached(found: Comparison, folder: Path) -> Section | None:
-    rows: list[tuple] = [
-        ("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval", "verdict")
+def _detached(found: Comparison) -> Section | None:
+    words = {"higher": "masks", "lower": "breaks more", "cannot tell": "cannot tell"}
+    rows = [
+        (
+            found.attack_at(eps),
+            arm.label,
+            *(percent(found.measured(arm, eps, way).value) for way in ("exact", "detached")),
+            points(gap.value),
+            interval(gap, "+"),
+            words[gap.verdict],
+        )
+        for eps in found.radii
+        for arm in found.arms
+        if (gap := found.detached_gap(arm, eps))
     ]
-    for eps in found.radii:
-        for arm in found.arms:
-            gap = found.detached_gap(arm, eps)
-            if gap:
-                verdict = {"higher": "masks", "lower": "breaks more", "cannot tell": "cannot tell"}[gap.verdict]
-                values = (percent(found.measured(arm, eps, way).value) for way in ("exact", "detached"))
-                rows.append((found.attack_at(eps), arm.label, *values, points(gap.value), interval(gap, "+"), verdict))
-    if len(rows) == 1:
+    if not rows:
         return None
     text = Markup(
         "The detached gradient keeps a scheme's value but differentiates its explicit predictor x + h f(x) instead. "
@@ -189,57 +165,25 @@ def _detached(found: Comparison, folder: Path) -> Section | None:
         "<b>gradient masking</b>, not robustness. Where it comes out lower, the exact attack missed images, and the "
         "lower figure is the truer bound."
     )
-    return Section("Exact against detached gradient", (Text(text), Table(rows, (2, 3, 4, 5))))
+    columns = ("attack", "scheme", "exact, %", "detached, %", "detached \u2212 exact, points", "95 % interval", "verdict")
+    return Section("Exact against detached gradient", (Text(text), Table("detached", columns, rows, keys=2)))
 
 
-def _solver(found: Comparison, folder: Path) -> Section:
-    rows: list[tuple[str, ...]] = [
-        (
-            "scheme",
-            "tolerance",
-            "unsolved, %",
-            "unsolved in training, %",
-            "unsolved gradients, %",
-            "unsolved gradients in training, %",
-            "hanging, %",
-            "iterations, mean (max)",
-            "evaluations",
-            "untrusted, max %",
-            "training, s",
-            "attacks, s",
-        )
-    ]
-    for arm in found.arms:
-        own = arm.records
-        used, *trained = (_tolerance(name) for name in [arm.scheme, *sorted({record.trained_as for record in own})])
-        looser = "".join(f"; trained at {tol}" for tol in trained if tol != used)
-        worst = max((m.untrusted / m.total for record in own for m in record.measurements), default=np.nan)
-
-        def mean(values: Iterable[float | None], scale: float = 1, combine: Callable = np.mean) -> str:
-            known = [scale * value for value in values if value is not None]
-            return f"{combine(known):.3g}" if known else ""
-
-        def solver(key: str, own: Sequence[Record] = own) -> list[Any]:
-            return [getattr(record.solver, key, None) for record in own]
-
-        iterations = mean(solver("iterations_mean"))
-        if iterations:
-            iterations += f" ({mean(solver('iterations_max'), combine=np.max)})"
-        rows.append(
-            (
-                arm.label,
-                used + looser,
-                mean(solver("unconverged_share"), 100),
-                mean(solver("training_unconverged_share"), 100),
-                mean(solver("backward_unconverged_share"), 100),
-                mean(solver("training_backward_unconverged_share"), 100),
-                mean(solver("path_dependent_share"), 100),
-                iterations,
-                mean(solver("evaluations_mean")),
-                percent(worst),
-                *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks")),
-            )
-        )
+def _solver(found: Comparison) -> Section:
+    columns = (
+        "scheme",
+        "tolerance",
+        "unsolved, %",
+        "unsolved in training, %",
+        "unsolved gradients, %",
+        "unsolved gradients in training, %",
+        "hanging, %",
+        "iterations, mean (max)",
+        "evaluations",
+        "untrusted, max %",
+        "training, s",
+        "attacks, s",
+    )
     note = (
         "Means over the nets of a scheme. A tolerance bounds the residual of each sample relative to \u2016h f(x)\u2016; "
         "empty where nothing is solved. Unsolved: share of test images with an equation that did not converge at that "
@@ -256,7 +200,33 @@ def _solver(found: Comparison, folder: Path) -> Section:
         for record in arm.records
         if record.unsolved
     ]
-    return Section("Solver and cost", (Table(rows, range(1, 12)), Text(note, note=True), *along, *told))
+    return Section("Solver and cost", (Table("solver", columns, [*map(_cost, found.arms)], note), *along, *told))
+
+
+def _cost(arm: Arm) -> tuple[str, ...]:
+    """What solving and training cost the nets of an arm, as cells."""
+    own = arm.records
+    used, *trained = (_tolerance(name) for name in [arm.scheme, *sorted({record.trained_as for record in own})])
+    worst = max((m.untrusted / m.total for record in own for m in record.measurements), default=np.nan)
+
+    def mean(values: Iterable[float | None], scale: float = 1, combine: Callable = np.mean) -> str:
+        known = [scale * value for value in values if value is not None]
+        return f"{combine(known):.3g}" if known else ""
+
+    def solver(key: str) -> list[Any]:
+        return [getattr(record.solver, key, None) for record in own]
+
+    iterations = mean(solver("iterations_mean"))
+    shares = ("unconverged", "training_unconverged", "backward_unconverged", "training_backward_unconverged", "path_dependent")
+    return (
+        arm.label,
+        used + "".join(f"; trained at {tol}" for tol in trained if tol != used),
+        *(mean(solver(f"{share}_share"), 100) for share in shares),
+        iterations and f"{iterations} ({mean(solver('iterations_max'), combine=np.max)})",
+        mean(solver("evaluations_mean")),
+        percent(worst),
+        *(mean([record.seconds.get(key) for record in own]) for key in ("training", "attacks")),
+    )
 
 
 def _approximately(arm: Arm) -> str:
@@ -277,38 +247,15 @@ def _tolerance(spec: str) -> str:
     return str(odenets.get_scheme(spec).parameters.get("tol", ("",))[0])
 
 
-def _audit(found: Comparison, folder: Path) -> Section:
-    title, rows = "Audit: is the robustness real?", []
-    for arm in found.arms:
-        for index, (seed, audit) in enumerate((record.seed, record.audit) for record in arm.records if record.audit):
-            own = audit_rows(f"{arm.label}, seed {seed}", audit)
-            # Of a scheme's first net every check, of the others those that fail.
-            every = "the cheap ones" if audit.extent == CHEAP else "all that apply"
-            failed = [row for row in own if row[2] == VERDICTS[False]]
-            rows += own if not index else failed or [(own[0][0], every, VERDICTS[True], "")]
-    if not rows:
-        return Section("Audit", (Text("No net of this run was audited: whether gradients are masked is open."),))
-    verdicts = [record.audit.passed for record in found.records if record.audit]
-    text = (
-        "An audit tries to expose gradients that hide adversarial images instead of removing them. "
-        f"{sum(verdicts)} of {count(len(verdicts), 'net')} pass. A scheme with a net that fails is marked \u2020 wherever it "
-        "appears. The table has every check of each scheme's first net, and of the others those that fail; all of them, "
-        "with figures and thresholds, are in audit.csv."
-    )
-    if any(record.audit.extent == CHEAP for record in found.records if record.audit):
-        text += (
-            " The cheap ones take seconds: is the net deterministic, is its gradient there and exact, are its equations "
-            "solved, at the root connected to the state, and does a tighter tolerance change nothing; on "
-            f"{CHEAP_IMAGES} images, clean and under a short PGD."
-        )
-    return Section(title, (Text(text), Table([("net", "check", "verdict", "reason"), *rows])))
+def _audit(found: Comparison) -> Section:
+    return audit_section([(arm.label, record) for arm in found.arms for record in arm.records])
 
 
-def _caveats(found: Comparison, folder: Path) -> Section:
+def _caveats(found: Comparison) -> Section:
     return Section("What these figures do not show", (Listed(caveats(found)),))
 
 
-def _protocol(found: Comparison, folder: Path) -> Section:
+def _protocol(found: Comparison) -> Section:
     config = found.config
     sizes = ", ".join(f"{size} {part.replace('_', '-')}" for part, size in config.data.items())
     rows = {
@@ -325,10 +272,10 @@ def _protocol(found: Comparison, folder: Path) -> Section:
         "the root connected to the state",
         **{key: str(value) for key, value in config.environment.items() if value is not None},
     }
-    files = ("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json")
-    links = Markup(", ").join(Markup('<a href="{0}">{0}</a>').format(name) for name in files)
+    links = linked(("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json"))
     text = Markup(
-        "Every number above is in these files beside this page, or follows from them: {}. Figures as PNG: figures/."
+        "Every number above is in these files beside this page, or follows from them: {}. Figures as PNG and PDF: figures/. "
+        "Tables as CSV and LaTeX: tables/."
     ).format(links)
     return Section("Protocol", (Terms(rows), Code(config.command), Text(text)))
 
@@ -353,15 +300,6 @@ def _training(settings: TrainingSettings) -> str:
         f"{settings.learning_rate:g}{rise}, augmentation {settings.augment}, "
         f"{settings.precision}; same initial weights and batches for every scheme; {result}"
     )
-
-
-def _subtitle(found: Comparison) -> str:
-    config, schemes = found.config, ", ".join(dict.fromkeys(arm.scheme for arm in found.arms))
-    return f"{schemes} on {config.dataset}, {count(len(config.seeds), 'seed')}, {config.settings.training} training"
-
-
-def _banner(found: Comparison) -> str:
-    return "Smoke run: every path once, in seconds. The numbers mean nothing." if found.config.smoke else ""
 
 
 # Adding a section is one function and its place here.

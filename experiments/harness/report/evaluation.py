@@ -10,14 +10,23 @@ from markupsafe import Markup
 from rich.console import Console
 
 import experiments.harness.statistics as statistics
-from experiments.harness.command import show_table
 from experiments.harness.report import figures
 from experiments.harness.report.arms import Arm, Comparison
-from experiments.harness.report.page import Code, Figure, Section, Table, Terms, Text, audit_rows, write_page
-from experiments.harness.report.sentences import interval, percent, points
+from experiments.harness.report.audits import audit_section
+from experiments.harness.report.environment import departures
+from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.schema import WORST, Record, worst_over
-from experiments.harness.words import radius
+from experiments.harness.words import interval, percent, points, radius
+
+NOTE = Markup(
+    "Every image was classified again by a cold solve at tolerance 10\u207b\u2076; <b>untrusted</b> ones, whose "
+    "equations did not converge there or led to another root than the one connected to the state, count as wrong. Attacks "
+    "follow the exact gradient of the function computed; "
+    "<b>detached</b> is what the gradient of the explicit predictor would have let one believe. <b>Worst of all</b>: "
+    "right under every attack, along every gradient. Wilson's intervals, over another draw of test images. Robust "
+    "accuracy is an upper bound: another attack may break more. \u2020 failed its audit."
+)
 
 
 def key(record: Record) -> tuple[str, str, float, str]:
@@ -39,42 +48,38 @@ def merged(records: Sequence[Record], names: Iterable[str]) -> list[Record]:
     return result
 
 
-def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """The table as rows of strings, header first: exact and detached gradient side by side, a network that fails marked."""
-    found: list[tuple[str, ...]] = [
-        (
-            "network",
-            "attack",
-            "\u03b5",
-            "right, %",
-            "95 % interval",
-            "detached, %",
-            "detached \u2212 exact, points",
-            "untrusted, %",
-        )
-    ]
+def table(records: Sequence[Record]) -> Table:
+    """Exact and detached gradient side by side, a network that fails marked."""
+    rows = []
     for record in records:
         by = {(m.epsilon, m.attack, m.gradient): m for m in record.measurements}
         shown = sorted((at for at in by if at[2] != "detached"), key=lambda at: (at[0], at[1] == WORST))
         for epsilon, attack, gradient in shown:
             own, detached = by[epsilon, attack, gradient], by.get((epsilon, attack, "detached"))
             estimate = statistics.wilson(own.correct, own.total)
-            compared = ("", "")
-            if detached:
-                compared = (percent(detached.correct / own.total), points((detached.correct - own.correct) / own.total))
-            name = {"clean": "no attack", WORST: "worst of all"}.get(attack, attack)
-            found.append(
+            rows.append(
                 (
                     marked(record),
-                    name,
+                    {"clean": "no attack", WORST: "worst of all"}.get(attack, attack),
                     radius(epsilon) if epsilon else "",
                     percent(estimate.value),
                     interval(estimate),
-                    *compared,
+                    percent(detached.correct / own.total) if detached else "",
+                    points((detached.correct - own.correct) / own.total) if detached else "",
                     percent(own.untrusted / own.total),
                 )
             )
-    return found
+    columns = (
+        "network",
+        "attack",
+        "\u03b5",
+        "right, %",
+        "95 % interval",
+        "detached, %",
+        "detached \u2212 exact, points",
+        "untrusted, %",
+    )
+    return Table("accuracy", columns, rows, NOTE, keys=2)
 
 
 def marked(record: Record) -> str:
@@ -117,58 +122,13 @@ def sentences(records: Sequence[Record]) -> list[str]:
 
 def show(config: EvaluationConfig, records: Sequence[Record], console: Console) -> None:
     """The table and the sentences, in the terminal; wide enough for a pipe."""
-    wide = show_table(console, f"Accuracy, {config.threat} ball, intervals over images", rows(records), keys=2)
+    wide = table(records).show(console, f"Accuracy, {config.threat} ball, intervals over images")
     for sentence in sentences(records):
         wide.print(sentence, markup=False, highlight=False)
 
 
 def write(config: EvaluationConfig, records: Sequence[Record], path: Path) -> None:
-    """The page, and its figure as PNG into figures/ beside it."""
-    write_page(
-        path,
-        "How robust is this network?",
-        f"{config.network} on {config.dataset}, {config.threat} ball",
-        sentences(records),
-        [_accuracy(records), _figure(config, records, Path(path).parent / "figures"), _audits(records), _protocol(config)],
-    )
-
-
-def _accuracy(records: Sequence[Record]) -> Section:
-    note = Markup(
-        "Every image was classified again by a cold solve at tolerance 10<sup>\u22126</sup>; <b>untrusted</b> ones, whose "
-        "equations did not converge there or led to another root than the one connected to the state, count as wrong. Attacks "
-        "follow the exact gradient of the function computed; "
-        "<b>detached</b> is what the gradient of the explicit predictor would have let one believe. <b>Worst of all</b>: "
-        "right under every attack, along every gradient. Wilson's intervals, over another draw of test images. Robust "
-        "accuracy is an upper bound: another attack may break more. \u2020 failed its audit."
-    )
-    return Section("Accuracy", (Table(rows(records), range(2, 8)), Text(note, note=True)))
-
-
-def _figure(config: Any, records: Sequence[Record], folder: Path) -> Section | None:
-    if not config.epsilons:
-        return None
-    # To the figure a network is what a scheme is in a comparison.
-    arms = tuple(
-        Arm(record.network, record.scheme, record.field, record.trained_substeps, record.substeps, (record,))
-        for record in records
-    )
-    figure = figures.accuracy_figure(Comparison(config, arms))
-    caption = (
-        "Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over "
-        "images; dashed along the detached gradient."
-    )
-    return Section("Figure", (Figure(figures.save(figure, folder, "accuracy"), caption),))
-
-
-def _audits(records: Sequence[Record]) -> Section:
-    checks = [row for record in records if record.audit for row in audit_rows(marked(record), record.audit)]
-    if not checks:
-        return Section("Audit", (Text("Nothing was audited: whether gradients are masked is open."),))
-    return Section("Audit: is the robustness real?", (Table([("network", "check", "verdict", "reason"), *checks]),))
-
-
-def _protocol(config: EvaluationConfig) -> Section:
+    """The page, its figure and tables beside it."""
     shown = {
         "Data": f"{config.dataset}, {config.data['test']} test images",
         "Attacks": ", ".join(config.attacks),
@@ -177,4 +137,27 @@ def _protocol(config: EvaluationConfig) -> Section:
         **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config.weights.items()},
         **{name: str(value) for name, value in config.environment.items() if value is not None},
     }
-    return Section("Protocol", (Terms(shown), Code(config.command)))
+    Page(
+        "How robust is this network?",
+        f"{config.network} on {config.dataset}, {config.threat} ball",
+        sentences(records),
+        [
+            Section("Accuracy", (table(records),)),
+            _figure(config, records),
+            audit_section((marked(record), record) for record in records),
+            Section("Protocol", (Terms(shown), Code(config.command))),
+        ],
+        notices=departures(config),
+    ).write(path)
+
+
+def _figure(config: Any, records: Sequence[Record]) -> Section | None:
+    if not config.epsilons:
+        return None
+    # To the figure a network is what a scheme is in a comparison.
+    arms = tuple(Arm(r.network, r.scheme, r.field, r.trained_substeps, r.substeps, (r,)) for r in records)
+    caption = (
+        "Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over "
+        "images; dashed along the detached gradient."
+    )
+    return Section("Figure", (Figure("accuracy", figures.accuracy_figure(Comparison(config, arms)), caption),))

@@ -1,16 +1,18 @@
-"""What the stability measures of a run say: field by field, and against robustness across its nets."""
+"""What the stability measures of a run say: field by field, and against robustness across its nets; words and sections."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import factorial
 
 import numpy as np
 
 import experiments.harness.statistics as statistics
 import stability
-from experiments.harness.report.arms import Arm, Comparison
-from experiments.harness.run.schema import Record
+from experiments.harness.report.arms import Arm, Comparison, mean_of, net_values
+from experiments.harness.report.page import Section, Table, Text
 from experiments.harness.statistics import Estimate, Gap
 from experiments.harness.statistics.association import FEWEST, rank_association
+from experiments.harness.words import interval, percent, points
 
 SHOWN = ("log_norm", "max_abs_R", "step_norm")  # of a field, in the table of scheme and field
 EXTRA = {
@@ -25,12 +27,6 @@ def meaning(metric: str) -> str:
     """A measure in words, for tables."""
     known = stability.PREDICTORS.get(metric)
     return known.meaning if known else EXTRA.get(metric, metric)
-
-
-def mean_of(record: Record, metric: str) -> float | None:
-    """Mean of a measure over the blocks (or stages) of a net; None where it was not measured or is not finite."""
-    values = record.values(metric)
-    return float(np.mean(values)) if values and np.isfinite(values).all() else None
 
 
 def grouping(found: Comparison) -> tuple[str, dict[object, list[Arm]]]:
@@ -62,15 +58,12 @@ def correlations(found: Comparison, epsilon: float) -> dict[str, Estimate]:
     metrics = dict.fromkeys(row.metric for record in found.records for row in record.stability)
     what, groups = grouping(found)
     for metric in metrics:
-        nets = []
-        for group, arms in groups.items():
-            for arm in arms:
-                masks = arm.masks(epsilon)
-                nets += [
-                    (value, masks[record.seed].mean(), group)
-                    for record in arm.records
-                    if record.seed in masks and (value := mean_of(record, metric)) is not None
-                ]
+        nets = [
+            (net.value, net.robust, group)
+            for group, arms in groups.items()
+            for arm in arms
+            for net in net_values(arm, metric, epsilon)
+        ]
         x, y, names = zip(*nets) if nets else ((), (), ())
         if len(set(names)) >= FEWEST:
             estimate = rank_association(x, y, names, over=what)
@@ -130,3 +123,99 @@ def field_sentences(found: Comparison) -> Iterator[str]:
         moves += [f"{', '.join(names)} against {first}: {said}" for said, names in others.items() if names]
         if moves:
             yield f"On {field}{known}: {'; '.join(moves)}."
+
+
+def fields_section(found: Comparison) -> Section | None:
+    """Scheme by field, with the difference of the schemes on each; nothing where the run has one field."""
+    rows = by_field(found)
+    if not rows:
+        return None
+    columns = (
+        "field",
+        "scheme",
+        "clean, %",
+        "robust, %",
+        "95 % interval",
+        "difference, points",
+        "95 % interval",
+        "verdict",
+        "\u03bc\u2082(hJ)",
+        "max |R(h\u03bb)|",
+        "step norm",
+    )
+    cells = [
+        (
+            row.arm.field,
+            row.arm.label.replace(row.arm.name, row.arm.scheme),
+            percent(row.clean.value),
+            percent(row.robust.value),
+            interval(row.robust),
+            *(_gap_cells(row.gap) if row.gap else ("", "", "reference")),
+            *("" if row.shown[metric] is None else f"{row.shown[metric]:.3g}" for metric in SHOWN),
+        )
+        for row in rows
+    ]
+    note = (
+        f"Robust: {found.attack_at(found.middle)}. Differences are paired, to the first scheme on the "
+        "same field, and their intervals hold together. "
+        "\u03bc\u2082(hJ) \u2264 0: two solutions of the flow never part, and an algebraically stable scheme keeps that at "
+        "any step; above 0 the flow itself spreads perturbations, and no scheme has to stop it. Measures are means over "
+        "blocks, images and nets."
+    )
+    title = "Scheme and field: where does the scheme's stability matter?"
+    return Section(title, (Table("fields", columns, cells, note, keys=2),))
+
+
+def _gap_cells(gap: Gap) -> tuple[str, ...]:
+    return points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict
+
+
+def measures_section(found: Comparison) -> Section | None:
+    """Rank correlations of the measures with robust accuracy; where a run has too few groups for any, why there are none."""
+    eps, title = found.middle, "Which measure goes with robustness?"
+    if not eps or not any(record.stability for record in found.records):
+        return None
+    (what, groups), related = grouping(found), correlations(found, eps)
+    if len(groups) < FEWEST:
+        counted = f"{len(groups)} {what if len(groups) > 1 else what.removesuffix('s')}"
+        told = (
+            "This run cannot tell. Nets that differ in their seed alone are alike, so that its "
+            f"{len(found.records)} nets are {counted}, and {_orders(len(groups))} From {FEWEST} on the question can be asked."
+        )
+        return Section(title, (Text(told),))
+    if not related:
+        return None
+    words = {"higher": "more robust", "lower": "less robust", "cannot tell": "cannot tell"}
+    columns = ("measure", "what it is", "rank correlation", "95 % interval", what, "a larger value goes with")
+    rows = [
+        (
+            name.replace("_", " "),
+            meaning(name),
+            f"{r.value:+.2f}",
+            f"[{r.low:+.2f}, {r.high:+.2f}]",
+            str(r.n),
+            words[r.verdict],
+        )
+        for name, r in sorted(related.items(), key=lambda pair: -abs(pair[1].value))
+    ]
+    note = (
+        f"Spearman's correlation of a measure with robust accuracy ({found.attack_at(eps)}), {len(related)} measures "
+        f"without correction for their number. Nets that differ in their seed alone are alike: the {what} are the sample, "
+        "each with the mean over its nets, and a claim needs the exact permutation test of these means as well as an "
+        "interval without zero. Variants of one scheme are alike too and still count as several. What differs between "
+        "schemes and fields besides stability differs along: no correlation here is a cause. Means, percentiles and shares "
+        "of |R| stem from all eigenvalues of the stages that are small enough, the extreme ones from Ritz values of all."
+    )
+    return Section(title, (Table("measures", columns, rows, note),))
+
+
+def _orders(count: int) -> str:
+    """Why so few groups allow no claim."""
+    if count == 1:
+        return "one has nothing to be compared with."
+    return (
+        f"{count} stand in one of {factorial(count)} orders: no test of a rank correlation can reach a p-value below "
+        f"{2 / factorial(count):.2g}."
+        if count > 2
+        else "two always stand in the same or in the opposite order."
+    )

@@ -1,76 +1,140 @@
-"""A page in the style of the report: one HTML file that opens anywhere. What stands on it are objects; page.html shows them.
+"""A page: one HTML file that opens anywhere; beside it its figures as PNG and PDF, its tables as CSV and LaTeX.
 
-Text is escaped by the template. Where a sentence of ours carries markup it is a `Markup`, whose format() escapes its arguments.
+What stands on it are objects, and page.html shows them. Text is escaped by the template. Where a sentence of ours carries
+markup it is a `Markup`, whose format() escapes its arguments.
 """
 
+import csv
+import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import groupby
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure as Drawing
+from rich.console import Console
 
-from experiments.harness.run.schema import AuditResult
+from experiments.harness.command import show_table
+from experiments.harness.report.drawing import described, save
 
-VERDICTS = {True: "passes", False: "fails", None: "not applicable"}
 FAINT = ("cannot tell", "cannot tell yet", "reference", "not applicable", "passes")
 FIRM = ("more robust", "less robust", "more accurate", "less accurate", "masks", "breaks more", "fails")
+NUMBER = re.compile(r"$|[-+\u2212\u2213\[(]*(\d|\u221e|nan|inf)")
+LONG = 44  # characters, beyond which a column of LaTeX breaks into lines
+TEX = str.maketrans(
+    {
+        **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "\u2013": "--", "\u201c": "``", "\u201d": "''"},
+        **{"\u2032": "$'$", "\u2212": "$-$", "\u2082": "$_2$", "\u2080": "$_0$", "\u00b2": "$^2$", "\u207b": "$^{-}$"},
+        **{"\u2076": "$^6$", "\u00b0": r"$^\circ$", "\u2016": r"$\|$"},
+        **{
+            mark: f"$\\{name}$"
+            for mark, name in zip(
+                "\u03b5\u03bb\u03bc\u03c1\u03b1\u03c3\u2202\u221e\u2264\u2265\u2020\u00d7\u2213\u00b1\u2192",
+                "varepsilon lambda mu rho alpha sigma partial infty leq geq dagger times mp pm rightarrow".split(),
+            )
+        },
+    }
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The text of a cell and its classes of CSS."""
+    """The text of a cell, its classes of CSS, what it is the header of (of nothing: ""), and how many rows it spans."""
 
     text: str
     css: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """The cells of a row; grouped: a line above parts it from the rows before."""
-
-    cells: tuple[Cell, ...]
-    header: bool
-    grouped: bool
+    scope: str
+    span: int
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of strings, the header first; `numbers` are right-aligned columns. A first cell that repeats is left out."""
+    """Cells under columns. name: of its files. keys: so many first columns name a row; equal first cells stand together.
 
+    caption: what there is to know, below the table. Columns of numbers are set to the right.
+    """
+
+    name: str
+    columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: Iterable[int] = ()
+    caption: str = ""
+    keys: int = 1
     kind = "table"
 
-    def lines(self) -> list[Row]:
-        """What the template shows."""
-        numbers, lines = set(self.numbers), []
-        for index, row in enumerate(self.rows):
-            repeated = index > 1 and row[0] == self.rows[index - 1][0]
-            shown = ["" if repeated else row[0], *row[1:]]
-            cells = tuple(
-                Cell(str(cell) if column in numbers else _breakable(cell), _css(cell, column in numbers))
-                for column, cell in enumerate(shown)
+    @cached_property
+    def numbers(self) -> set[int]:
+        """The columns in which nothing but numbers and intervals stand."""
+        return {j for j in range(self.keys, len(self.columns)) if all(NUMBER.match(str(row[j])) for row in self.rows)}
+
+    def groups(self) -> Iterator[list[list[Cell]]]:
+        """What the template shows: rows by their first cell, which stands once."""
+        for own in self._grouped():
+            yield [
+                [self._cell(cell, j, 1 if j else len(own)) for j, cell in enumerate(row) if j or not i]
+                for i, row in enumerate(own)
+            ]
+
+    def csv(self) -> str:
+        """Every cell as it is shown."""
+        text = io.StringIO()
+        csv.writer(text).writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A table of booktabs, with caption and label."""
+        lines = [" \\addlinespace\n".join(self._lines(own) for own in self._grouped())]
+        return "\n".join(
+            (
+                "% \\usepackage{booktabs}",
+                "\\begin{table}\n\\centering\\small",
+                f"\\begin{{tabular}}{{{''.join(map(self._column, range(len(self.columns))))}}}",
+                f"\\toprule\n{_row(self.columns)}\n\\midrule",
+                *lines,
+                f"\\bottomrule\n\\end{{tabular}}\n\\caption{{{tex(_plain(self.caption))}}}",
+                f"\\label{{tab:{self.name}}}\n\\end{{table}}\n",
             )
-            lines.append(Row(cells, index == 0, index > 0 and not repeated))
-        return lines
+        )
+
+    def show(self, console: Console, title: str) -> Console:
+        """In the terminal; returns a console that is wide enough for what goes with it."""
+        return show_table(console, title, [self.columns, *self.rows], self.keys)
+
+    def _grouped(self) -> Iterator[list[Sequence[str]]]:
+        return (list(own) for _, own in groupby(self.rows, key=lambda row: row[0]))
+
+    def _cell(self, cell: object, column: int, span: int) -> Cell:
+        text, number = str(cell), column in self.numbers
+        css = "n" if number else "dim" if text in FAINT else "firm" if text in FIRM else ""
+        scope = "" if column >= self.keys else "rowgroup" if span > 1 else "row"
+        return Cell(text if number else _breakable(text), css, scope, span)
+
+    def _lines(self, own: Sequence[Sequence[str]]) -> str:
+        return "\n".join(_row(("" if i else row[0], *row[1:])) for i, row in enumerate(own))
+
+    def _column(self, index: int) -> str:
+        longest = max((len(str(row[index])) for row in self.rows), default=0)
+        return "r" if index in self.numbers else "p{0.4\\linewidth}" if longest > LONG else "l"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A numbered figure from a data URI; the caption's first sentence is its alternative text."""
+    """A drawing, its caption, and the name of its files. The alternative text has the numbers that it shows."""
 
-    source: str
+    name: str
+    drawing: Drawing
     caption: str
-    number: int | None = None
     kind = "figure"
 
     @property
     def alternative(self) -> str:
         """For those who do not see it."""
-        return f"{f'Figure {self.number}. ' if self.number else ''}{self.caption.split('.')[0]}"
+        return f"{self.caption.split('.')[0]}. {described(self.drawing)}".strip()
 
 
 @dataclass(frozen=True)
@@ -107,48 +171,80 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """Parts that are shown when asked for."""
+
+    summary: str
+    parts: tuple
+    kind = "folded"
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it."""
 
     title: str
     parts: tuple
 
+    @property
+    def anchor(self) -> str:
+        """Its name in links."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
-def write_page(
-    path: Path, title: str, subtitle: str, answer: Iterable[str], sections: Iterable[Section | None], banner: str = ""
-) -> None:
-    """Write a page.
-
-    Args:
-        path: The HTML file.
-        title, subtitle: Of the page.
-        answer: Sentences for the box at the top; the first one stands out.
-        sections: None where a run has nothing to say in one.
-        banner: A warning, or nothing.
-    """
-    page = _template().render(
-        title=title,
-        subtitle=subtitle,
-        banner=banner,
-        answer=list(answer),
-        sections=[section for section in sections if section],
-    )
-    Path(path).write_text(page, encoding="utf-8")
+    def flat(self) -> Iterator:
+        """Its parts, those folded away too."""
+        for part in self.parts:
+            yield from part.parts if isinstance(part, Folded) else (part,)
 
 
-def audit_rows(label: str, audit: AuditResult) -> list[tuple[str, str, str, str]]:
-    """Rows (label, check, verdict, reason) of a recorded audit."""
-    return [(label, check.name.replace("_", " "), VERDICTS[check.passed], check.reason) for check in audit.checks]
+@dataclass(frozen=True)
+class Page:
+    """A page. answer: sentences of the box at the top, the first one stands out. sections: None where there is nothing to say.
+    banner: a warning, or nothing. notices: what to know before reading, each a sentence."""
+
+    title: str
+    subtitle: str
+    answer: Sequence[str]
+    sections: Sequence[Section | None]
+    banner: str = ""
+    notices: Sequence[str] = ()
+
+    def write(self, path: Path) -> None:
+        """The HTML file, and figures/ and tables/ beside it."""
+        path, sections = Path(path), [section for section in self.sections if section]
+        parts = [part for section in sections for part in section.flat()]
+        pictures = {p.name: save(p.drawing, path.parent / "figures", p.name) for p in parts if isinstance(p, Figure)}
+        for table in (part for part in parts if isinstance(part, Table)):
+            (path.parent / "tables").mkdir(exist_ok=True)
+            for suffix, text in (("csv", table.csv()), ("tex", table.latex())):
+                Path(path.parent, "tables", f"{table.name}.{suffix}").write_bytes(text.encode())
+        html = _template().render(page=self, sections=sections, pictures=pictures, numbers=[*pictures])
+        path.write_text(html, encoding="utf-8")
+
+
+def linked(names: Iterable[str]) -> Markup:
+    """Links to files beside a page."""
+    return Markup(", ").join(Markup('<a href="{0}">{0}</a>').format(name) for name in names)
+
+
+def tex(text: str) -> str:
+    """Text for LaTeX: what it would take for a command or has no letter for is written out."""
+    text = str(text).translate(TEX)
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text  # after a line break these would be its argument
+
+
+def _row(cells: Iterable[object]) -> str:
+    return " & ".join(tex(str(cell)) for cell in cells) + r" \\"
+
+
+def _plain(text: str) -> str:
+    return text.striptags() if isinstance(text, Markup) else text
 
 
 @cache
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("page.html")
-
-
-def _css(cell: str, number: bool) -> str:
-    return "n" if number else "dim" if cell in FAINT else "firm" if cell in FIRM else ""
 
 
 def _breakable(cell: str) -> Markup:

@@ -1,7 +1,7 @@
 """Stability regions: |R(z)| of a scheme in the complex plane, alone, on a sheet, or under h lambda measured in nets."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.figure import Figure as MplFigure
 from matplotlib.lines import Line2D
 
 import odenets
 import stability
 from experiments.harness.report.arms import Cloud, Comparison
-from experiments.harness.report.figures import INK, STYLE
+from experiments.harness.report.drawing import INK, SMALL, STYLE
 
 Window = tuple[float, float, float, float]  # left, right, bottom, top
 STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
@@ -61,75 +60,68 @@ def draw_region(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud | None = No
         ax.axvspan(0, right, color="white", alpha=0.45, lw=0)
         ax.axvline(0, color=INK, lw=0.9)
         for side, text in (("right", "flow decays "), ("left", " flow grows")):
-            ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=7, style="italic", color=INK)
+            ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=SMALL, style="italic", color=INK)
     ax.axhline(0, color=INK, lw=0.4)
-    for (_, own), colour in zip(sorted((cloud or {}).items(), key=lambda pair: int(pair[0])), STAGE_COLOURS * 9):
-        points = np.asarray(own, dtype=float).reshape(-1, 2)
-        ax.scatter(
-            points[:, 0], points[:, 1], s=6, color=colour, edgecolors=INK, linewidths=0.2, alpha=0.7, rasterized=True, zorder=4
-        )
+    dots: Any = {"s": 6, "edgecolors": INK, "linewidths": 0.2, "alpha": 0.7, "rasterized": True, "zorder": 4}
+    for stage, points in (cloud or {}).items():
+        ax.scatter(*np.reshape(points, (-1, 2)).T, color=_colour(stage), **dots)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.grid(False)
     return shades
 
 
-@matplotlib.rc_context(STYLE)
-def clouds_figure(found: Comparison) -> MplFigure | None:
+def clouds_figure(found: Comparison) -> Figure | None:
     """The region of each arm's scheme with the measured h lambda on top, in one window; None where none has a region."""
-    drawable = {arm.name: arm for arm in found.arms if arm.behind.has_R}
-    clouds = {name: cloud for name, arm in drawable.items() if (cloud := arm.cloud())} or {name: {} for name in drawable}
-    if not clouds:
+    drawable = {arm.label: (arm.behind, arm.cloud()) for arm in found.arms if arm.behind.has_R}
+    measured = {label: pair for label, pair in drawable.items() if pair[1]}
+    return cloud_panels(measured or drawable)
+
+
+@matplotlib.rc_context(STYLE)
+def cloud_panels(panels: Mapping[str, tuple[odenets.Scheme, Cloud]]) -> Figure | None:
+    """A panel for each title: a scheme's region with h lambda on top, all in one window; None without any."""
+    if not panels:
         return None
-    points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds.values() for values in cloud.values())])
+    clouds = [cloud for _, cloud in panels.values()]
+    points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds for values in cloud.values())])
     left, right = min(-2.6, points[:, 0].min() - 0.3), max(2.4, points[:, 0].max() + 0.3)
     height = max(1.9, np.abs(points[:, 1]).max() + 0.3, (right - left) / 3)
-    columns = {1: 1, 2: 2, 4: 2}.get(len(clouds), 3)
-    figure, axes = _panels(len(clouds), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
-    for ax, (name, cloud) in zip(axes, clouds.items()):
-        shades = draw_region(ax, drawable[name].scheme, cloud, (left, right, -height, height))
-        ax.set_title(drawable[name].label)
-        _note_extremes(ax, drawable[name].scheme, cloud)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    figure, axes = _panels(len(panels), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
+    for ax, (title, (scheme, cloud)) in zip(axes, panels.items()):
+        shades = draw_region(ax, scheme, cloud, (left, right, -height, height))
+        ax.set_title(title)
+        _note_extremes(ax, scheme, cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
 
-def _note_extremes(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud) -> None:
+def _note_extremes(ax: Axes, scheme: odenets.Scheme, cloud: Cloud) -> None:
     """Write the extremes of a cloud into the axes: no shares, for the density of Ritz values is not that of eigenvalues."""
     z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
     if z.size:
-        growth = stability.growth_factors(odenets.get_scheme(scheme), z).max()
+        growth = stability.growth_factors(scheme, z).max()
         text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
-        caveat = "" if odenets.get_scheme(scheme).analytic else "\n(normal Jacobians only)"
-        ax.text(
-            0.02,
-            0.03,
-            text + caveat,
-            fontsize=8,
-            transform=ax.transAxes,
-            bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2},
-        )
+        caveat = "" if scheme.analytic else "\n(normal Jacobians only)"
+        box = {"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2}
+        ax.text(0.02, 0.03, text + caveat, fontsize=SMALL, transform=ax.transAxes, bbox=box)
 
 
-def _dots(clouds: Mapping[str, Cloud]) -> list[Line2D]:
-    stages = sorted({stage for cloud in clouds.values() for stage in cloud}, key=int)
+def _dots(clouds: Iterable[Cloud]) -> list[Line2D]:
+    stages = sorted({stage for cloud in clouds for stage in cloud}, key=int)
+    name = r"$h\lambda$ of stage {}" if len(stages) > 1 else r"$h\lambda$"
     return [
-        Line2D(
-            [],
-            [],
-            ls="",
-            marker="o",
-            color=colour,
-            mec=INK,
-            mew=0.4,
-            label=rf"$h\lambda$ of stage {stage}" if len(stages) > 1 else r"$h\lambda$",
-        )
-        for stage, colour in zip(stages, STAGE_COLOURS * 9)
+        Line2D([], [], ls="", marker="o", color=_colour(stage), mec=INK, mew=0.4, label=name.format(stage)) for stage in stages
     ]
+
+
+def _colour(stage: str) -> str:
+    return STAGE_COLOURS[int(stage) % len(STAGE_COLOURS)]
 
 
 @matplotlib.rc_context(STYLE)
 def region_sheet(
     schemes: Sequence[odenets.Scheme], notes: Mapping[str, str] | None = None, clouds: Mapping[str, Cloud] | None = None
-) -> MplFigure:
+) -> Figure:
     """All regions in one window where they fit (one alone in its own).
 
     Args:
@@ -150,7 +142,7 @@ def region_sheet(
         note = f"\n{notes[str(scheme)]}" if notes else ""
         ax.set_title(f"{scheme}{'' if fits else ', own scale'}{note}", fontsize=9)
         _note_extremes(ax, scheme, cloud)
-    return _framed(figure, axes, columns, shades, _dots(clouds))
+    return _framed(figure, axes, columns, shades, _dots(clouds.values()))
 
 
 def _square(window: Window, cloud: Cloud) -> Window:
@@ -161,7 +153,7 @@ def _square(window: Window, cloud: Cloud) -> Window:
     return (left + right) / 2 - half, (left + right) / 2 + half, -half, half
 
 
-def _panels(count: int, columns: int, width: float, aspect: float) -> tuple[MplFigure, Any]:
+def _panels(count: int, columns: int, width: float, aspect: float) -> tuple[Figure, Any]:
     """A figure of `count` panels of a width in inches and an aspect (height / width), and their axes."""
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * width + 1.2, rows * (width * aspect + 0.55) + 0.3), layout="compressed")
@@ -171,7 +163,7 @@ def _panels(count: int, columns: int, width: float, aspect: float) -> tuple[MplF
     return figure, axes[:count]
 
 
-def _framed(figure: MplFigure, axes: Any, columns: int, shades: Any, handles: Sequence[Line2D]) -> MplFigure:
+def _framed(figure: Figure, axes: Any, columns: int, shades: Any, handles: Sequence[Line2D]) -> Figure:
     for index, ax in enumerate(axes):
         ax.set_xlabel(r"Re $z$" if index + columns >= len(axes) else None)
         ax.set_ylabel(r"Im $z$" if index % columns == 0 else None)

@@ -6,11 +6,11 @@ from pathlib import Path
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report.arms import Arm, Comparison
-from experiments.harness.report.page import Code, Listed, Section, Table, Text, write_page
-from experiments.harness.report.sentences import interval, percent, points
+from experiments.harness.report.comparison import SMOKE
+from experiments.harness.report.page import Code, Listed, Page, Section, Table, Text
 from experiments.harness.run.config import RunConfig
 from experiments.harness.statistics.masks import Gap, Masks
-from experiments.harness.words import count, radius
+from experiments.harness.words import count, interval, percent, points, radius
 
 # FGSM, PGD-20 and PGD-100 by steps of epsilon / 8: 1/255 at 8/255, as the paper's text has it.
 SPECS = {"FGSM": "fgsm", "PGD-20": "pgd20", "PGD-100": "pgd(steps=100,relative_step=12.5)"}
@@ -126,19 +126,18 @@ def write_reproduction(found: Sequence[Comparison], folder: Path) -> None:
     )
     rows, sections = table(found), []
     for run in found:
-        own = [rows[0][1:], *(row[1:] for row in rows[1:] if row[0] == _title(run))]
+        own = Table(_folder(run), rows[0][1:], [row[1:] for row in rows[1:] if row[0] == _title(run)], keys=2)
         link = Text(f"The whole run: {_folder(run)}/report.html")
-        parts = (Table(own, range(2, len(own[0]) - 1)), link, Listed(tuple(deviations(run.config))), Code(run.config.command))
+        parts = (own, link, Listed(tuple(deviations(run.config))), Code(run.config.command))
         sections.append(Section(f"{_title(run)}: figures, deviations from the paper", parts))
     seeds = len(found[0].config.seeds)
-    write_page(
-        folder / "reproduction.html",
+    Page(
         "Do implicit Euler skip connections make a ResNet more robust?",
         f"The protocol of Li, He and Lin (2020), {count(seeds, 'seed')}",
         sentences(found),
         [*sections, Section("What the columns are", (Text(note, note=True),))],
-        "Smoke run: every path once, in seconds. The numbers mean nothing." if any(run.config.smoke for run in found) else "",
-    )
+        SMOKE if any(run.config.smoke for run in found) else "",
+    ).write(folder / "reproduction.html")
 
 
 def _masks(arm: Arm, epsilon: float, way: str, attack: str) -> Masks:

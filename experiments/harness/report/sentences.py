@@ -3,54 +3,81 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from markupsafe import Markup
 from scipy.special import stdtrit
 
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report import measures
 from experiments.harness.report.arms import Arm, Comparison
+from experiments.harness.report.page import Table
 from experiments.harness.run.schema import CHEAP
-from experiments.harness.statistics import Estimate
-from experiments.harness.words import count, norm_symbol
+from experiments.harness.words import count, interval, listed, norm_symbol, percent, points
 
 MANY = 6  # comparisons beyond which the headline counts verdicts instead of listing them
 
 
-def summary_table(found: Comparison) -> list[tuple[str, ...]]:
-    """Accuracies and paired differences to the first arm as rows of strings, the first row being the header."""
-    rows: list[tuple[str, ...]] = [
+def summary_table(found: Comparison) -> Table:
+    """Accuracies and paired differences to the first arm."""
+    columns = (
+        "attack",
+        "scheme",
+        "accuracy, %",
+        "95 % interval",
+        "difference, points",
+        "interval",
+        "from images, %",
+        "verdict",
+        "untrusted, %",
+    )
+    rows = [
         (
-            "attack",
-            "scheme",
-            "accuracy, %",
-            "95 % interval",
-            "difference, points",
-            "interval",
-            "from images, %",
-            "verdict",
-            "untrusted, %",
+            found.attack_at(eps),
+            arm.label,
+            percent(mean.value),
+            interval(mean),
+            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", "reference")),
+            percent(_untrusted(arm, eps)),
         )
+        for eps in [0.0, *found.radii]
+        for arm in found.arms
+        if (mean := found.accuracy(arm, eps))
     ]
-    for eps in [0.0, *found.radii]:
-        for arm in found.arms:
-            masks = arm.masks(eps)
-            if masks:
-                mean, gap = found.measured(arm, eps), found.gap(arm, eps)
-                compared = _compared(gap, eps) if gap else ("", "", "", "reference")
-                rows.append(
-                    (
-                        found.attack_at(eps),
-                        arm.label,
-                        percent(mean.value),
-                        interval(mean),
-                        *compared,
-                        percent(_untrusted(arm, eps)),
-                    )
-                )
-    return rows
+    return Table("accuracy", columns, rows, _meaning(found), keys=2)
 
 
-def _compared(gap: statistics.Gap, eps: float) -> tuple[str, ...]:
+def _meaning(found: Comparison) -> str:
+    """What the intervals and verdicts of the table say."""
+    seeds, config = found.config.seeds, found.config
+    varied = (
+        f"{count(len(seeds), 'seed')}, each with a split of its own, and corrected for what splits share (Nadeau and Bengio)"
+        if config.resplit
+        else f"{count(len(seeds), 'seed')} and the test images: another draw of both"
+    )
+    meaning = (
+        f"Intervals are over {varied}; <i>from images</i> is the images' share of the variance of a difference. Differences "
+        "are paired: same initial weights, same batches, same images. Their intervals cover together with probability 95 %: "
+        "the verdicts hold for the table."
+        if len(seeds) > 1
+        else "One seed: accuracies carry Wilson intervals, differences an interval from the images on which the two nets "
+        "disagree (Agresti and Min). They cover another draw of test images and say nothing of another seed."
+    )
+    looked = (
+        f" The run was looked at after {listed(config.looks)} seeds, as was fixed before; what that costs is in the intervals."
+        if config.looks
+        else ""
+    )
+    margin = f"{100 * config.margin:g} points"
+    return Markup(
+        f"{meaning}{looked} <b>Equivalent</b>: the interval lies within {margin} of zero. <b>Cannot tell yet</b>: it covers "
+        "zero and reaches beyond the margin. <b>Untrusted</b>: images "
+        "counted as broken because a cold re-solve at tolerance 10\u207b\u2076 did not converge, or ended at "
+        "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
+        "with {}."
+    ).format(found.arms[0].name)
+
+
+def compared(gap: statistics.Gap, eps: float) -> tuple[str, ...]:
     """Cells of a paired difference: its value, its interval, the images' share of its variance, its verdict."""
     estimate = gap.estimate
     share = "" if estimate.images is None else f"{100 * estimate.images:.0f}"
@@ -68,7 +95,7 @@ def headline(found: Comparison) -> list[str]:
     words = (statistics.MORE, statistics.LESS, statistics.EQUIVALENT, statistics.OPEN)
     named = {verdict: [name for name, (_, gap) in gaps.items() if gap.verdict == verdict] for verdict in words}
     if len(gaps) > MANY:
-        named = {verdict: [f"{len(listed)} of {len(gaps)} schemes"] if listed else [] for verdict, listed in named.items()}
+        named = {verdict: [f"{len(names)} of {len(gaps)} schemes"] if names else [] for verdict, names in named.items()}
     parts = [
         f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {verdict} than {first.name}"
         for verdict in words[:2]
@@ -117,12 +144,12 @@ def _masking(found: Comparison) -> Iterator[str]:
     masked = [(name, gap) for name, gap in detached if gap.verdict == "higher"]
     if masked:
         sizes = [gap.value for _, gap in masked]
-        listed = (
+        told = (
             ", ".join(f"{name} by {points(gap.value)[1:]} points" for name, gap in masked)
             if len(masked) <= MANY
             else f"{len(masked)} schemes by {points(min(sizes))[1:]} to {points(max(sizes))[1:]} points"
         )
-        yield (f"Attacked along the detached gradient, nets would seem more robust than they are (gradient masking): {listed}.")
+        yield (f"Attacked along the detached gradient, nets would seem more robust than they are (gradient masking): {told}.")
     missed = [name for name, gap in detached if gap.verdict == "lower"]
     if missed:
         yield (
@@ -196,7 +223,7 @@ def caveats(found: Comparison) -> list[str]:
     no_region = [arm.name for arm in found.arms if not arm.behind.has_R]
     not_normal = without_spectrum(found)
     first = found.arms[0]
-    listed = [
+    candidates = [
         (
             missing,
             f"Cases are missing ({'; '.join(missing)}): means may rest on fewer nets, differences use the seeds "
@@ -276,25 +303,9 @@ def caveats(found: Comparison) -> list[str]:
         ),
         (first.label != first.name, f"{first.name}, with which all others are compared, failed its own audit."),
     ]
-    return [sentence for applies, sentence in listed if applies]
+    return [sentence for applies, sentence in candidates if applies]
 
 
 def without_spectrum(found: Comparison) -> list[str]:
     """Names of arms for which R(h lambda) is not a step's spectrum unless the Jacobian is normal."""
     return [arm.name for arm in found.arms if not arm.behind.analytic]
-
-
-def percent(share: float) -> str:
-    """A share in percent, one decimal."""
-    return f"{100 * share:.1f}"
-
-
-def points(difference: float) -> str:
-    """A difference in percentage points with its sign; no minus sign on a rounded zero."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "\u2212") if difference else "0.0"
-
-
-def interval(estimate: Estimate, sign: str = "") -> str:
-    """An interval in percent or, with sign="+", in points."""
-    show = points if sign else percent
-    return f"[{show(estimate.low)}, {show(estimate.high)}]"

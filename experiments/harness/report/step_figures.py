@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.harness.report.arms import Comparison
-from experiments.harness.report.figures import FAINT, MARKERS, PALETTE, STYLE
+from experiments.harness.report.drawing import FAINT, MARKERS, PALETTE, STYLE
 from experiments.harness.report.readings import Convergence, Reading
 from experiments.harness.statistics.estimates import t_interval
 

@@ -1,19 +1,16 @@
 """The page of a sweep: the same weights at finer steps, training at each number of steps, weights run by another scheme."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.harness.report import figures, step_figures
 from experiments.harness.report.arms import Comparison
-from experiments.harness.report.page import Figure, Section, Table, Text
+from experiments.harness.report.page import Figure, Section, Table
 from experiments.harness.report.readings import FINER, SWAP, TRAINED, Convergence, Reading, convergences, readings
-from experiments.harness.report.sentences import interval, percent, points
 from experiments.harness.statistics import Estimate
 from experiments.harness.statistics.convergence import SLOWER, slope
-from experiments.harness.words import count
+from experiments.harness.words import count, interval, percent, points
 
 KINKS = "across the kinks of a ReLU no scheme keeps more than order 2"
 HISTORY = "the history of a multistep scheme crosses from one block's field into the next, which costs it its order"
@@ -138,27 +135,23 @@ def _swapped(found: Comparison, answers: Sequence[Reading]) -> str:
     )
 
 
-def sections(found: Comparison, folder: Path) -> list[Section]:
-    """A section for each question that the run asks; figures into `folder`."""
-    rates, told, numbers = convergences(found), readings(found), iter(range(1, 99))
-
-    def drawn(name: str, figure: Any, caption: str) -> Figure:
-        return Figure(figures.save(figure, folder, name), caption, next(numbers))
-
+def sections(found: Comparison) -> list[Section]:
+    """A section for each question that the run asks."""
+    rates, told = convergences(found), readings(found)
     shown = []
     if rates:
-        table = [("scheme", "nets", "order by theory", "observed", "95 % interval", "verdict"), *(_rate(row) for row in rates)]
-        figure = drawn("convergence", step_figures.convergence(rates), step_figures.RATE)
-        parts = (Table(table, (1, 2, 3, 4)), figure, Text(RATES, note=True))
-        shown.append(Section("Does the network converge to its differential equation?", parts))
+        columns = ("scheme", "nets", "order by theory", "observed", "95 % interval", "verdict")
+        table = Table("convergence", columns, [_rate(row) for row in rates], RATES)
+        figure = Figure("convergence", step_figures.convergence(rates), step_figures.RATE)
+        shown.append(Section("Does the network converge to its differential equation?", (figure, table)))
     if found.swept:
-        figure = drawn("sweep", figures.sweep_figure(found), step_figures.SWEEP)
+        figure = Figure("sweep", figures.sweep_figure(found), step_figures.SWEEP)
         shown.append(Section("Accuracy against the number of steps", (figure,)))
     for question in dict.fromkeys(reading.question for reading in told):
         own = [reading for reading in told if reading.question == question]
-        matrix = (drawn("swap", step_figures.swap(found, own), step_figures.MATRIX),) if question == SWAP else ()
-        cells = Table([_HEADER, *(_cells(found, reading) for reading in own)], range(2, 10))
-        shown.append(Section(question[0].upper() + question[1:], (*matrix, cells, Text(NOTES[question], note=True))))
+        matrix = (Figure("swap", step_figures.swap(found, own), step_figures.MATRIX),) if question == SWAP else ()
+        cells = Table(_SHORT[question].replace(" ", "-"), _HEADER, [_cells(found, r) for r in own], NOTES[question], keys=2)
+        shown.append(Section(question[0].upper() + question[1:], (*matrix, cells)))
     return shown
 
 

@@ -9,17 +9,19 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 
-from experiments.harness.report import figures, measures
-from experiments.harness.report.arms import comparison
-from experiments.harness.report.page import Figure, Section, Table, Terms, Text, write_page
-from experiments.harness.report.sentences import interval, points
+from experiments.harness.report import measures
+from experiments.harness.report.arms import comparison, mean_of
+from experiments.harness.report.collection import refuse_unlike
+from experiments.harness.report.comparison import SMOKE
+from experiments.harness.report.drawing import SMALL, STYLE, looks
+from experiments.harness.report.page import Figure, Page, Section, Table, Terms
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.mixed import MixedEffect, mixed_effect
 from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations
-from experiments.harness.words import count, listed
+from experiments.harness.words import count, file_name, interval, listed, points
 from odenets.errors import InputError
 
 NORM, CLEAN = "lipschitz", "clean accuracy"  # what a relation may only reflect: the size of the Jacobian, and how good a net is
@@ -50,12 +52,7 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
     Raises:
         ValueError: The runs cannot be compared, or there are too few schemes.
     """
-    first = runs[0][0]
-    for config, _ in runs[1:]:
-        different = [key for key in SAME if getattr(config, key) != getattr(first, key)]
-        if different:
-            told = "; ".join(f"{key} {getattr(first, key)!r} and {getattr(config, key)!r}" for key in different)
-            raise InputError(f"these runs cannot be compared: {told}")
+    refuse_unlike([config for config, _ in runs], SAME)
     found, left_out = [], 0
     for config, records in runs:
         compared = comparison(config, list(records))
@@ -74,7 +71,7 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
     names = dict.fromkeys(row.metric for record, *_ in found for row in record.stability)
 
     def values(name: str) -> np.ndarray:
-        known = (measures.mean_of(record, name) for record, *_ in found)
+        known = (mean_of(record, name) for record, *_ in found)
         return np.array([np.nan if value is None else value for value in known])
 
     predictors = {name: values(name) for name in names}
@@ -132,46 +129,39 @@ def sentences(found: Study) -> list[str]:
     return told + [f"Mixed model of {', '.join(names)}: {reason}." for reason, names in reasons.items()]
 
 
-def table(found: Study) -> list[tuple]:
-    """Rows of strings, the header first."""
+def table(found: Study) -> Table:
+    """A row for each predictor."""
     others = (CLEAN, NORM) if NORM in found.values else (CLEAN,)
     names = {CLEAN: "given clean accuracy", NORM: "given \u2016hJ\u2016"}
-    rows: list[tuple] = [
+    columns = (
+        "predictor",
+        "schemes",
+        "between schemes",
+        "interval, all together",
+        "p, adjusted",
+        "cluster bootstrap",
+        "within schemes",
+        *(names[other] for other in others),
+        "points a standard deviation",
+        "unseen pairs ordered rightly, %",
+        "verdict",
+    )
+    rows = [
         (
-            "predictor",
-            "schemes",
-            "between schemes",
-            "interval, all together",
-            "p, adjusted",
-            "cluster bootstrap",
-            "within schemes",
-            *(names[other] for other in others),
-            "points a standard deviation",
-            "unseen pairs ordered rightly, %",
-            "verdict",
+            _name(r.predictor),
+            f"{r.schemes} of {r.total}" if r.schemes < r.total else str(r.schemes),
+            f"{r.between.value:+.2f}" if r.between else "",
+            _interval(r.between),
+            "" if r.p is None or r.between is None else f"{r.p:.3f}",
+            _interval(r.bootstrap),
+            _both(r.within),
+            *(_both(r.given.get(other)) for other in others),
+            _effect(found.mixed[r.predictor].estimate),
+            "" if r.order is None else f"{100 * r.order:.0f}",
+            r.verdict,
         )
+        for r in found.relations
     ]
-    for r in found.relations:
-        rows.append(
-            (
-                _name(r.predictor),
-                f"{r.schemes} of {r.total}" if r.schemes < r.total else str(r.schemes),
-                f"{r.between.value:+.2f}" if r.between else "",
-                _interval(r.between),
-                "" if r.p is None or r.between is None else f"{r.p:.3f}",
-                _interval(r.bootstrap),
-                _both(r.within),
-                *(_both(r.given.get(other)) for other in others),
-                _effect(found.mixed[r.predictor].estimate),
-                "" if r.order is None else f"{100 * r.order:.0f}",
-                r.verdict,
-            )
-        )
-    return rows
-
-
-def write_study(found: Study, folder: Path) -> None:
-    """relation.html and figures/ in a folder."""
     note = (
         "Rank correlations, on ranks within each field and training; a scheme, the mean over its nets, is one observation. "
         "Between schemes: the interval inverts an exact test and holds for all predictors together. Within: nets of a scheme, "
@@ -181,52 +171,52 @@ def write_study(found: Study, folder: Path) -> None:
         "itself. Unseen pairs: what the other schemes say of two; half by chance. Supported: only correlations of "
         f"the sign that stability would give; refuted: none of at least {WEAK} with that sign. No correlation is a cause."
     )
-    shown = [r for r in found.relations if r.between][:DRAWN]
+    return Table("relation", columns, rows, note)
+
+
+def write_study(found: Study, folder: Path) -> None:
+    """relation.html in a folder, figures and table beside it."""
     parts = [
         Figure(
-            figures.save(_scatter(found, r.predictor), folder / "figures", r.predictor),
+            file_name(r.predictor),
+            _scatter(found, r.predictor),
             f"{_name(r.predictor)} against robust accuracy: rank correlation between schemes "
-            f"{r.between.value:+.2f}. Large: a scheme, the mean of its nets in one field and training; small: its nets. "
+            f"{between.value:+.2f}. Large: a scheme, the mean of its nets in one field and training; small: its nets. "
             "Axes do not start at zero.",
-            index,
         )
-        for index, r in enumerate(shown, 1)
-        if r.between
+        for r, between in [(r, r.between) for r in found.relations if r.between][:DRAWN]
     ]
     meanings = {_name(r.predictor): measures.meaning(r.predictor) for r in found.relations}
     commands = {f"{c.settings.training} training": c.command for c in found.runs}
-    write_page(
-        folder / "relation.html",
+    Page(
         "Does the stability of a scheme go with robustness?",
         f"{count(len(set(found.nets.scheme)), 'scheme')} on {found.runs[0].dataset}",
         sentences(found),
         [
-            Section("Predictors", (Table(table(found), range(1, len(table(found)[0]) - 1)), Text(note, note=True))),
+            Section("Predictors", (table(found),)),
             Section("Figures", tuple(parts)),
             Section("What they are", (Terms(meanings),)),
             Section("Runs", (Terms(commands),)),
         ],
-        "Smoke run: every path once, in seconds. The numbers mean nothing." if any(c.smoke for c in found.runs) else "",
-    )
+        SMOKE if any(c.smoke for c in found.runs) else "",
+    ).write(folder / "relation.html")
 
 
-@matplotlib.rc_context(figures.STYLE)
+@matplotlib.rc_context(STYLE)
 def _scatter(found: Study, predictor: str) -> Drawing:
-    drawing = Drawing(figsize=(7, 4))
+    drawing = Drawing(figsize=(7.5, 4.4))
     axes, x, y = drawing.subplots(), found.values[predictor], 100 * found.nets.robust
     strata: list[Any] = list(dict.fromkeys(found.nets.stratum))
-    for index, stratum in enumerate(strata):
+    of_scheme = np.array(found.nets.scheme, dtype=object)
+    for stratum, (colour, _) in zip(strata, looks(map(str, strata)).values()):
         own = np.array([s == stratum for s in found.nets.stratum]) & np.isfinite(x)
-        colour = figures.PALETTE[index % len(figures.PALETTE)]
         axes.plot(x[own], y[own], ".", color=colour, ms=3, alpha=0.5)
-        for scheme in dict.fromkeys(found.nets.scheme):
-            nets = own & np.array([s == scheme for s in found.nets.scheme])
-            if nets.any():
-                axes.plot(x[nets].mean(), y[nets].mean(), "o", color=colour, ms=7, mec="white")
-                axes.annotate(
-                    str(scheme).split("(")[0], (x[nets].mean(), y[nets].mean()), (4, 4), textcoords="offset points", fontsize=6
-                )
-        axes.plot([], [], "o", color=colour, label=f"{stratum[0]}, {stratum[1]} training")
+        schemes = [scheme for scheme in dict.fromkeys(found.nets.scheme) if (own & (of_scheme == scheme)).any()]
+        means = np.array([[values[own & (of_scheme == scheme)].mean() for values in (x, y)] for scheme in schemes])
+        label = f"{stratum[0]}, {stratum[1]} training"
+        axes.plot(*means.T, "o", color=colour, ms=7, mec="white", label=label)
+        for scheme, mean in zip(schemes, means):
+            axes.annotate(str(scheme).split("(")[0], mean, (4, 4), textcoords="offset points", fontsize=SMALL)
     axes.set(xlabel=_name(predictor), ylabel=f"right under {found.attack}, %")
     drawing.legend(loc="outside upper left", ncols=2)
     return drawing

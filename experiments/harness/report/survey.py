@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 import odenets
 import stability
-from experiments.harness.report import figures, page
-from experiments.harness.report import survey_figures as map_figures
+from experiments.harness.report import regions
+from experiments.harness.report.drawing import FAINT, INK, PALETTE, STYLE, legend, panels
+from experiments.harness.report.page import Figure, Page, Section, Table, Terms, Text, linked
 from odenets.errors import InputError
 
 DENSE_LIMIT, STEP_TOL = 512, 1e-6
+LEVELS = np.arange(-4.0, 1.01, 0.5)  # of log10 of the smallest singular value
 CAPTIONS = {
     "clouds": "Where h\u03bb of each stage's blocks lies over the growth |R(z)| of the scheme. Dots are Ritz values: the "
     "outermost approximate eigenvalues, their density means nothing. Blue damps, sand amplifies, the bold line is "
@@ -39,7 +44,7 @@ class Survey:
     fields, steps: (pseudospectrum, numerical range) of h J and of the step's Jacobian there; steps None for multistep schemes.
     """
 
-    scheme: object
+    scheme: odenets.Scheme
     epsilon: float
     blocks: list
     growths: dict
@@ -158,49 +163,112 @@ def _block_growth(curve: Any) -> dict[tuple[int, int], float]:
 
 
 def write_page(found: Survey, name: str, source: str, folder: Path) -> None:
-    """Write report.html and figures/ into a folder."""
-    pseudo = found.fields[0]
+    """report.html in a folder, figures and tables beside it."""
+    pseudo, scheme = found.fields[0], found.scheme
     values = "its eigenvalues" if pseudo.exact else "Ritz values"
     caption = CAPTIONS["pseudospectra"].format(values=values, kind=f"{pseudo.kind[:1].upper()}{pseudo.kind[1:]}.")
-    drawn = [
-        ("clouds", map_figures.clouds(found), CAPTIONS["clouds"]),
-        ("growth", map_figures.growth(found), CAPTIONS["growth"]),
-        ("pseudospectra", map_figures.pseudospectra(found), caption),
+    stages = sorted({b.stage for b in found.blocks})
+    points = {s: np.concatenate([b.ritz.numpy().ravel() for b in found.blocks if b.stage == s]) for s in stages}
+    clouds = {f"stage {s}": (scheme, {str(s): np.stack([z.real, z.imag], 1)}) for s, z in points.items()}
+    drawn = {
+        "clouds": (regions.cloud_panels(clouds if scheme.has_R else {}), CAPTIONS["clouds"]),
+        "growth": (_growth(found), CAPTIONS["growth"]),
+        "pseudospectra": (_pseudospectra(found), caption),
+    }
+    measured = [(b, stability.predictors(b)) for b in found.blocks]
+    names = list(dict.fromkeys(key for _, own in measured for key in own))
+    rows = [
+        (f"{b.stage}, {b.block}", *(f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names))
+        for b, own in measured
     ]
-    parts: list[page.Figure] = []
-    for key, figure, text in drawn:
-        if figure:
-            parts.append(page.Figure(figures.save(figure, folder / "figures", key), text, len(parts) + 1))
-    names = list(dict.fromkeys(key for b in found.blocks for key in stability.predictors(b)))
-    rows: list[tuple[str, ...]] = [("stage, block", *(key.replace("_", " ") for key in names))]
-    for b in found.blocks:
-        own = stability.predictors(b)
-        cells = (f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names)
-        rows.append((f"{b.stage}, {b.block}", *cells))
+    blocks = Table(
+        "blocks",
+        ("stage, block", *(key.replace("_", " ") for key in names)),
+        rows,
+        "Means over the images, of hJ at the state that enters each block.",
+    )
     notes = {
         key.replace("_", " "): f"{entry.meaning} ({entry.source})"
         for key, entry in stability.PREDICTORS.items()
         if key in names
     }
-    links = Markup(", ").join(
-        Markup('<a href="{0}">{0}</a>').format(file) for file in ("blocks.csv", "spectra.csv", "growth.csv")
+    files = Markup("Every number is in these files beside this page: {}.").format(
+        linked(("blocks.csv", "spectra.csv", "growth.csv"))
     )
-    sections = [
-        page.Section("Figures", tuple(parts)),
-        page.Section(
-            "Block by block",
-            (
-                page.Table(rows, range(1, len(rows[0]))),
-                page.Text("Means over the images, of hJ at the state that enters each block.", note=True),
-                page.Terms(notes),
-                page.Text(Markup("Every number is in these files beside this page: {}.").format(links)),
-            ),
-        ),
-    ]
-    page.write_page(
-        folder / "report.html",
+    Page(
         f"The dynamics of {name}",
         f"{found.scheme}, {source}, float64",
         list(sentences(found)),
-        sections,
-    )
+        [
+            Section("Figures", tuple(Figure(key, figure, text) for key, (figure, text) in drawn.items() if figure)),
+            Section("Block by block", (blocks, Terms(notes), Text(files))),
+        ],
+    ).write(folder / "report.html")
+
+
+@matplotlib.rc_context(STYLE)
+def _growth(found: Survey) -> Drawing:
+    """Measured, linearised and predicted growth along the network, a panel for each perturbation."""
+    figure, axes = panels(len(found.growths), 3.9, sharey=True)
+    styles = {"measured": ("-", PALETTE[0]), "linear": ((0, (4, 2)), PALETTE[1]), "predicted": (":", INK)}
+    words = {"measured": "measured", "linear": "linearised network", "predicted": "R(hJ) from each stage's start"}
+    for ax, (name, curve) in zip(axes, found.growths.items()):
+        x, last = np.arange(len(curve.places)), curve.places[-1][0]
+        for key, (style, colour) in styles.items():
+            values = getattr(curve, key).numpy()
+            marker = "o" if key == "measured" else ""
+            ax.plot(x, np.median(values, 1), ls=style, color=colour, marker=marker, ms=4, zorder=3, label=words[key])
+            if marker:
+                ax.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.13, lw=0)
+        labels = [
+            "image" if s < 0 else "output" if s == last else f"stage {s}" if b < 0 else f"block {b}" for s, b in curve.places
+        ]
+        ax.set_xticks(x, labels, rotation=60, ha="right")
+        for i, (stage, block) in enumerate(curve.places):
+            if block < 0 <= stage < last:
+                ax.axvline(i, color=FAINT, lw=0.6, zorder=1)
+        ax.set(title=f"{name} perturbation", yscale="log")
+    axes[0].set_ylabel(r"$\|\delta_n\|_2\,/\,\|\delta_0\|_2$")
+    legend(figure, [Line2D([], [], ls=style, color=colour, label=words[key]) for key, (style, colour) in styles.items()])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def _pseudospectra(found: Survey) -> Drawing:
+    """Contours of the smallest singular value of zI - A with eigenvalues and field of values, for h J and for the step."""
+    drawn = [("hJ", found.fields), ("Jacobian of the step", found.steps)]
+    figure, axes = panels(2, 4.6)
+    for ax, (name, pair) in zip(axes, drawn):
+        if pair is None:
+            ax.set_axis_off()
+            continue
+        pseudo, field = pair
+        z, depth = pseudo.points[0].numpy(), np.log10(np.maximum(pseudo.smallest[0].numpy(), 1e-16))
+        shades = ax.contourf(z.real, z.imag, depth, LEVELS, cmap="Blues_r", extend="both", alpha=0.85)
+        ax.contour(z.real, z.imag, depth, LEVELS, colors="white", linewidths=0.5, linestyles="solid")
+        values = pseudo.eigenvalues[0].numpy()
+        ax.plot(values.real, values.imag, ".", color=PALETTE[1], ms=3.5, zorder=4)
+        edge = field.points[0].numpy()
+        edge = np.append(edge, edge[0])
+        ax.plot(edge.real, edge.imag, "--", color=INK, lw=1.1)
+        if name == "hJ":
+            ax.axvline(0, color=INK, lw=0.8)
+        else:
+            circle = np.exp(1j * np.linspace(0, 2 * np.pi, 300))
+            ax.plot(circle.real, circle.imag, color=INK, lw=0.8)
+        ax.set(
+            title=f"{name}, stage {found.place.stage}, block {found.place.block}",
+            xlabel="Re z",
+            ylabel="Im z",
+            aspect="equal",
+            xlim=_range(z.real, edge.real),
+            ylim=_range(z.imag, edge.imag),
+        )
+        ax.grid(False)
+        figure.colorbar(shades, ax=ax, shrink=0.8, label=r"$\log_{10}\,\sigma_{\min}(zI-A)$")
+    return figure
+
+
+def _range(*values: np.ndarray) -> tuple[float, float]:
+    low, high = min(v.min() for v in values), max(v.max() for v in values)
+    return low - 0.04 * (high - low), high + 0.04 * (high - low)

@@ -272,13 +272,27 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_run(folder: Path) -> tuple[RunConfig, list[Record]]:
-    """A run that is not worked at here; InputError where the folder holds none of compare_schemes.py."""
-    config = read_config(folder / "config.json")
+def read_run(folder: str | Path) -> tuple[RunConfig, list[Record]]:
+    """A run of cases, written by any version, that is not worked at here.
+
+    Raises:
+        ValueError: There is no such run in the folder, or a line of it is damaged or of a later version; names it.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "records.jsonl"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} holds no run: it has no {name}")
+    config, records = read_config(folder / "config.json"), []
     if "schemes" not in config:
-        raise InputError(f"{folder} holds no run of compare_schemes.py")
-    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    return RunConfig.from_json(config), [Record.from_json(json.loads(line)) for line in lines if line]
+        raise InputError(f"{folder} holds no run of cases, as compare_schemes.py and sweep_steps.py write them")
+    for number, line in enumerate((folder / "records.jsonl").read_bytes().splitlines(), 1):
+        try:
+            records.append(Record.from_json(json.loads(line)))
+        except ValueError as error:
+            raise InputError(f"{folder / 'records.jsonl'}, line {number}: {error}") from error
+    if not records:
+        raise InputError(f"{folder} holds no finished case yet")
+    return RunConfig.from_json(config), records
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""A set of runs on one page: accuracies, differences with the verdict of each run's own family, and where all of it is from."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure as Drawing
+
+import experiments.harness.statistics as statistics
+from experiments.harness.report.arms import Arm, Comparison, comparison
+from experiments.harness.report.comparison import SMOKE
+from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
+from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
+from experiments.harness.report.sentences import headline
+from experiments.harness.run.config import RunConfig
+from experiments.harness.run.schema import VERSION, Record
+from experiments.harness.words import count, interval, listed, percent, points
+from odenets.errors import InputError
+
+DATA = ("dataset", "train_limit", "test_limit", "splits")
+ATTACKED = ("attacks", "epsilons", "threat")
+DRAWN = 60  # differences, beyond which a figure is no longer read
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Runs by their folders."""
+
+    runs: Mapping[Path, Comparison]
+
+    def arms(self) -> list[tuple[Comparison, Arm]]:
+        """What has nets, by data set and training."""
+        pairs = [(found, arm) for found in self.runs.values() for arm in found.arms if arm.records]
+        datasets = list(dict.fromkeys(found.config.dataset for found in self.runs.values()))
+        return sorted(pairs, key=lambda pair: (datasets.index(pair[0].config.dataset), pair[0].config.settings.training))
+
+
+def refuse_unlike(configs: Sequence[RunConfig], keys: Sequence[str], advice: str = "") -> None:
+    """InputError where configurations differ in one of the keys; says in which, and how."""
+    first = configs[0]
+    for config in configs[1:]:
+        different = [key for key in keys if getattr(config, key) != getattr(first, key)]
+        if different:
+            told = "; ".join(f"{key} {getattr(first, key)!r} and {getattr(config, key)!r}" for key in different)
+            raise InputError(f"these runs cannot be compared: {told}{advice if 'dataset' in different else ''}")
+
+
+def collection(runs: Mapping[Path, tuple[RunConfig, list[Record]]], *, across: bool = False) -> Collection:
+    """Runs that may stand on one page.
+
+    Args:
+        runs: By folder.
+        across: Whether data sets may differ; then only runs on the same one have to be alike.
+
+    Raises:
+        ValueError: They differ in their test images, attacks, threat or radii; names what differs.
+    """
+    configs = [config for config, _ in runs.values()]
+    for dataset in dict.fromkeys(config.dataset for config in configs):
+        alike = [c for c in configs if c.dataset == dataset or not across]
+        refuse_unlike(alike, DATA + ATTACKED, "; --across sets several data sets one below the other")
+    return Collection({folder: comparison(config, records) for folder, (config, records) in runs.items()})
+
+
+def grid(found: Collection) -> Table:
+    """A row for each data set, training and scheme, at the middle radius."""
+    names = {id(run): folder.name or str(folder) for folder, run in found.runs.items()}
+    columns = (
+        "data, training",
+        "scheme",
+        "clean, %",
+        "robust, %",
+        "95 % interval",
+        "difference, points",
+        "interval",
+        "verdict",
+        "seeds",
+        "run",
+    )
+    rows = []
+    for run, arm in found.arms():
+        clean, robust, gap = run.measured(arm, 0.0), run.accuracy(arm, run.middle), run.gap(arm, run.middle)
+        compared = (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict) if gap else ("", "", "reference")
+        cells = (percent(robust.value), interval(robust), *compared) if robust else ("",) * 5
+        what = f"{run.config.dataset}, {run.config.settings.training}"
+        rows.append((what, arm.label, percent(clean.value), *cells, str(len(arm.records)), names[id(run)]))
+    note = (
+        f"Robust: {listed(dict.fromkeys(run.attack_at(run.middle) for run in found.runs.values()))}. Differences are paired, "
+        "to the first scheme of the same run, and the intervals and verdicts of a run hold together; those of several runs are "
+        "several families. \u2020 failed its audit."
+    )
+    return Table("collected", columns, rows, note, keys=2)
+
+
+def sentences(found: Collection) -> list[str]:
+    """What each run says, and what keeps the runs apart."""
+    told = [f"{folder}: {headline(run)[bool(run.config.smoke)]}" for folder, run in found.runs.items()]
+    unlike = _environments(found)
+    if unlike:
+        told.append(f"Environments differ ({unlike}): compare across these runs with care.")
+    older = {str(folder): {r.version for r in run.records} for folder, run in found.runs.items()}
+    read = [folder for folder, versions in older.items() if versions != {VERSION}]
+    return [*told, *([f"Written by an earlier version, and read as today's: {listed(read)}."] if read else [])]
+
+
+def write_collection(found: Collection, folder: Path) -> None:
+    """collected.html in a folder, figure and table beside it."""
+    configs = [run.config for run in found.runs.values()]
+    drawing = _forest(found)
+    caption = (
+        "Paired difference to the first scheme of the same run at the middle radius, with intervals that hold together within "
+        "a run; grey: the margin of equivalence. Filled: more or less robust; hollow: no verdict, or equivalent."
+    )
+    figures = (Section("Figure", (Figure("differences", drawing, caption),)),) if drawing else ()
+    Page(
+        "Runs side by side",
+        f"{count(len(configs), 'run')}: {listed(dict.fromkeys(c.dataset for c in configs))}, "
+        f"{listed(dict.fromkeys(c.settings.training for c in configs))} training",
+        sentences(found),
+        [Section("Accuracy and verdicts", (grid(found),)), *figures, Section("The runs", _sources(found, folder))],
+        SMOKE if any(config.smoke for config in configs) else "",
+    ).write(folder / "collected.html")
+
+
+def _sources(found: Collection, folder: Path) -> tuple:
+    """Of each run its page, its command, what it was made with, and all of its answer."""
+    parts: list = []
+    for place, run in found.runs.items():
+        page = place / "report.html"
+        link = Markup('<a href="{}">its page</a>').format(Path(os.path.relpath(page, folder)).as_posix())
+        made = {key: str(value) for key, value in run.config.environment.items() if value is not None}
+        terms = Terms({"seeds": listed(run.config.seeds), **made})
+        parts += [
+            Text(Markup("<b>{}</b>: {}").format(place, link if page.exists() else "it has no page")),
+            Code(run.config.command),
+            Folded("Its answer, seeds and environment", (*map(Text, headline(run)), terms)),
+        ]
+    return tuple(parts)
+
+
+def _environments(found: Collection) -> str:
+    known = [run.config.environment for run in found.runs.values()]
+    keys = dict.fromkeys(key for environment in known for key in environment)
+    values = {key: list(dict.fromkeys(str(environment.get(key)) for environment in known)) for key in keys}
+    return "; ".join(f"{key} {' and '.join(found)}" for key, found in values.items() if len(found) > 1)
+
+
+@matplotlib.rc_context(STYLE)
+def _forest(found: Collection) -> Drawing | None:
+    """The differences of all runs at their middle radius, a row each; None where there is none, or too many to read."""
+    compared = [(run, arm, gap) for run, arm in found.arms() if (gap := run.gap(arm, run.middle))]
+    if not compared or len(compared) > DRAWN:
+        return None
+    drawing = Drawing(figsize=(8, 1 + 0.28 * len(compared)))
+    axes, trainings = drawing.subplots(), list(dict.fromkeys(run.config.settings.training for run, _, _ in compared))
+    for row, (run, _, gap) in enumerate(compared):
+        low, value, high = (100 * x for x in (gap.estimate.low, gap.estimate.value, gap.estimate.high))
+        colour = PALETTE[trainings.index(run.config.settings.training) % 7]
+        axes.hlines(row, low, high, color=colour)
+        axes.plot(value, row, "o", color=colour, mfc="white" if gap.verdict in statistics.UNMOVED else colour)
+    margin = 100 * max(run.config.margin for run, _, _ in compared)
+    axes.axvspan(-margin, margin, color=FAINT, alpha=0.12, lw=0)
+    axes.axvline(0, color=FAINT, lw=1)
+    names = [f"{arm.label} ({run.config.dataset}, {run.config.settings.training})" for run, arm, _ in compared]
+    axes.set_yticks(np.arange(len(compared)), names, fontsize=SMALL)
+    axes.set(xlabel="difference of robust accuracy, points", ylim=(len(compared) - 0.5, -0.5))
+    return drawing
