@@ -15,7 +15,7 @@ from experiments.harness.report.spectrum_file import read_spectrum
 def test_draws_each_region_and_a_sheet_and_prints_the_table(tmp_path, capsys):
     schemes = "rk4,ie_skip(gamma=0.05,iterations=2),adaptive,implicit"
     assert plot_regions.main(["--schemes", schemes, "--out", str(tmp_path / "new")]) == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+    assert {path.name for path in (tmp_path / "new").glob("*.png")} == {
         "rk4.png",
         "ie_skip_gamma=0.05_iterations=2.png",
         "implicit_euler.png",
