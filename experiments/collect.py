@@ -14,7 +14,8 @@ from rich.console import Console
 
 from experiments.harness.command import Parser, run_cli
 from experiments.harness.report.collection import collection, grid, sentences, write_collection
-from experiments.harness.run.folder import read_run, saving
+from experiments.harness.run.config import CONFIG_VERSION
+from experiments.harness.run.folder import read_config, read_run, saving
 from odenets.errors import InputError
 
 
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if places.count(place) > 1:
             raise InputError(f"{folder} stands twice among the folders")
     out = Path(args.out or f"runs/collected-{time.strftime('%Y%m%d-%H%M%S')}")
-    found = collection({folder: read_run(folder) for folder in folders}, across=args.across)
+    runs = {folder: read_run(folder) for folder in folders}
+    older = [folder for folder in folders if read_config(folder / "config.json").get("version", 1) < CONFIG_VERSION]
+    found = collection(runs, across=args.across, older=older)
     with saving(out / "collected.html"):
         out.mkdir(parents=True, exist_ok=True)
         write_collection(found, out)

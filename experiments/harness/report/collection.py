@@ -17,7 +17,7 @@ from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
 from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
 from experiments.harness.report.sentences import headline
 from experiments.harness.run.config import RunConfig
-from experiments.harness.run.schema import VERSION, Record
+from experiments.harness.run.schema import Record
 from experiments.harness.words import count, interval, listed, percent, points
 from odenets.errors import InputError
 
@@ -28,9 +28,10 @@ DRAWN = 60  # differences, beyond which a figure is no longer read
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs by their folders."""
+    """Runs by their folders, and which of these an earlier version wrote."""
 
     runs: Mapping[Path, Comparison]
+    older: Sequence[Path] = ()
 
     def arms(self) -> list[tuple[Comparison, Arm]]:
         """What has nets, by data set and training."""
@@ -49,12 +50,15 @@ def refuse_unlike(configs: Sequence[RunConfig], keys: Sequence[str], advice: str
             raise InputError(f"these runs cannot be compared: {told}{advice if 'dataset' in different else ''}")
 
 
-def collection(runs: Mapping[Path, tuple[RunConfig, list[Record]]], *, across: bool = False) -> Collection:
+def collection(
+    runs: Mapping[Path, tuple[RunConfig, list[Record]]], *, across: bool = False, older: Sequence[Path] = ()
+) -> Collection:
     """Runs that may stand on one page.
 
     Args:
         runs: By folder.
         across: Whether data sets may differ; then only runs on the same one have to be alike.
+        older: Folders that an earlier version wrote.
 
     Raises:
         ValueError: They differ in their test images, attacks, threat or radii; names what differs.
@@ -63,7 +67,7 @@ def collection(runs: Mapping[Path, tuple[RunConfig, list[Record]]], *, across: b
     for dataset in dict.fromkeys(config.dataset for config in configs):
         alike = [c for c in configs if c.dataset == dataset or not across]
         refuse_unlike(alike, DATA + ATTACKED, "; --across sets several data sets one below the other")
-    return Collection({folder: comparison(config, records) for folder, (config, records) in runs.items()})
+    return Collection({folder: comparison(config, records) for folder, (config, records) in runs.items()}, older)
 
 
 def grid(found: Collection) -> Table:
@@ -102,8 +106,7 @@ def sentences(found: Collection) -> list[str]:
     unlike = _environments(found)
     if unlike:
         told.append(f"Environments differ ({unlike}): compare across these runs with care.")
-    older = {str(folder): {r.version for r in run.records} for folder, run in found.runs.items()}
-    read = [folder for folder, versions in older.items() if versions != {VERSION}]
+    read = [str(folder) for folder in found.runs if folder in found.older]
     return [*told, *([f"Written by an earlier version, and read as today's: {listed(read)}."] if read else [])]
 
 
