@@ -13,7 +13,8 @@ from odenets.types import Counts, State
 class WarmStart(nn.Module):
     """A network whose implicit solves start, image by image, from where that image's last ones ended.
 
-    For passes that follow each other closely, as the steps of an attack do: between two of them the roots hardly move.
+    For passes that follow each other closely, as the steps of an attack do: between two of them the roots hardly move, nor do
+    the solutions of the backward passes' linear systems but for a factor, which start there too.
     The tolerance is relative to the predictor's residual in an image's first pass. Solves of linear systems start from zero,
     and so do those of a stage whose "unrolled" iteration is to be differentiated: it is the derivative of the whole way.
     Whoever reports a result evaluates `net` itself, cold: a warm solve follows its branch of roots.
@@ -29,6 +30,8 @@ class WarmStart(nn.Module):
         self.net = net
         self._indices: Tensor | None = None
         self._known: dict[tuple[ODEStage, int], list[tuple[Tensor, Tensor]]] = {}
+        self._adjoints: dict[tuple[ODEStage, int], list[Tensor]] = {}
+        self._last: tuple[Tensor | None, dict[tuple[ODEStage, int], Guesses]] = (None, {})
 
     def forward(self, x: State, indices: Counts | None = None) -> Tensor:
         """net(x) for images (B, ...).
@@ -38,6 +41,7 @@ class WarmStart(nn.Module):
             indices: (B,) whole numbers, the identity of each image. Solves start warm if all of them are known from the last
                 cold pass, else cold, and so do all without indices.
         """
+        self._take_adjoints()
         rows = self._rows_of(indices)
         found: dict[tuple[ODEStage, int], Guesses] = {}
 
@@ -48,7 +52,11 @@ class WarmStart(nn.Module):
             known = None if rows is None or unrolled else self._known.get(key)
             if len(state) != len(x):
                 return args, kwargs  # these states are no images
-            found[key] = Guesses(known and [tuple(part[rows] for part in pair) for pair in known])
+            adjoints = None if rows is None else self._adjoints.get(key)
+            found[key] = Guesses(
+                known and [(increments[rows], scale[rows]) for increments, scale in known],
+                adjoints and [u[rows] for u in adjoints],
+            )
             return args, {**kwargs, "guesses": found[key]}
 
         hooks = [stage.register_forward_pre_hook(supply, with_kwargs=True) for stage in stages(self.net).values()]
@@ -59,13 +67,27 @@ class WarmStart(nn.Module):
                 hook.remove()
         if rows is None:
             self._indices = None if indices is None else indices.cpu()
-            self._known = {key: guesses.found() for key, guesses in found.items()}
+            self._known, self._adjoints = {key: guesses.found() for key, guesses in found.items()}, {}
         else:
             for key in found.keys() & self._known.keys():
                 for known, ended in zip(self._known[key], found[key].found()):
                     for part, values in zip(known, ended):
                         part[rows] = values
+        self._last = rows, found
         return value
+
+    def _take_adjoints(self) -> None:
+        """What the backward passes through the last forward pass found, now that they are over."""
+        rows, passed = self._last
+        self._last = None, {}
+        for key, guesses in passed.items():
+            found = guesses.found_adjoints()
+            if found and rows is None:
+                self._adjoints[key] = found
+            elif found and key in self._known:
+                kept = self._adjoints.setdefault(key, [torch.zeros_like(increments) for increments, _ in self._known[key]])
+                for whole, u in zip(kept, found):
+                    whole[rows] = u
 
     def _rows_of(self, indices: Counts | None) -> Tensor | None:
         """Rows of the images in what is known, (B,) on the host; None for a cold start."""

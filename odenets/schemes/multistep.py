@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from odenets.errors import InputError
-from odenets.schemes.scheme import GRADIENTS, Scheme
-from odenets.schemes.solving import Solve, SolvingScheme, solve_stages
+from odenets.schemes.scheme import GRADIENTS, Scheme, with_backward_of
+from odenets.schemes.solving import SolvingScheme, joined, solve_stages
 from odenets.solve.log import Record
+from odenets.solve.precision import solving
 from odenets.types import Field, State, Time
 
 
@@ -159,13 +161,15 @@ class BDF2(TwoStep, SolvingScheme):
     def _solve(
         self, f: Field, t: Time, y: State, base: State, h: Time, weight: float, gradient: str, record: Record | None
     ) -> State:
-        def advance(record: Record | None, y: State, base: State) -> State:
-            def compute(solve: Solve) -> State:
-                return solve_stages(solve, f, [t + h], [[weight]], [base], y, h)[0]
+        def solved(log: Record | None, y: State, base: State) -> State:
+            if gradient != "detached":
+                return solve_stages(self, f, [t + h], [[weight]], [base], y, h, gradient, log)[0]
+            with torch.no_grad():
+                (value,) = solve_stages(self, f, [t + h], [[weight]], [base], y, h, "exact", log)
+            return with_backward_of(base + weight * h * f(t, y), value)
 
-            return self.state(compute, lambda: base + weight * h * f(t, y), gradient, record)
-
-        return self.in_pieces(advance, record, y, base)
+        with solving(y, self):
+            return joined([solved(*piece) for piece in self.pieces(record, y, base)])
 
     def characteristic(self, z: np.ndarray | complex) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
         """(1 - 2/3 z) x^2 - 4/3 x + 1/3."""

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
-from odenets.schemes.scheme import GRADIENTS, combine
-from odenets.schemes.solving import SOLVE_DEFAULTS, Solve, SolvingScheme, solve_stages
+from odenets.schemes.scheme import GRADIENTS, combine, with_backward_of
+from odenets.schemes.solving import SOLVE_DEFAULTS, SolvingScheme, joined, solve_stages
 from odenets.schemes.tableau import Tableau
 from odenets.solve.log import Record
+from odenets.solve.precision import solving
 from odenets.types import Field, State, Time
 
 
@@ -82,14 +84,18 @@ class RungeKutta(SolvingScheme):
     def step(self, f: Field, t: Time, y: State, h: Time, gradient: str = "exact", record: Record | None = None) -> State:
         """One step; see `Scheme.step`."""
         if not self.implicit:
-            return self._walk(f, t, y, h)
+            return self._walk(f, t, y, h, gradient, record)
+        with solving(y, self):
+            return joined([self._advance(f, t, own, h, gradient, log) for log, own in self.pieces(record, y)])
 
-        def advance(record: Record | None, y: State) -> State:
-            return self.state(lambda solve: self._walk(f, t, y, h, solve), lambda: y + h * f(t, y), gradient, record)
+    def _advance(self, f: Field, t: Time, y: State, h: Time, gradient: str, record: Record | None) -> State:
+        if gradient != "detached":
+            return self._walk(f, t, y, h, gradient, record)
+        with torch.no_grad():
+            value = self._walk(f, t, y, h, "exact", record)
+        return with_backward_of(y + h * f(t, y), value)
 
-        return self.in_pieces(advance, record, y)
-
-    def _walk(self, f: Field, t: Time, y: State, h: Time, solve: Solve | None = None) -> State:
+    def _walk(self, f: Field, t: Time, y: State, h: Time, gradient: str, record: Record | None) -> State:
         """Go through the blocks of A: an explicit stage is evaluated, the stages of an implicit block are solved together.
 
         The slopes of a block come out of its increments Z = h A K as K = (hA)^-1 Z without another evaluation of f,
@@ -99,10 +105,10 @@ class RungeKutta(SolvingScheme):
         value = y
         for known, A, inverse, c in self.tableau.plan:
             bases = [combine(y, h, row, slopes) for row in known]
-            if inverse is None or solve is None:
+            if inverse is None:
                 slopes.append(f(t + c[0] * h, bases[0]))
             else:
-                stages = solve_stages(solve, f, [t + node * h for node in c], A, bases, y, h)
+                stages = solve_stages(self, f, [t + node * h for node in c], A, bases, y, h, gradient, record)
                 value = stages[-1]
                 if self.tableau.weights is not None or len(slopes) + len(stages) < self.stages:
                     increments = [stage - base for stage, base in zip(stages, bases)]

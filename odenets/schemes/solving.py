@@ -9,15 +9,16 @@ Wanner II (1996), section IV.14, on existence and uniqueness.
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from odenets.errors import InputError
-from odenets.schemes.scheme import Scheme, check_backward, combine, with_backward_of
+from odenets.schemes.scheme import Scheme, check_backward, combine
 from odenets.solve.continuation import Continuation
 from odenets.solve.log import Record
 from odenets.solve.nonlinear import SOLVERS
-from odenets.solve.precision import solving
 from odenets.solve.root import implicit_function
 from odenets.solve.rows import as_rows
 from odenets.solve.scaling import scaled_norm
@@ -26,7 +27,6 @@ from odenets.types import Field, PerSample, State, Time
 
 METHODS: dict[str, Callable[..., Callable[..., Solution]]] = {**SOLVERS, "continuation": Continuation}
 # Unknowns solved together; CUDA wants larger kernels.
-Solve = Callable[[Callable[[State, State], State], State, PerSample], State]  # (equations, base, floor) -> stages
 PIECE = {"cpu": 2**18, "cuda": 2**22}
 
 
@@ -73,80 +73,75 @@ class SolvingScheme(Scheme, ABC):
         """See `Scheme.approximate_gradient`."""
         return self.implicit and (self.backward_tol > self.tol or self.backward_stop == "batch")
 
-    def state(
+    def solved(
         self,
-        compute: Callable[[Solve], State],
-        predictor: Callable[[], State],
+        equations: Callable[[State, State], State],
+        base: State,
+        floor: PerSample,
         gradient: str,
         record: Record | None,
     ) -> State:
-        """compute(solve), differentiated as `gradient` says.
+        """The stages base + z with equations(z, base + z) = 0.
 
         Args:
-            compute: Takes solve(equations, base, floor) -> stages and returns the new state; see `solve_stages`.
-            predictor: () -> the explicit predictor, whose backward is the detached gradient.
-            gradient, record: As in `Scheme.step`.
+            equations: (increments, stages) -> residual, (B, ...).
+            base: (B, ...). floor: (B,) rounding of the residual.
+            gradient: "exact" or "unrolled", see `Scheme.step`. record: As there.
         """
+        record, exact = record or Record(), gradient == "exact"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not exact):
+            at = base.detach() if exact else base
+            guess, scale = record.start(at)
+            stages = base + record.end(self.solve(lambda z, base: equations(z, base + z), guess, (at,), scale, floor))
+        if not exact:
+            return stages
+        # Differentiated at the stages, not at the increments: they are what the next step saves anyway.
+        return implicit_function(
+            lambda stages, base: equations(stages - base, stages),
+            stages,
+            (base,),
+            self.backward_tol or self.tol,
+            self.max_iterations,
+            record,
+            stop=self.backward_stop,
+            adjoint=record.adjoint(),
+        )
 
-        def increment(equations: Callable[[State, State], State], base: State, floor: PerSample) -> State:
-            def solve(guess: State, scale: PerSample | None) -> Solution:
-                return self.solve(lambda z, base: equations(z, base + z), guess, (base,), scale, floor)
-
-            return (Record() if record is None else record).solved(solve, base)
-
-        def unrolled(equations: Callable[[State, State], State], base: State, floor: PerSample) -> State:
-            return base + increment(equations, base, floor)
-
-        def exact(equations: Callable[[State, State], State], base: State, floor: PerSample) -> State:
-            with torch.no_grad():
-                stages = base + increment(equations, base.detach(), floor)
-            # Differentiated at the stages, not at the increments: they are what the next step saves anyway.
-            return implicit_function(
-                lambda stages, base: equations(stages - base, stages),
-                stages,
-                (base,),
-                self.backward_tol or self.tol,
-                self.max_iterations,
-                record,
-                stop=self.backward_stop,
-            )
-
-        if gradient != "detached":
-            return compute(exact if gradient == "exact" else unrolled)
-        with torch.no_grad():
-            value = compute(exact)
-        return with_backward_of(predictor(), value)
-
-    def in_pieces(self, advance: Callable[..., State], record: Record | None, *states: State) -> State:
-        """advance(record, *states) for a piece of the batch after the other, joined.
+    def pieces(self, record: Record | None, *states: State) -> list[tuple[Any, ...]]:
+        """(record, *states) of the pieces of the batch that are solved one after the other.
 
         Samples are independent, so nothing changes but memory and time: what a solver keeps stays in the cache and is gone
         before the next piece, and each piece stops by itself.
 
         Args:
-            advance: As the name says; returns the new states of the piece.
             record: As in `Scheme.step`.
             states: Tensors (B, ...), the first of which gives the number of unknowns.
         """
         rows = max(1, PIECE.get(states[0].device.type, PIECE["cuda"]) // max(1, states[0][:1].numel()))
-        with solving(states[0], self):
-            if len(states[0]) <= rows or self.on_failure == "raise":
-                return advance(record, *states)
-            records = (None if record is None else record.piece(first) for first in range(0, len(states[0]), rows))
-            return torch.cat([advance(*part) for part in zip(records, *(state.split(rows) for state in states))])
+        if len(states[0]) <= rows or self.on_failure == "raise":
+            return [(record, *states)]
+        records = (None if record is None else record.piece(first) for first in range(0, len(states[0]), rows))
+        return list(zip(records, *(state.split(rows) for state in states)))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The states of the pieces as one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 SOLVE_DEFAULTS = {setting.name: setting.default for setting in fields(SolvingScheme) if setting.init}
 
 
 def solve_stages(
-    solve: Solve,
+    scheme: SolvingScheme,
     f: Field,
     times: Sequence[Time],
     block: Sequence[Sequence[float]],
     bases: Sequence[State],
     y: State,
     h: Time,
+    gradient: str,
+    record: Record | None,
 ) -> list[State]:
     """Stages Y_i = base_i + h sum_j block_ij f(t_j, Y_j) that are solved together.
 
@@ -154,8 +149,8 @@ def solve_stages(
     Source: Hairer & Wanner II (1996), section IV.8.
 
     Args:
-        solve: As `SolvingScheme.state` gives it.
-        f, y, h: As in `Scheme.step`.
+        scheme: How they are solved.
+        f, y, h, record: As in `Scheme.step`. gradient: "exact" or "unrolled".
         times: Times of the stages.
         block: (m, m) coefficients.
         bases: m states (B, ...), what is known of each stage.
@@ -173,5 +168,5 @@ def solve_stages(
 
     # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
     floor = 4 * torch.finfo(y.dtype).eps * scaled_norm(as_rows(y.detach()))
-    stages = solve(equations, bases[0] if count == 1 else torch.stack(list(bases), 1), floor)
+    stages = scheme.solved(equations, bases[0] if count == 1 else torch.stack(list(bases), 1), floor, gradient, record)
     return [stages] if count == 1 else list(stages.unbind(1))

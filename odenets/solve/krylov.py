@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odenets.solve.device import look_every, next_look, upload
-from odenets.solve.rows import row_norm
-from odenets.solve.scaling import power_of_two
+from odenets.solve.rows import row_dot, row_norm
+from odenets.solve.scaling import largest, power_of_two
 from odenets.solve.solution import Solution
 from odenets.solve.transforms import anywhere, recording
 from odenets.types import Product, Rows
@@ -141,10 +141,9 @@ class Krylov:
 
     def select(self, rows: Tensor, apply: Product) -> None:
         """Keep the samples `rows`, in rising order; `apply` is their operator."""
-        for place, row in enumerate(rows.tolist()):
-            if place != row:  # in place: there may be no memory for a second basis
-                self.V[place] = self.V[row]
-        self.apply, self.V = apply, self.V[: len(rows)]
+        self.apply, whole, self.V = apply, self.V, self.V[: len(rows)]
+        for j in range(self.m + 1):  # in place: there may be no memory for a second basis
+            self.V[:, j] = whole[rows, j]
         self.columns = [tuple(part[rows] for part in column) for column in self.columns]
         if isinstance(self.unit, Tensor):
             self.unit = self.unit[rows]
@@ -156,6 +155,10 @@ class Krylov:
         self.columns = [(column,) for column in torch.cat([T, b[:, None]], 1).unbind(2)]
 
 
+# When GMRES goes on with the rows unsolved alone, for their operator is made anew: at most so much of the rows are left, and at
+FEW, MANY = 1 / 2, 2**16  # least so many unknowns go.
+
+
 def gmres(
     apply: Product,
     b: Rows,
@@ -164,6 +167,8 @@ def gmres(
     memory: int = 30,
     stop: str = "sample",
     every: int | None = None,
+    start: Rows | None = None,
+    narrowed: Callable[[Tensor], Product] | None = None,
 ) -> Solution:
     """Solve apply(x) = b for each row, minimising the residual over the Krylov space; restarted every `memory` vectors.
 
@@ -173,40 +178,63 @@ def gmres(
     Args:
         apply: Linear map (B, N) -> (B, N), each row on its own.
         b: Right-hand side, (B, N).
-        tol: Relative residual per row.
+        tol: Residual per row, relative to b wherever the iteration starts.
         max_iterations: Cap on products.
         memory: Vectors kept before a restart.
         stop: "sample": a row rests once its own residual is small; "batch": all go on until the norm over all rows is
             small, and count as converged then.
         every: Products between two looks; by default each on the host, several on an accelerator.
+        start: A guess (B, N), up to a factor for each row, which is chosen best; one product more. None: zero.
+        narrowed: (rows,) numbers -> the map for these rows alone. Where it is given, and the host decides, rows that are solved
+            cost no more products once they are half of them.
 
     Returns:
-        A `Solution` with value (B, N); differentiable.
+        A `Solution` with value (B, N); differentiable, where there is no `start`.
 
     Source: Saad & Schultz (1986).
     """
     every = every or look_every(b.device)
     # Each row in its own units, so that the result is linear in b even where the squares of its entries would underflow.
-    unit = torch.linalg.vector_norm(b.detach(), torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)
-    x, r = torch.zeros_like(b), b / unit
+    unit = largest(b.detach()).clamp_min(torch.finfo(b.dtype).tiny)
+    x, r, products = torch.zeros_like(b), b / unit, 0
     # Classical Gram-Schmidt loses orthogonality as eps times the square of the reduction; where nobody looks, by that bound.
     again = 0.1 if every == 1 else torch.finfo(b.dtype).eps > 1e-2 * tol**2
-    system, products = _LeastSquares(tol, unit[:, 0] if stop == "batch" else None), 0
+    narrow = None if every > 1 or stop == "batch" or recording() else narrowed
+    system = _LeastSquares(tol, unit[:, 0] if stop == "batch" else None)
+    if start is not None:
+        system.scale, products = row_norm(r), 1
+        x, r = _closest(apply, start, r)
+    value, spent = None, float(products)
     while products < max_iterations and system.unsolved:
         krylov = Krylov(apply, r, memory, again=again, in_place=not recording())
         system.begin(krylov.length, every == 1)
         look = every
         while krylov.m < memory and products < max_iterations and system.unsolved:
             krylov.step()
-            products += 1
+            products, spent = products + 1, spent + len(x) / max(1, len(b))
             if krylov.m == min(look, memory) or products == max_iterations:
                 system.look(krylov.columns)
                 look += system.next_look(every, products)
-        if krylov.m:
-            x = x + (upload(system.solution().to(b.dtype), b)[:, None] @ krylov.basis(krylov.m))[:, 0]
+            if narrow is not None and products < max_iterations and system.few(MANY // max(1, b.shape[1])):
+                value, found = torch.empty_like(b) if value is None else value, x + system.combined(krylov)
+                keep, gone, places = system.drop()
+                value[places], x, apply = found[gone], x[keep], narrow(system.rows)
+                krylov.select(keep, apply)
+        x = x + system.combined(krylov)
         if krylov.m == memory and products < max_iterations and system.unsolved:
             r = (upload(system.left().to(b.dtype), b)[:, None] @ krylov.basis(krylov.m + 1))[:, 0]
-    return Solution(x * unit, *system.outcome(unit.dtype), float(products), backward=True)
+    if value is not None:
+        value[system.rows] = x
+        x = value
+    return Solution(x * unit, *system.outcome(unit.dtype), spent, backward=True)
+
+
+def _closest(apply: Product, start: Rows, b: Rows) -> tuple[Rows, Rows]:
+    """The multiple x of `start` whose residual b - apply(x) is smallest in each row, and that residual."""
+    start = start / largest(start).clamp_min(torch.finfo(b.dtype).tiny)
+    image = apply(start)
+    factor = row_dot(image, b) / row_dot(image, image).clamp_min(torch.finfo(b.dtype).tiny)
+    return factor * start, torch.addcmul(b, factor, image, value=-1)
 
 
 class _LeastSquares:
@@ -216,10 +244,13 @@ class _LeastSquares:
     """
 
     unsolved = True
+    scale: Tensor | None = None  # (B,) what residuals are relative to; those at the first start unless it is set before
 
     def __init__(self, tol: float, weight: Tensor | None) -> None:
         self.tol, self.weight = tol, weight  # (B,) units of the rows where they stop together
-        self.scale: Tensor | None = None
+        self.target: Tensor | None = None
+        self.rows: Tensor | None = None  # their places in the batch, once some have gone
+        self.ended: list[tuple[Tensor, ...]] = []  # what is known of those
 
     def begin(self, beta: Tensor, look: bool) -> None:
         """Start or restart with right-hand sides of norms beta (B,); `look` at once whether there is anything to do."""
@@ -230,14 +261,15 @@ class _LeastSquares:
     def look(self, columns: list[tuple[Tensor, ...]]) -> None:
         """Take the columns that are new."""
         new = columns[len(self.columns) :]
-        first = self.conjugate is None
-        parts = [self.beta[:, None]] * first + [part for column in new for part in column]
+        parts, widths = [part for column in new for part in column], [sum(part.shape[1] for part in c) for c in new]
+        if self.conjugate is None:
+            given = [self.beta] if self.target is not None or self.scale is None else [self.beta, self.scale]
+            parts, widths = [*(part[:, None] for part in given), *parts], [*(1 for _ in given), *widths]
         host = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).cpu()
         host = host.to(torch.complex128 if host.is_complex() else torch.float64)
-        widths = [1] * first + [sum(part.shape[1] for part in column) for column in new]
         found = list(host.split(widths, 1))
-        if first:
-            self._start(found.pop(0)[:, 0].abs())
+        if self.conjugate is None:
+            self._start(*(found.pop(0)[:, 0].abs() for _ in given))
         for column in found:
             self._rotate(column)
         self.unsolved = anywhere(self.active)
@@ -246,28 +278,26 @@ class _LeastSquares:
         """Products until the next look is due."""
         if every == 1 or not self.unsolved:
             return every
-        first, now = self.scale[self.active], self.residual[self.active]
-        return next_look(every, products, first, now, self.tol * first)
+        return next_look(every, products, *(v[self.active] for v in (self.scale, self.residual, self.target)))
 
-    def _start(self, beta: Tensor) -> None:
-        if self.scale is None:
-            self.scale, self.iterations = beta.detach(), torch.zeros(beta.shape, dtype=torch.int64)
-            self.residual = self.scale
+    def _start(self, beta: Tensor, scale: Tensor | None = None) -> None:
+        if self.target is None:
+            self.residual = beta.detach()
+            self.scale = self.residual if scale is None else scale.detach()
+            self.target, self.iterations = self.tol * self.scale, torch.zeros(beta.shape, dtype=torch.int64)
             if self.weight is not None:  # the rows in units of the largest, whose squares do not underflow
                 weight = torch.where(self.scale > 0, self.weight.cpu().double(), 0)
                 self.weight = weight / weight.amax().clamp_min(torch.finfo(weight.dtype).tiny)
             self.active = (self.scale != 0) & ~self._solved()
-        self.beta, self.conjugate, self.before = beta, torch.ones_like(beta.detach())[:, None], self.iterations
+        self.beta, self.conjugate, self.before = beta, torch.ones_like(self.residual)[:, None], self.iterations
 
     def _rotate(self, column: Tensor) -> None:
         alpha = (self.conjugate * column.detach()[:, :-1]).sum(1)
-        rest = column.detach()[:, -1].abs()
+        # Where both are zero the residual stays as it is.
+        rest = column.detach()[:, -1].abs().clamp_min(torch.finfo(column.dtype).tiny)
         length = torch.hypot(alpha.abs(), rest)
-        turns = length > 0
-        length = torch.where(turns, length, 1)
-        share = torch.where(turns, rest / length, 1)
-        grown = torch.cat([self.conjugate * share[:, None], (-alpha / length)[:, None]], 1)
-        self.conjugate = torch.where(self.active[:, None], grown, F.pad(self.conjugate, (0, 1)))
+        share = rest / length
+        self.conjugate = torch.cat([self.conjugate * share[:, None], (alpha / -length)[:, None]], 1)
         self.residual = torch.where(self.active, self.residual * share, self.residual)
         self.iterations = self.iterations + self.active
         self.active = self.active & ~self._solved()
@@ -276,9 +306,16 @@ class _LeastSquares:
     def _solved(self) -> Tensor:
         """(B,) bool; NaN is unsolved, and never converges."""
         if self.weight is None:
-            return self.residual <= self.tol * self.scale
+            return self.residual <= self.target
         now, first = (torch.linalg.vector_norm(norm * self.weight) for norm in (self.residual, self.scale))
         return (self.residual == 0) | (now <= self.tol * first)
+
+    def combined(self, krylov: Krylov) -> Rows | float:
+        """What the space adds to the solution, V y."""
+        if not krylov.m:
+            return 0.0
+        y = upload(self.solution().to(krylov.V.dtype), krylov.V)
+        return (y[:, None] @ krylov.basis(krylov.m))[:, 0]
 
     def solution(self) -> Coefficients:
         """y, (B, m)."""
@@ -293,9 +330,34 @@ class _LeastSquares:
 
     def left(self) -> Coefficients:
         """beta e_1 - H y of the rows unsolved, (B, m + 1)."""
-        return torch.where(self.active, self.residual, 0)[:, None] * self.conjugate.conj()
+        return torch.where(self.active[:, None], self.residual[:, None] * self.conjugate.conj(), 0)
+
+    def few(self, least: int) -> bool:
+        """Whether so few rows are unsolved that the others should go, `least` of them or more."""
+        rows, alive = len(self.active), int(self.active.sum())
+        return 0 < alive <= min(FEW * rows, rows - least)
+
+    def drop(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Go on with the rows unsolved: (which they are, which the others, the places of those in the batch)."""
+        keep, gone = self.active.nonzero()[:, 0], (~self.active).nonzero()[:, 0]
+        self.rows = torch.arange(len(self.active)) if self.rows is None else self.rows
+        places = self.rows[gone]
+        self.ended.append((places, *(v[gone] for v in self._figures())))
+        for name in ("rows", "scale", "target", "residual", "iterations", "before", "active", "beta", "conjugate"):
+            setattr(self, name, getattr(self, name)[keep])
+        self.columns = [column[keep] for column in self.columns]
+        return keep, gone, places
+
+    def _figures(self) -> tuple[Tensor, Tensor, Tensor]:
+        tiny = torch.finfo(self.scale.dtype).tiny
+        return self._solved(), self.residual / self.scale.clamp_min(tiny), self.iterations
 
     def outcome(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """(converged, relative residual, iterations), each (B,)."""
-        scale = self.scale.clamp_min(torch.finfo(dtype).tiny)
-        return self._solved(), (self.residual / scale).to(dtype), self.iterations
+        figures = self._figures()
+        if self.rows is not None:
+            places, *figures = (torch.cat(parts) for parts in zip(*self.ended, (self.rows, *figures)))
+            order = torch.argsort(places)
+            figures = [figure[order] for figure in figures]
+        converged, residual, iterations = figures
+        return converged, residual.to(dtype), iterations

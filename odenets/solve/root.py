@@ -4,21 +4,39 @@ With residual(z(p), p) = 0, dz = -J^-1 (d residual/dp) dp. A backward pass is th
 (d residual/dp)^T u. To differentiate it again, u is the root of J^T u + g, and the product is taken at a root with derivatives.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from odenets.solve.attached import Lowered, attached_at_levels, attached_to_dual
 from odenets.solve.krylov import gmres
+from odenets.solve.log import Adjoint, Record
 from odenets.solve.precision import without_autocast
 from odenets.solve.products import jacobian_products
 from odenets.solve.rows import as_rows
+from odenets.solve.solution import Solution
 from odenets.solve.transforms import dual_level, tangents, transforming
+from odenets.types import PerSample, Product, State
+
+Residual = Callable[..., State]  # (z, *samples) -> (B, ...)
+Log = Record | list[Solution]
 
 
-def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None):
+def root(
+    residual: Residual,
+    guess: State,
+    solver: Callable[..., Solution],
+    samples: Sequence[Tensor] = (),
+    scale: PerSample | None = None,
+    floor: PerSample | float = 0.0,
+    record: Log | None = None,
+) -> State:
     """Solve residual(z) = 0 and let gradients pass through the solution, not through the iterations.
 
     The backward pass is one linear solve with the transposed Jacobian, however long the forward solve took, and memory does
@@ -46,7 +64,17 @@ def root(residual, guess, solver, samples=(), scale=None, floor=0.0, record=None
     return implicit_function(residual, solution.value, samples, solver.tol, solver.max_iterations, record)
 
 
-def implicit_function(residual, value, samples, tol, max_iterations, record=None, without=None, stop="sample"):
+def implicit_function(
+    residual: Residual,
+    value: State,
+    samples: Sequence[Tensor],
+    tol: float,
+    max_iterations: int,
+    record: Log | None = None,
+    without: int | None = None,
+    stop: str = "sample",
+    adjoint: Adjoint | None = None,
+) -> State:
     """Give a root found elsewhere, without a graph, the derivatives of the implicit function; see `root`.
 
     Args:
@@ -56,8 +84,9 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
         record: As in `root`.
         without: Number of a transform's level at which it shall be a constant, or None.
         stop: When the backward solve ends, "sample" or "batch"; see `gmres`.
+        adjoint: Where the backward solve starts, and where it leaves its solution; None: it starts at zero.
     """
-    equation = _Equation(residual, tol, max_iterations, record, stop)
+    equation = _Equation(residual, tol, max_iterations, record, stop, adjoint)
     if transforming():
         return attached_at_levels(equation, value.detach(), samples, without)
     if not (torch.is_grad_enabled() or dual_level()):
@@ -68,7 +97,7 @@ def implicit_function(residual, value, samples, tol, max_iterations, record=None
     return attached_to_dual(equation, z, samples) if dual_level() else z
 
 
-def _recorded(equation, value, samples):
+def _recorded(equation: "_Equation", value: State, samples: Sequence[Tensor]) -> State:
     """The root with its derivatives for torch.autograd."""
     z = value.detach()
     z.requires_grad_()
@@ -87,47 +116,68 @@ def _recorded(equation, value, samples):
 class _Equation:
     """residual(z, *samples) = 0, and solves with J = d residual/dz at a point, which are constants to autograd."""
 
-    def __init__(self, residual, tol, max_iterations, record, stop):
+    def __init__(
+        self,
+        residual: Residual,
+        tol: float,
+        max_iterations: int,
+        record: Log | None,
+        stop: str,
+        adjoint: Adjoint | None = None,
+    ) -> None:
         self.residual, self.tol, self.max_iterations, self.record, self.stop = residual, tol, max_iterations, record, stop
+        self.adjoint = adjoint
         self.maps_closure = False  # whether torch.func.vmap maps over tensors in the closure
 
-    def lowered(self):
+    def lowered(self) -> "_Equation":
         """The same, for rules of derivatives under transforms."""
 
-        def residual(*tensors):
+        def residual(*tensors: Tensor) -> Tensor:
             with Lowered():
                 return self.residual(*tensors)
 
         return _Equation(residual, self.tol, self.max_iterations, self.record, self.stop)
 
-    def root(self, value, samples, without=None):
+    def root(self, value: State, samples: Sequence[Tensor], without: int | None = None) -> State:
         """The root `value`, differentiable in the samples and in the closure."""
         settings = self.tol, self.max_iterations, self.record, without, self.stop
         return implicit_function(self.residual, value.detach(), samples, *settings)
 
-    def solve(self, z, samples, b, transposed, without=None):
+    def solve(self, z: State, samples: Sequence[Tensor], b: State, transposed: bool, without: int | None = None) -> State:
         """x with J x = b, or J^T x = b; differentiable in z, the samples, b and the closure."""
         with torch.no_grad(), tangents(False):
             products = jacobian_products(lambda z: self.residual(z, *(s.detach() for s in samples)), z.detach())
             x = self.gmres(products[transposed], b.detach())
         return self.linear(x, z, samples, b, transposed, without)
 
-    def linear(self, x, z, samples, b, transposed, without=None):
+    def linear(
+        self, x: State, z: State, samples: Sequence[Tensor], b: State, transposed: bool, without: int | None = None
+    ) -> State:
         """The same for a solution x found before: the root of J x - b is an implicit function too."""
 
-        def residual(x, b, z, *samples):
+        def residual(x: State, b: State, z: State, *samples: Tensor) -> State:
             return jacobian_products(lambda z: self.residual(z, *samples), z)[transposed](x) - b
 
         return _Equation(residual, self.tol, self.max_iterations, self.record, self.stop).root(x, (b, z, *samples), without)
 
-    def gmres(self, product, b):
-        """x with product(x) = b."""
+    def gmres(
+        self,
+        product: Callable[[State], State],
+        b: State,
+        start: State | None = None,
+        narrowed: Callable[[Tensor], Callable[[State], State]] | None = None,
+    ) -> State:
+        """x with product(x) = b; `start` and `narrowed` as in `gmres`, for states."""
 
-        def apply(v):
-            return product(v.view(b.shape)).reshape(v.shape)
+        def on_rows(product: Callable[[State], State]) -> Product:
+            return lambda v: as_rows(product(v.view(len(v), *b.shape[1:])))
 
+        def for_rows(rows: Tensor) -> Product:
+            return on_rows(narrowed(rows))
+
+        given = {"start": None if start is None else as_rows(start), "narrowed": narrowed and for_rows}
         with without_autocast(b):  # a backward pass may run within a context that the forward solve had left
-            solution = gmres(apply, as_rows(b), self.tol, self.max_iterations, stop=self.stop)
+            solution = gmres(on_rows(product), as_rows(b), self.tol, self.max_iterations, stop=self.stop, **given)
         if self.record is not None:
             self.record.append(solution._replace(value=None))
         return solution.value.view(b.shape).detach()
@@ -136,15 +186,38 @@ class _Equation:
 class _Graph:
     """An equation at its root, where torch.autograd records: the graph of the residual, and what that graph hangs on."""
 
-    def __init__(self, equation, z, samples, edges, inputs, hidden):
+    def __init__(
+        self,
+        equation: _Equation,
+        z: State,
+        samples: Sequence[Tensor],
+        edges: tuple[GradientEdge, GradientEdge],
+        inputs: tuple[Tensor, ...],
+        hidden: bool,
+    ) -> None:
         self.equation, self.z, self.samples = equation, z, samples
         self.edges, self.inputs, self.hidden = edges, inputs, hidden
 
-    def solve_transposed(self, b):
+    def solve_transposed(self, b: State) -> State:
         """u with J^T u = b, on the very graph that the rest of the backward pass uses; a constant."""
-        return self.equation.gmres(lambda w: torch.autograd.grad(*self.edges, w, retain_graph=True)[0], b.detach())
 
-    def gradients(self, u, g):
+        def product(w: State) -> State:
+            return torch.autograd.grad(*self.edges, w, retain_graph=True)[0]
+
+        adjoint = self.equation.adjoint
+        u = self.equation.gmres(product, b.detach(), adjoint and adjoint.start(len(b)), self._narrowed)
+        if adjoint is not None:
+            adjoint.end(u)
+        return u
+
+    def _narrowed(self, rows: Tensor) -> Callable[[State], State]:
+        """The product with J^T for some samples, on a graph of their own."""
+        z, *samples = (tensor.detach()[rows] for tensor in (self.z, *self.samples))
+        with torch.enable_grad():
+            r = self.equation.residual(z.requires_grad_(), *samples)
+        return lambda w: torch.autograd.grad(r, z, w, retain_graph=True)[0]
+
+    def gradients(self, u: State, g: State) -> tuple[Tensor | None, ...]:
         """(d residual/d input)^T u for each input, itself differentiable in g, the inputs, and the root that they make.
 
         The graph at hand stands at a constant root, so the residual is recorded again, at one with derivatives.
@@ -177,19 +250,19 @@ class _Passage(torch.autograd.Function):
     """The identity, whose backward pass stops at a closed gate."""
 
     @staticmethod
-    def forward(x, gate):
+    def forward(x: Tensor, gate: _Gate) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.gate = inputs[1]
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor | None) -> Any:
         return g if ctx.gate.open else None, None
 
     @staticmethod
-    def jvp(ctx, tangent, _):
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent.view_as(tangent)
 
 
@@ -200,16 +273,16 @@ class _ImplicitFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(r, z, graph, *inputs):
+    def forward(r: State, z: State, graph: _Graph, *inputs: Tensor) -> State:
         return z.view_as(z)  # the very memory that r's graph holds
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.graph = inputs[2]
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:  # a pass that a closed gate has stopped
             return None, None, None, *(None for _ in ctx.graph.inputs)
         if torch._C._functorch.is_legacy_batchedtensor(g):
@@ -223,7 +296,7 @@ class _ImplicitFunction(torch.autograd.Function):
         return u, None, None, *(None for _ in ctx.graph.inputs)
 
 
-def _inputs(r, z, samples, first, residual):
+def _inputs(r: State, z: State, samples: Sequence[Tensor], first: int, residual: Residual) -> tuple[tuple[Tensor, ...], bool]:
     """The tensors but z at which the graph of r leaves the evaluation of the residual, and whether some could not be found.
 
     Nodes of the evaluation have numbers from `first` on. Edges to older ones belong to the samples, or to tensors computed
@@ -257,11 +330,11 @@ def _inputs(r, z, samples, first, residual):
 class _Lookout(TorchFunctionMode):
     """Finds the tensors at some edges of a graph among the arguments of torch's functions."""
 
-    def __init__(self, edges):
+    def __init__(self, edges: set[tuple[Node | None, int]]) -> None:
         super().__init__()
         self.edges, self.found = edges, {}
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in unwrap_dead_wrappers(tuple(v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor))):
             if tensor.requires_grad and (edge := (tensor.grad_fn, tensor.output_nr)) in self.edges:
                 self.found[edge] = tensor
