@@ -156,7 +156,7 @@ class Krylov:
 
 
 # When GMRES goes on with the rows unsolved alone, for their operator is made anew: at most so much of the rows are left, and at
-FEW, MANY = 1 / 2, 2**16  # least so many unknowns go.
+FEW, MANY = 1 / 2, 2**15  # least so many unknowns go.
 
 
 def gmres(
@@ -197,8 +197,8 @@ def gmres(
     # Each row in its own units, so that the result is linear in b even where the squares of its entries would underflow.
     unit = largest(b.detach()).clamp_min(torch.finfo(b.dtype).tiny)
     x, r, products = torch.zeros_like(b), b / unit, 0
-    # Classical Gram-Schmidt loses orthogonality as eps times the square of the reduction; where nobody looks, by that bound.
-    again = 0.1 if every == 1 else torch.finfo(b.dtype).eps > 1e-2 * tol**2
+    # Classical Gram-Schmidt loses orthogonality as eps times the square of the reduction: where that may be too much, look.
+    again = torch.finfo(b.dtype).eps > 1e-2 * tol**2 and (every > 1 or 0.1)
     narrow = None if every > 1 or stop == "batch" or recording() else narrowed
     system = _LeastSquares(tol, unit[:, 0] if stop == "batch" else None)
     if start is not None:
