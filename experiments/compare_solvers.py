@@ -91,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         raise InputError(f"{folder / 'config.json'} is not that of a run of compare_schemes.py ({', '.join(missing)} missing)")
     config = RunConfig.from_json(entry)
-    data, console = load_data(config), Console()
-    test, reference = data.test.first(images), data.train.images[:REFERENCES]
+    console = Console()
     rows, columns = [], ROOT_COLUMNS if args.roots else COLUMNS
     title = (
         "Answers that hang on the path of the solver"
@@ -101,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for path in track(paths, description="checkpoints", console=console, transient=True):
         net, saved = load_net(path)
+        data = load_data(config, saved["seed"])  # each seed may have a split of its own
+        test, reference = data.test.first(images), data.train.images[:REFERENCES]
         if args.roots:
             rows += [(saved["scheme"], saved["seed"], *row) for row in _roots(net, test, config.audit_epsilon, args.scheme)]
             continue

@@ -1,8 +1,10 @@
 """What the intervals and verdicts of a comparison are worth: simulated with the variances seen in docs/records.
 
     python experiments/benchmarks/coverage.py [--only crossed,split,family,stopping,power,relation] [--draws 1000]
+    python experiments/benchmarks/coverage.py --figure docs/images/power.png
 
-Markdown tables for docs/statistics.md; about 5 minutes on one core. The slow tests call the same functions.
+Markdown tables for docs/statistics.md, or its figure: the table of power as curves. About 15 minutes on one core, the figure one
+or two. The slow tests call the same functions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +16,7 @@ from rich.console import Console
 from scipy.special import ndtr, stdtr, stdtrit
 
 from experiments.harness.command import Parser, parse_choice, parse_one, run_cli, split_top_level
+from experiments.harness.report.figures import FAINT, MARKERS, PALETTE, STYLE
 from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import schedule
 from experiments.harness.statistics.relation import Nets, relations, within_groups
@@ -282,13 +285,10 @@ def _tables(draws: int) -> dict[str, Callable[[], tuple[str, Sequence[str], Iter
         ),
         "power": lambda: (
             "Verdicts at a fixed number of seeds, variances of digits at radius 0.1: share with one / with a false one",
-            ("difference, points", *(f"{seeds} seeds" for seeds in (5, 8, 12, 20, 30, 60))),
+            ("difference, points", *(f"{seeds} seeds" for seeds in POWER_SEEDS)),
             (
-                (
-                    round(100 * (world.truth(1) - world.truth(0)), 1),
-                    *(_said(world, seeds, draws // 2) for seeds in (5, 8, 12, 20, 30, 60)),
-                )
-                for world in (World("", (0.5, 0.5 + gap), 0.14, 0.25) for gap in (0.0, 0.04, 0.08, 0.12, 0.2, 0.32))
+                (difference, *("{:.2f} / {:.3f}".format(*found[seeds]) for seeds in POWER_SEEDS))
+                for difference, found in power(draws // 2)
             ),
         ),
         "relation": lambda: (
@@ -307,18 +307,18 @@ def _tables(draws: int) -> dict[str, Callable[[], tuple[str, Sequence[str], Iter
     }
 
 
-def _said(world: World, seeds: int, draws: int) -> str:
-    return "{:.2f} / {:.3f}".format(*verdicts(world, seeds, draws))
-
-
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="coverage.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", help="of crossed, split, family, stopping, power, relation; default: all")
     parser.add_argument("--draws", default="1000", help="simulated comparisons for each figure")
+    parser.add_argument("--figure", metavar="PNG", help="draw the curves of power into this file, and simulate nothing else")
     args = parser.parse_args(argv)
     draws = parse_one(args.draws, "--draws", int, 100)
+    if args.figure:
+        power_figure(draws // 2).savefig(args.figure, dpi=120)
+        return 0
     tables, console = _tables(draws), Console(width=200)
     for name in split_top_level(args.only or ",".join(tables)):
         parse_choice(name, "--only", tuple(tables))

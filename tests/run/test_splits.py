@@ -6,7 +6,7 @@ import pytest
 import torch
 from records import config, run
 
-from experiments import compare_schemes, evaluate
+from experiments import compare_schemes, compare_solvers, evaluate
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.case import load_data
@@ -69,3 +69,17 @@ def test_a_net_is_never_evaluated_on_images_that_it_was_trained_on(tmp_path, cap
     clean = [json.loads((folder / "records.jsonl").read_text().splitlines()[-1]) for folder in (out, tmp_path / "one")]
     assert clean[0]["measurements"][0]["bits"] == clean[1]["measurements"][0]["bits"], "the same images as in its run"
     assert split_of(None) == data.SPLIT_SEED
+
+
+def test_the_solvers_are_compared_on_images_that_the_net_has_not_seen(tmp_path, monkeypatch):
+    """Each net of a run with a split for each seed is looked at on its own images, not on the first seed's."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(config(splits="per-seed", data={}).to_json()))
+    for seed in (3, 4):
+        (tmp_path / "checkpoints" / f"{seed}.pt").touch()
+    seen = []
+    monkeypatch.setattr(compare_solvers, "load_net", lambda path: (None, {"seed": int(path.stem), "scheme": "implicit_euler"}))
+    monkeypatch.setattr(compare_solvers, "_roots", lambda net, test, *rest: seen.append(test.images[:8].clone()) or [])
+    assert compare_solvers.main([str(tmp_path), "--roots"]) == 0
+    own = [load_data(config(splits="per-seed", data={}), seed).test.images[:8] for seed in (3, 4)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, own)) and not torch.equal(*own)

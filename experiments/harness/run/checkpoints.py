@@ -114,7 +114,8 @@ def parts_of(description: Mapping[str, Any]) -> list[str]:
 
 def split_of(meta: Mapping[str, Any] | None) -> int:
     """The seed of the split whose training images a network of ours has seen; that of all where it is none of ours."""
-    return meta["seed"] if meta and meta["config"].get("splits") == "per-seed" else SPLIT_SEED
+    config: Mapping[str, Any] = meta["config"] if meta else {}
+    return meta["seed"] if meta and config.get("splits") == "per-seed" else config.get("split_seed", SPLIT_SEED)
 
 
 def load_net(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:

@@ -30,10 +30,11 @@ class RunConfig:
 
     experiment: the script. schemes, fields: canonical specs. substeps: steps for each block. threat: the norm of the attacks,
     as the command line names it. epsilons: radii in pixel units. audit: which nets. budget: in seconds. data: {split: images}.
-    splits: whether all seeds share their images. margin: of equivalence, a share of the images. looks: numbers of seeds after
-    which a run that ends when it is clear is looked at; none: one look, at all seeds. Both are fixed before anything is seen.
-    reported: numbers of seeds at which there was a report. reads: what a sweep of steps asks: `sweep_steps.READS`.
-    own: {file: SHA-256} of a user's own code and images. environment: versions and machine. The rest is as its option says.
+    splits: whether all seeds share their images, the split of `split_seed`. margin: of equivalence, a share of the images.
+    looks: numbers of seeds after which a run that ends when it is clear is looked at; none: one look, at all seeds. Both are
+    fixed before anything is seen. reported: numbers of seeds at which there was a report. reads: what a sweep of steps asks:
+    `sweep_steps.READS`. own: {file: SHA-256} of a user's own code and images. environment: versions and machine. The rest is
+    as its option says.
     """
 
     experiment: str
@@ -58,6 +59,7 @@ class RunConfig:
     test_limit: int | None = None
     image_size: int | None = None
     splits: str = "fixed"
+    split_seed: int = SPLIT_SEED
     margin: float = 0.02
     looks: tuple[int, ...] = ()
     reported: tuple[int, ...] = ()
@@ -86,7 +88,7 @@ class RunConfig:
 
     def split_of(self, seed: int) -> int:
         """The seed of the split that the nets of a seed see."""
-        return seed if self.splits == "per-seed" else SPLIT_SEED
+        return seed if self.splits == "per-seed" else self.split_seed
 
     def to_json(self) -> dict:
         """A flat dict: the settings of training stand among the others."""
