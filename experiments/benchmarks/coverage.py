@@ -3,14 +3,16 @@
     python experiments/benchmarks/coverage.py [--only crossed,split,family,stopping,power,relation] [--draws 1000]
     python experiments/benchmarks/coverage.py --figure docs/images/power.png
 
-Markdown tables for docs/statistics.md, or its figure: the table of power as curves. About 15 minutes on one core, the figure one
-or two. The slow tests call the same functions.
+Markdown tables for docs/statistics.md, or its figure: the table of power as curves. About 15 minutes on one core, the figure
+one or two. The slow tests call the same functions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.special import ndtr, stdtr, stdtrit
@@ -195,6 +197,46 @@ def verdicts(world: World, seeds: int, draws: int, seed: int = 0, margin: float 
         right = {MORE: difference > 0, LESS: difference < 0, EQUIVALENT: abs(difference) < margin, OPEN: True}[said]
         found.append((said != OPEN, not right))
     return np.mean(found, 0)
+
+
+POWER_SEEDS, POWER_GAPS = (5, 8, 12, 20, 30, 60), (0.0, 0.04, 0.08, 0.12, 0.2, 0.32)  # gaps of the latent margin
+Power = list[tuple[float, dict[int, NDArray]]]
+
+
+def power(draws: int) -> Power:
+    """[(difference in points, {seeds: (share with a verdict, share with a false one)})], variances of digits at radius 0.1."""
+    worlds = [World("", (0.5, 0.5 + gap), 0.14, 0.25) for gap in POWER_GAPS]
+    return [
+        (round(100 * (world.truth(1) - world.truth(0)), 1), {seeds: verdicts(world, seeds, draws) for seeds in POWER_SEEDS})
+        for world in worlds
+    ]
+
+
+@matplotlib.rc_context(STYLE)
+def power_figure(draws: int) -> Figure:
+    """Left: how often a comparison has a verdict, by its seeds. Right: the seeds of a run that ends when it is clear."""
+    figure = Figure(figsize=(10, 3.8))
+    left, right = figure.subplots(1, 2)
+    curves = power(draws)
+    for (difference, found), colour, marker in zip(curves, PALETTE, MARKERS):
+        share = [100 * found[seeds][0] for seeds in POWER_SEEDS]
+        left.plot(POWER_SEEDS, share, color=colour, marker=marker, label=f"{difference:g}")
+    false = [100 * max(found[seeds][1] for _, found in curves) for seeds in POWER_SEEDS]
+    left.plot(POWER_SEEDS, false, ":", color=FAINT, label="false, at most")
+    left.axhline(80, color=FAINT, lw=0.8)
+    left.set(xscale="log", title="One look, at a fixed number of seeds", xlabel="seeds", ylabel="comparisons with a verdict, %")
+    left.set_xticks(POWER_SEEDS, [str(seeds) for seeds in POWER_SEEDS])
+    left.minorticks_off()
+    left.legend(title="difference, points", fontsize=7, title_fontsize=7)
+    differences = (0, 1, 2, 3, 5, 8)
+    for deviation, line in ((2.5, "-"), (5.0, "--")):
+        stopped = [stopping(difference, deviation, 20 * draws) for difference in differences]
+        for design, colour in zip(("looks fixed before", "confidence sequence"), PALETTE):
+            label = f"{design}, {deviation:g} points a seed"
+            right.plot(differences, [row[design][1] for row in stopped], line, color=colour, marker="o", label=label)
+    right.set(title="Until it is clear, at most 30 seeds", xlabel="difference, points", ylabel="seeds, mean", ylim=(0, 31))
+    right.legend(fontsize=7)
+    return figure
 
 
 def study(
