@@ -227,7 +227,8 @@ def power_figure(draws: int) -> Figure:
     left.set(xscale="log", title="One look, at a fixed number of seeds", xlabel="seeds", ylabel="comparisons with a verdict, %")
     left.set_xticks(POWER_SEEDS, [str(seeds) for seeds in POWER_SEEDS])
     left.minorticks_off()
-    left.legend(title="difference, points", fontsize=7, title_fontsize=7)
+    left.set_xlim(4.5, 170)  # room for the legend
+    left.legend(title="difference, points", fontsize=7, title_fontsize=7, loc="center right")
     differences = (0, 1, 2, 3, 5, 8)
     for deviation, line in ((2.5, "-"), (5.0, "--")):
         stopped = [stopping(difference, deviation, 20 * draws) for difference in differences]
