@@ -189,6 +189,9 @@ def make_config(
             f"--splits per-seed needs one of {', '.join(RESPLIT)}, or your own: {dataset} has test images of its own"
         )
     looks = _looks(args, before, at_most)
+    substeps, fields = tuple(substeps), tuple(fields)
+    if looks and len(parse_schemes(args.schemes)) * len(fields) * len(substeps) < 2:
+        raise InputError(f"--until-clear waits for clear differences, and --schemes {args.schemes} leaves nothing to compare")
     if at_most and not (budget or looks):
         raise InputError("--seeds-at-most needs --budget or --until-clear; without one, --seeds says which they are")
     audit = args.audit or before.get("audit") or ("first" if budget else "all")
@@ -209,8 +212,8 @@ def make_config(
     config = RunConfig(
         experiment=script,
         schemes=tuple(str(scheme) for scheme in parse_schemes(args.schemes)),
-        substeps=tuple(substeps),
-        fields=tuple(fields),
+        substeps=substeps,
+        fields=fields,
         dataset=dataset,
         image_size=image_size,
         data_dir=str(args.data_dir),

@@ -29,6 +29,16 @@ LINES = {
 --budget 5m --seeds-at-most 2 ; --seeds-at-most must be finite and at least 3, got 2
 --seeds-at-most 5 ; --seeds-at-most needs --budget
 --audit some ; unknown --audit 'some'; choose from all, first, cheap, none
+--schemes explicit --seeds '' ; --seeds is empty
+--schemes explicit --seeds=-1 ; --seeds must be finite and at least 0, got -1
+--schemes explicit --seeds 3,3 ; --seeds names 3 twice
+--schemes explicit --margin nan ; --margin must be finite
+--schemes explicit --margin=-2 ; --margin must be finite and at least 0, got -2
+--schemes explicit --budget -5m ; expected one argument
+--schemes explicit --budget '' ; --budget takes a time such as 30s
+--schemes explicit --budget 1e3s ; --budget takes a time such as 30s
+--schemes explicit --until-clear ; --schemes explicit leaves nothing to compare
+--schemes explicit,heun --until-clear --seeds-at-most 100000 ; takes 1000 seeds at most, got 100000
 --schemes explicit --margin 0 ; --margin lies between 0 and 100 points, got 0
 --schemes explicit --margin 100 ; --margin lies between 0 and 100 points
 --schemes explicit --splits often ; unknown --splits 'often'; choose from fixed, per-seed

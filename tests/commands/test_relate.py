@@ -29,7 +29,7 @@ def run_of(training, seeds=4, **changes):
             rows += [("kreiss", 2 + random.random())] if index < 4 else []
             stability = tuple(Metric(0, 0, name, value + 0.01 * random.normal()) for name, value in rows)
             records.append(record(scheme, seed, training=training, measurements=measured, stability=stability))
-    made = config(SCHEMES, tuple(range(seeds)), epsilons=(0.1,), **changes)
+    made = config(SCHEMES, tuple(range(seeds)), **{"epsilons": (0.1,)} | changes)
     return replace(made, settings=replace(made.settings, training=training)), records
 
 
@@ -108,12 +108,27 @@ def test_the_page_of_finished_runs(tmp_path, capsys):
         ({"dataset": "mnist"}, "these runs cannot be compared: dataset 'digits' and 'mnist'"),
         ({"attacks": ("fgsm",)}, "attacks"),
         ({"splits": "per-seed"}, "splits 'fixed' and 'per-seed'"),
+        ({"epsilons": (0.1, 0.2)}, "epsilons (0.1,) and (0.1, 0.2)"),
+        ({"split_seed": 3}, "split_seed 20 and 3"),
     ],
 )
 def test_runs_that_cannot_be_compared_say_why(changes, sentence):
     with pytest.raises(ValueError, match="cannot be compared") as error:
         study([run_of("standard"), run_of("pgd", **changes)])
     assert sentence in str(error.value)
+
+
+def test_a_net_that_is_given_twice_does_not_count_twice():
+    with pytest.raises(ValueError, match=r"the same net twice \(explicit_euler on residual, standard training, seed 0\)"):
+        study([run_of("standard"), run_of("standard")])
+
+
+def test_weights_that_are_run_otherwise_than_trained_are_not_among_the_nets():
+    made, records = run_of("standard")
+    swapped = replace(records[0], scheme="rk4", trained_as="explicit_euler", swapped=True, stability=())
+    finer = replace(records[1], substeps=4, stability=())
+    found = study([(made, [*records, swapped, finer])])
+    assert len(found.nets.robust) == len(records) == len(study([(made, records)]).nets.robust)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from experiments.benchmarks.coverage import WORLDS, World, family, stopping, t_s
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import schedule
-from experiments.harness.statistics.two_way import TwoWay
+from experiments.harness.statistics.two_way import TwoWay, two_way
 from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MORE, OPEN, chance, seeds_needed, verdict
 
 RNG = np.random.default_rng(0)
@@ -135,7 +135,11 @@ def test_false_verdicts_at_a_fixed_number_of_seeds(seeds):
     [
         (lambda: verdict(Estimate(0, -1, 1, 3, ""), 0.0), "margin of equivalence lies between 0 and 1"),
         (lambda: verdict(Estimate(0, -1, 1, 3, ""), 2), "got 2"),
+        (lambda: verdict(Estimate(0, -1, 1, 3, ""), float("nan")), "got nan"),
+        (lambda: chance(two_way(np.eye(3)), 1), "two seeds at least, got 1"),
+        (lambda: seeds_needed(two_way(np.eye(3)), power=80), "a power lies between 0 and 1, got 80"),
         (lambda: schedule(2), "needs 3 seeds at least, got 2"),
+        (lambda: schedule(10**6), "takes 1000 seeds at most, got 1000000"),
         (lambda: pointwise_level(np.zeros(3)), "two seeds at least"),
         (lambda: pointwise_level(np.zeros((5, 2)), looks=(8, 5)), "ascending"),
         (lambda: pointwise_level(np.zeros((5, 2)), 95), "got 95"),

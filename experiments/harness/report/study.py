@@ -26,7 +26,7 @@ from odenets.errors import InputError
 
 NORM, CLEAN = "lipschitz", "clean accuracy"  # what a relation may only reflect: the size of the Jacobian, and how good a net is
 STABLER_IF_LARGER = ("largest_stable_h",)
-SAME = ("dataset", "model", "attacks", "epsilons", "threat", "train_limit", "test_limit", "splits")
+SAME = ("dataset", "model", "attacks", "epsilons", "threat", "train_limit", "test_limit", "splits", "split_seed")
 DRAWN = 4  # figures, at most
 
 
@@ -56,13 +56,21 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
     found, left_out = [], 0
     for config, records in runs:
         compared = comparison(config, list(records))
-        for arm in compared.arms:
+        # Weights that are run otherwise than trained had no predictors measured.
+        for arm in (arm for arm in compared.arms if not arm.swapped and arm.substeps == arm.trained_substeps):
             robust, clean = arm.masks(compared.middle), arm.masks(0.0)
             for record in arm.records:
                 left_out += record.verdict == "failed"
                 if record.seed in robust and record.verdict != "failed":
                     accuracies = robust[record.seed].mean(), clean[record.seed].mean()
                     found.append((record, *accuracies, (record.field, config.settings.training, record.substeps)))
+    named = [(record.scheme, record.seed, *stratum) for record, *_, stratum in found]
+    twice = next((net for net in named if named.count(net) > 1), None) if len({*named}) < len(named) else None
+    if twice:
+        raise InputError(
+            f"these runs hold the same net twice ({twice[0]} on {twice[2]}, {twice[3]} training, seed {twice[1]}), which would "
+            "count twice; give each run once"
+        )
     schemes = {record.scheme for record, *_ in found}
     if len(schemes) < FEWEST:
         raise InputError(

@@ -4,6 +4,7 @@ A group-sequential design. An anytime-valid confidence sequence (Wang & Ramdas, 
 allow a look after every seed; at 5 to 30 seeds its intervals are so much wider that it ends later: docs/statistics.md.
 """
 
+from experiments.harness.statistics.verdicts import MOST_SEEDS
 from odenets.errors import InputError
 
 SCHEDULE = (5, 8, 12, 20, 30)  # seeds; beyond, half as many again
@@ -14,6 +15,8 @@ def schedule(most: int = 30) -> tuple[int, ...]:
     """Numbers of seeds after which a run of at most `most` is looked at; the last look is at `most`."""
     if most < FEWEST:
         raise InputError(f"a run that ends when it is clear needs {FEWEST} seeds at least, got {most}")
+    if most > MOST_SEEDS:
+        raise InputError(f"a run that ends when it is clear takes {MOST_SEEDS} seeds at most, got {most}")
     looks = list(SCHEDULE)
     while looks[-1] < most:
         looks.append(looks[-1] * 3 // 2)

@@ -49,6 +49,8 @@ def chance(found: TwoWay, seeds: int, margin: float = MARGIN, level: float = LEV
     The images' part of the variance stays, the seeds' falls as 1 / seeds.
     """
     check_margin(margin)
+    if seeds < 2:
+        raise InputError(f"an interval over seeds and images needs two seeds at least, got {seeds}")
     own, images = found.seeds * found.n / seeds, found.images
     variance = max(own + images, 1 / (found.cells + 2) ** 2 / seeds)
     spread = own**2 / (seeds - 1) + images**2 / max(found.cells - 1, 1)
@@ -68,5 +70,7 @@ def seeds_needed(found: TwoWay, margin: float = MARGIN, level: float = LEVEL, po
 
     A plan, not a promise: mean and variances are those of a few seeds. None says that the images are too few.
     """
+    if not 0 < power < 1:
+        raise InputError(f"a power lies between 0 and 1, got {power}")
     enough = (seeds for seeds in range(max(found.n, 2), MOST_SEEDS + 1) if chance(found, seeds, margin, level) >= power)
     return next(enough, None)
