@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy.special import ndtr, stdtr, stdtrit
 
 from experiments.harness.command import Parser, parse_choice, parse_one, run_cli, split_top_level
-from experiments.harness.report.figures import FAINT, MARKERS, PALETTE, STYLE
+from experiments.harness.report.drawing import FAINT, MARKERS, PALETTE, STYLE
 from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import schedule
 from experiments.harness.statistics.relation import Nets, relations, within_groups

@@ -19,10 +19,9 @@ import experiments.harness.statistics as statistics
 from experiments.harness.command import Parser, run_cli
 from experiments.harness.report.arms import Arm
 from experiments.harness.report.evaluation import merged
-from experiments.harness.report.sentences import interval, percent, points
 from experiments.harness.run.folder import read_config, tables_of, write_csv
 from experiments.harness.run.schema import WORST, Record
-from experiments.harness.words import listed, radius
+from experiments.harness.words import interval, listed, percent, points, radius
 from odenets.errors import InputError
 
 
