@@ -1,6 +1,7 @@
 """What can be proven of a network: certified accuracy against the radius, and attacks against the certificate.
 
     python experiments/certify.py runs/compare/checkpoints/NAME.pt
+    python experiments/certify.py my.py:net --dataset digits --norm linf
     python experiments/certify.py --train --dataset mnist --data-dir data --seconds 60 --seeds 0,1,2,3,4
 
 With --train every field is trained with every scheme with which its steps are proven to contract, at equal parameters and for
@@ -25,6 +26,10 @@ import stability
 from experiments.evaluate import digest
 from experiments.harness.command import (
     ATTACK_CHOICE,
+    ATTACKS,
+    COMPARED,
+    DATA,
+    RUN,
     Parser,
     parse_attacks,
     parse_choice,
@@ -83,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="certify.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("certify.py", __doc__)
     parser.add_argument(
         "networks", nargs="*", help="checkpoints or folders of runs, package.module:NAME or path/to/file.py:NAME"
     )
+    parser.section(COMPARED)
     parser.add_argument("--train", action="store_true", help="train nets of every field with every scheme that is proven")
     parser.add_argument("--fields", default=FIELDS, help="comma-separated specs of fields with proofs, for --train")
     parser.add_argument("--schemes", default=SCHEMES, help="comma-separated specs of schemes, for --train")
@@ -96,8 +102,10 @@ def _parser() -> Parser:
     parser.add_argument("--parameters", help="of each net, about; default: those of the first field at the model's own width")
     parser.add_argument("--seconds", default="60", help="of each training: epochs are chosen by timing some batches")
     parser.add_argument("--seeds", default="0", help="initial weights and order of batches, the same for all nets")
+    parser.section("training")
     add_options(parser, TrainingSettings)
     parser.set_defaults(training="margin", select="last", batch_size="128", weight_decay="0")
+    parser.section(ATTACKS)
     parser.add_argument("--norm", default="l2", help=f"one of {', '.join(THREATS)}")
     parser.add_argument("--tau", default="1e-7", help="absolute tolerance that every equation of every prediction is held to")
     parser.add_argument("--radii", help="where to count, pixel units, such as 0.5 or 36/255; default by data set")
@@ -110,6 +118,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--hunt", default="0", help=f"so many test images are attacked inside their own certificates, by {ENSEMBLE}; 0: none"
     )
+    parser.section(DATA)
     parser.add_argument(
         "--dataset", help=f"one of {', '.join(data.DATASETS)}; default: what the networks were trained on, digits"
     )
@@ -117,6 +126,7 @@ def _parser() -> Parser:
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only; default: 1000", default="1000")
+    parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")

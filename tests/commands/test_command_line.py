@@ -27,6 +27,7 @@ SCRIPTS = [
     "compare_solvers",
     "share",
     "reproduce_ie_skips",
+    "certify",
 ]
 
 

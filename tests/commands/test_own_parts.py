@@ -352,14 +352,14 @@ def test_the_guides_own_parts_all_at_once(guide):
     assert "two_stages(alpha=0.75)" in (guide / "out" / "report.html").read_text(encoding="utf-8")
     evaluation = [*shlex.split(LINES[2][1]), "--test-limit", "20", "--audit", "none", "--device", "cpu"]
     assert evaluate.main([*evaluation, "--out", "evaluated"]) == 0
-    rows = list(csv.DictReader((guide / "evaluated" / "accuracy.csv").open()))
+    rows = list(csv.DictReader((guide / "evaluated" / "accuracy.csv").read_text().splitlines()))
     assert {(row["dataset"], row["model"], row["total"]) for row in rows} == {("my.npz", "my.py:linear(width=32)", "15")}
 
 
 @pytest.mark.slow
 def test_a_scheme_a_resnet_and_a_folder_of_images_give_a_whole_report(guide, capsys):
     assert compare_schemes.main([*shlex.split(LINES[0][1]), *QUICK[:-4], "--out", "out"]) == 0
-    rows = list(csv.DictReader((guide / "out" / "accuracy.csv").open()))
+    rows = list(csv.DictReader((guide / "out" / "accuracy.csv").read_text().splitlines()))
     assert {row["scheme"] for row in rows} == {"explicit_euler", "my.py:SCHEME"}
     assert {(row["dataset"], row["model"], row["total"]) for row in rows} == {("my_images", "my.py:net", "20")}
     page = (guide / "out" / "report.html").read_text(encoding="utf-8")
