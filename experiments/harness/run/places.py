@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from rich.progress import Progress, TaskID
@@ -37,6 +37,7 @@ Found = dict[str, Any]
 Outcome = tuple[Found, Failure | None]
 
 
+@runtime_checkable
 class Doable(Protocol):
     """What can be done somewhere. name: for bars. whose: for sentences, the name of the net."""
 
@@ -51,6 +52,7 @@ Task = TypeVar("Task", bound=Doable)
 Work = Callable[[Any, Report, Say], Found]  # (task, progress, say): in another process or on a node it is pickled
 
 
+@runtime_checkable
 class Place(Protocol[Task]):
     """Where tasks run; a context."""
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from experiments.harness.run import checkpoints
 
@@ -19,6 +19,7 @@ class Found(NamedTuple):
     damaged: list[str]
 
 
+@runtime_checkable
 class Shelf(Protocol):
     """What a task asks of it; names are those of cases."""
 
