@@ -61,7 +61,7 @@ def rows(config: CertifyConfig, nets: Nets) -> list[tuple[str, ...]]:
         cells += [points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict] if gap else ["", "", "reference"]
         abstained = np.mean([net.certified.right.untrusted / net.certified.right.total for net in nets_of])
         cells += [
-            f"{np.mean([net.certified.kept for net in nets_of]):.2f}",
+            f"{np.mean([net.certified.kept for net in nets_of]):.2f}" if config.norm == "l2" else "",  # it is one of L2
             percent(float(abstained)),
             f"{np.mean([net.seconds('certificate') for net in nets_of]):.1f}",
         ]
