@@ -90,7 +90,7 @@ def test_a_hunt_notices_radii_that_are_too_large():
     certificate = stability.certify(net, images.images, predicted)
     judge = proofs.certified_judge(certificate, 10)
     honest = proofs.hunt(net, judge, images, certificate.radius, "l2", ("pgd5-margin",))
-    assert honest.broken == honest.abstained == 0 and honest.images == 12 and 0.95 < honest.nearest < 1
+    assert honest.broken == honest.abstained == 0 and honest.images == 12 and 0.79 < honest.nearest < 1
     assert proofs.hunt(net, judge, images, 30 * certificate.radius, "l2", ("pgd5-margin",)).broken > 0
 
 

@@ -19,7 +19,7 @@ from stability.attacks.threats import THREATS
 from stability.types import Flags, Images, Judge, Logits
 
 KEPT = 100  # images on which gradients are looked at
-GROUP = 1.05  # the largest radius of a group that is hunted together, over the smallest
+GROUP = 1.25  # the largest radius of a group that is hunted together, over the smallest
 DESCENT = 40  # steps of the descent that is held to each image's own radius
 
 
