@@ -64,7 +64,7 @@ def start(out, *options, script="compare_schemes", arguments=ARGUMENTS):
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=Path(out).parent)
 
 
-def finished(process, out, seconds=300):
+def finished(process, out, seconds=600):
     assert process.wait(seconds) == 0, Path(f"{out}.log").read_text()
     return Path(f"{out}.log").read_text()
 
@@ -82,7 +82,7 @@ def places(out):
     return [{made["node"] for made in json.loads(line)["made"]} for line in (out / "records.jsonl").read_text().splitlines()]
 
 
-def until(process, condition, seconds=120):
+def until(process, condition, seconds=400):
     """Wait for what a run shall show while it goes on."""
     end = time.monotonic() + seconds
     while not (found := condition()):
