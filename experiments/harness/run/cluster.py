@@ -215,7 +215,7 @@ class Nodes:
         self.updates = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.sent = ray.put(tuple(self.codes))
         _carry_own_modules(ray)
-        self.remote = ray.remote(_on_node).options(num_cpus=1, num_gpus=self.cluster.gpus, max_retries=RETRIES)
+        self.remote = ray.remote(num_cpus=1, num_gpus=self.cluster.gpus, max_retries=RETRIES)(_on_node)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
