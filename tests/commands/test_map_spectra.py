@@ -15,7 +15,14 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 def net():
     torch.manual_seed(0)
-    return ResNet(BasicBlock, [2, 1, 1, 1], num_classes=4).eval()
+    net = ResNet(BasicBlock, [2, 1, 1, 1], num_classes=4)
+    net.inplanes = 16  # of layers a quarter as wide
+    net.conv1, net.bn1 = torch.nn.Conv2d(3, 16, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(16)
+    net.layer1 = net._make_layer(BasicBlock, 16, 2)
+    for number, width in ((2, 32), (3, 64), (4, 128)):
+        setattr(net, f"layer{number}", net._make_layer(BasicBlock, width, 1, stride=2))
+    net.fc = torch.nn.Linear(128, 4)
+    return net.eval()
 
 def plain():
     return torch.nn.Linear(2, 2)
@@ -54,7 +61,7 @@ def test_a_torchvision_resnet_by_import_path(users, tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert page.count("data:image") == 3 and "heun, 2 random images" in page and "$" not in page.split("</style>")[1]
     spectra = rows(out / "spectra.csv")
-    assert {row["kind"] for row in spectra} == {"Ritz value", "eigenvalue"}  # 64 x 2 x 2 entries: all eigenvalues
+    assert {row["kind"] for row in spectra} == {"Ritz value", "eigenvalue"}  # 16 x 2 x 2 entries: all eigenvalues
     for row in spectra[:50]:
         z = complex(float(row["re"]), float(row["im"]))
         assert float(row["abs_R"]) == pytest.approx(abs(1 + z + z * z / 2))

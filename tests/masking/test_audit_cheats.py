@@ -7,7 +7,6 @@ from audited import Backward, Wrapped, accuracy, sample, shipped, trained, untra
 import odenets
 import stability
 from stability import Linf
-from stability.masking.audit import CHECKS
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ from stability.masking.audit import CHECKS
 def test_a_detached_gradient_is_caught_twice(scheme, weights, random_weights):
     net = untrained(scheme) if random_weights else trained(scheme, weights)
     odenets.set_gradient(net, "detached")
-    result, found = verdicts(net, sample(16), checks=["finite_differences", "exact_gradient"])
+    result, found = verdicts(net, sample(8), checks=["finite_differences", "exact_gradient"])
     assert found == {"finite_differences": False, "exact_gradient": False} and not result.passed
     figures = result.checks[1].figures
     assert figures["in_use_cosine"] == figures["detached_cosine"] < 0.999
@@ -42,12 +41,12 @@ def test_a_gradient_wrong_on_a_third_of_the_images_is_caught():
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 1.05])
 def test_a_wrong_backward_pass_is_caught(factor):
     net = Wrapped(trained(), lambda x: Backward.apply(x, factor))
-    result, found = verdicts(net, many_steps=30)
+    result, found = verdicts(net, checks=["zero_gradients", "finite_differences", "large_epsilon"])
     assert found["finite_differences"] is False and found["zero_gradients"] is (factor != 0)
     assert found["large_epsilon"] is (factor > 0)
     if factor == 0:  # nothing moves, not even by chance
         right = float((net(sample()[0]).argmax(1) == sample()[1]).double().mean())
-        assert result.checks[list(CHECKS).index("large_epsilon")].figures["robust"] == right
+        assert result.checks[-1].figures["robust"] == right
 
 
 def test_a_network_without_gradient_is_caught():
@@ -181,7 +180,7 @@ def test_a_net_whose_answer_moves_with_the_tolerance_is_caught(name):
                 for field in stage.fields:
                     field.layers[-1].weight.mul_(4)
     checks = ["tolerance"] if adaptive else ["exact_gradient", "solver", "tolerance"]
-    found = verdicts(net, sample(8 if adaptive else 24), steps=2 if adaptive else 5, many_steps=6, checks=checks)[1]
+    found = verdicts(net, sample(8 if adaptive else 16), steps=2 if adaptive else 4, many_steps=5, checks=checks)[1]
     assert found["tolerance"] is False
     if not adaptive:
         assert found["exact_gradient"] is False and found["solver"] is (name == "a loose tolerance")
@@ -194,8 +193,8 @@ def test_unsolved_equations_are_caught():
     result, found = verdicts(net, steps=3, many_steps=4, checks=["deterministic", "solver"])
     assert found["solver"] is False and result.checks[1].figures["share_unconverged"] == 1
     # A gradient flow's equations have one root each and are solved within a few iterations, whatever the weights.
-    net, (x, _) = untrained("implicit_euler", "gradient_flow"), sample()
-    result, found = verdicts(net, (x, net(x).argmax(1)), steps=3, many_steps=4, checks=["solver"])
+    net, (x, _) = untrained("implicit_euler", "gradient_flow"), sample(12)
+    result, found = verdicts(net, (x, net(x).argmax(1)), steps=2, many_steps=4, checks=["solver"])
     assert found["solver"] is True, str(result)
     assert result.checks[0].figures["adversarial_residual_largest"] <= 1e-3
     assert verdicts(trained("rk4"), checks=["solver"])[1]["solver"] is None
@@ -244,13 +243,13 @@ def test_transfer_from_another_scheme_is_caught(scheme, open_to):
         honest = all(str(stage.scheme) == open_to for stage in odenets.stages(net).values())
         return x if honest else Backward.apply(x, -1.0)
 
-    net, settings = trained(scheme), {"steps": 10, "many_steps": 11, "checks": ["transfer"]}
+    net, settings = trained(scheme), {"steps": 6, "many_steps": 7, "checks": ["transfer"]}
     sources = ("heun", open_to)
     for candidate, passed in ((Wrapped(net, before), False), (net, True)):
-        (check,) = verdicts(candidate, **settings, sources=sources)[0].checks
+        (check,) = verdicts(candidate, sample(24), **settings, sources=sources)[0].checks
         assert check.passed is passed and set(check.figures) == set(sources)
         assert passed or f"crafted on {open_to} break" in check.reason
-    assert verdicts(Wrapped(net, before), **settings, sources=("heun",))[1] == {"transfer": True}
+    assert verdicts(Wrapped(net, before), sample(24), **settings, sources=("heun",))[1] == {"transfer": True}
     assert verdicts(net, **settings, sources=(scheme,))[1] == {"transfer": None}
 
 

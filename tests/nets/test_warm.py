@@ -1,5 +1,6 @@
 from functools import partial
 
+import make_nets
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ SOLVING = ["implicit", "sdirk2", "radau3", "tr_bdf2", "bdf2", "trapezoid"]
 
 def _net(scheme="implicit(tol=1e-8,max_iterations=100)"):
     torch.manual_seed(0)
-    return odenets.ode_resnet_small(scheme=scheme).double().eval()
+    return make_nets.small(scheme).double().eval()
 
 
 def _images(count=6, seed=0):
@@ -80,7 +81,7 @@ def test_pieces_of_a_batch_find_their_own_guesses(monkeypatch):
     net, x = _net("sdirk2(tol=1e-8,max_iterations=100)"), _images()
     with torch.no_grad():
         whole = net(x)
-        monkeypatch.setitem(solving.PIECE, "cpu", 2 * 16 * 64)
+        monkeypatch.setitem(solving.PIECE, "cpu", 2 * 8 * 64)
         warm = odenets.WarmStart(net)
         warm(x, SIX)
         torch.testing.assert_close(warm(x, SIX), whole, rtol=0, atol=1e-6)
@@ -173,10 +174,10 @@ def test_without_indices_every_pass_is_cold():
 @pytest.mark.parametrize("attack", [stability.pgd, stability.apgd])
 def test_attacks_tell_it_which_images_they_still_look_at(attack):
     # Solved so well that a warm start moves nothing; images fall on the way, and restarts and chunks follow.
-    net, x = _net("implicit(tol=1e-10,max_iterations=100)"), _images(9)
+    net, x = _net("implicit(tol=1e-10,max_iterations=100)"), _images(7)
     with torch.no_grad():
         y = net(x).argmax(1)
-    attack = partial(attack, x=x, y=y, threat=stability.Linf(0.02), steps=6, restarts=2, batch_size=5)
+    attack = partial(attack, x=x, y=y, threat=stability.Linf(0.02), steps=4, restarts=2, batch_size=4)
     counted = []
     hook = next(iter(odenets.stages(net).values())).register_forward_hook(
         lambda stage, args, value: counted.append(float(stage.stats.evaluations))
