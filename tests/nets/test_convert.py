@@ -11,7 +11,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 import odenets
 import stability
 
-WIDTH = 16
 # The README's example, word for word.
 EXAMPLE = """\
 import torch
@@ -57,13 +56,10 @@ def _small(cls=ResNet, layers=(2, 2)):
     """A stem for small images and the first two layers only, three integrated blocks."""
     torch.manual_seed(0)
     model = cls(BasicBlock, [*layers, 1, 1], num_classes=4)
-    model.inplanes = WIDTH  # of the layers that are made now, a quarter of torchvision's
-    model.conv1, model.bn1, model.maxpool = nn.Conv2d(3, WIDTH, 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.Identity()
-    model.layer1 = model._make_layer(BasicBlock, WIDTH, layers[0])
-    model.layer2 = model._make_layer(BasicBlock, 2 * WIDTH, layers[1], stride=2)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     model.layer3, model.layer4 = nn.Identity(), nn.Identity()
     if cls is ResNet:
-        model.fc = nn.Linear(2 * WIDTH, 4)
+        model.fc = nn.Linear(128, 4)
     return _lived_in(model)
 
 
@@ -175,7 +171,7 @@ def test_the_model_stays_as_it_was():
     state = {key: value.clone() for key, value in model.state_dict().items()}
     net = odenets.convert(model, "implicit", substeps=2)
     net(x).sum().backward()
-    net.fc = nn.Linear(2 * WIDTH, 7).double()
+    net.fc = nn.Linear(128, 7).double()
     net.layer1.register_forward_hook(lambda module, inputs, output: 0 * output)
     net.register_forward_hook(lambda module, inputs, output: 0 * output)
     assert repr(model) == pristine and torch.equal(model(x), output)
@@ -193,7 +189,7 @@ class _Normalised(ResNet):
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
         self.register_buffer("mean", torch.full((3, 1, 1), 0.4))
-        self.fc = nn.Sequential(nn.Dropout(), nn.Linear(2 * WIDTH, 4))
+        self.fc = nn.Sequential(nn.Dropout(), nn.Linear(128, 4))
 
     def forward(self, x):
         x = self.bn1(self.conv1(x - self.mean))
@@ -257,7 +253,7 @@ def test_unsolved_samples_are_reported(device):
         odenets.set_scheme(net, "implicit_euler(tol=1e-10,max_iterations=200)", substeps=4)
         net(x)
         assert odenets.converged(net).all()
-        y = torch.rand(2, WIDTH, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+        y = torch.rand(2, 64, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
         first, second = net.layer1[0](y, trajectory=True)[:2]
         # (1 + h) z = y + h block(z), which cannot turn negative.
         assert torch.allclose(1.25 * second, y + 0.25 * model.layer1[0](second), rtol=0, atol=1e-8)
@@ -268,7 +264,7 @@ def test_jacobian_and_spectrum_of_a_block(device):
     """Eigenvalues of the field are those of the block less one, by torch's dense Jacobian and LAPACK."""
     model = _small().to(device)
     net = odenets.convert(model)
-    y = torch.rand(1, WIDTH, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    y = torch.rand(1, 64, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     field = net.layer1[0].fields[1]
     dense = torch.func.jacrev(model.layer1[1])(y).detach().reshape(256, 256).cpu()
     operator = stability.jacobian(lambda y: field(0.0, y), y)
@@ -313,7 +309,7 @@ def _patched():
 
 def _with_batch_statistics():
     model = _small()
-    model.layer1[0].bn2 = nn.BatchNorm2d(WIDTH, track_running_stats=False)
+    model.layer1[0].bn2 = nn.BatchNorm2d(64, track_running_stats=False)
     return model.eval()
 
 

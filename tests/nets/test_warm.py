@@ -191,7 +191,8 @@ def test_attacks_tell_it_which_images_they_still_look_at(attack):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_attacks_in_training_start_warm(precision):
-    net, settings = _net("implicit").float(), TrainingSettings(train_epsilon=0.05, train_steps=3, train_step_size=0.02)
+    net = _net("implicit").float()
+    settings = TrainingSettings(training="pgd", train_epsilon=0.05, train_steps=3, train_step_size=0.02)
     counted = []
     next(iter(odenets.stages(net).values())).register_forward_hook(
         lambda stage, args, value: counted.append(stage.stats.evaluations)
