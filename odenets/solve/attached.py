@@ -4,7 +4,11 @@ A transform wraps tensors; rules for derivatives run where some of the wrappers 
 and the samples pass through `torch.autograd.Function`s, which torch unwraps; what a field holds in its closure does not.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch._functorch.autograd_function import WrappedCtx
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.overrides import TorchFunctionMode
@@ -15,7 +19,7 @@ from odenets.solve.transforms import bare, levels, lowered, mapped, mapping, map
 DUAL = -1  # beside the numbers of transforms, which begin at 1, and 0 for torch.autograd
 
 
-def attached_at_levels(equation, z, samples, without):
+def attached_at_levels(equation: Any, z: Tensor, samples: Sequence[Tensor], without: int | None) -> Tensor:
     """z with its derivatives under transforms of torch.func, each of which differentiates once, and plain autograd below.
 
     Level by level, the outermost first: z has the derivatives of the levels passed when the next one differentiates the
@@ -39,7 +43,7 @@ def attached_at_levels(equation, z, samples, without):
     return z
 
 
-def attached_to_dual(equation, z, samples):
+def attached_to_dual(equation: Any, z: Tensor, samples: Sequence[Tensor]) -> Tensor:
     """z with its tangents for dual numbers of torch.autograd.forward_ad; its derivatives for torch.autograd are there."""
     return _Attached.apply(z, equation.residual(z, *samples), equation, DUAL, *samples)
 
@@ -50,11 +54,11 @@ class _Attached(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z, r, equation, level, *samples):
+    def forward(z: Tensor, r: Tensor, equation: Any, level: int, *samples: Tensor) -> Tensor:
         return z.clone()  # a transform may not see a view of an input
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         z, _, ctx.equation, ctx.level, *samples = inputs
         ctx.maps = _restored(ctx)
         here = (levels() or [0])[-1]
@@ -64,7 +68,7 @@ class _Attached(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         if g is None or not ctx.backwards:
             return g, None, None, None, *ctx.unused
         if ctx.equation.maps_closure and ctx.maps != _restored(ctx):
@@ -81,7 +85,7 @@ class _Attached(torch.autograd.Function):
         return None, ctx.equation.lowered().solve(z, samples, -g, True), None, None, *ctx.unused
 
     @staticmethod
-    def jvp(ctx, z_tangent, r_tangent, *_):
+    def jvp(ctx: Any, z_tangent: Any, r_tangent: Any, *_: Any) -> Tensor:
         tangent = r_tangent if ctx.forwards else z_tangent
         if tangent is None:
             return torch.zeros_like(ctx.saved_tensors[0])
@@ -98,7 +102,7 @@ class _Attached(torch.autograd.Function):
         return _Same.apply(value)
 
 
-def _restored(ctx):
+def _restored(ctx: Any) -> list[int]:
     """Levels of the vmaps that torch has set up anew around a rule for derivatives; tensors in a closure know the old ones."""
     depth = 0
     while isinstance(ctx, WrappedCtx):
@@ -112,19 +116,19 @@ class _Same(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x):
+    def forward(x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Any) -> Any:
         return g
 
     @staticmethod
-    def jvp(ctx, tangent):
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         return tangent.clone()
 
 
@@ -134,9 +138,9 @@ class Lowered(TorchFunctionMode):
     A rule for derivatives runs where the transforms inside its own are one or the other.
     """
 
-    bookkeeping = torch.autograd.grad, torch.Tensor.requires_grad.__get__  # of a pullback, whose graph hangs on such wrappers
+    bookkeeping: Any = torch.autograd.grad, torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined] # of a pullback, whose graph hangs on such wrappers
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function not in self.bookkeeping:
             args, kwargs = tree_map_only(torch.Tensor, lowered, (args, kwargs))

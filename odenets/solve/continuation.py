@@ -1,14 +1,17 @@
 """The root that is connected to the state: continuation in the step size."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from odenets.errors import InputError, Unsolved
-from odenets.solve.driver import Solver, failure_sentence
+from odenets.solve.driver import Iterate, Solver, Steps, failure_sentence
 from odenets.solve.nonlinear import Broyden
 from odenets.solve.rows import row_norm
 from odenets.solve.solution import Solution
+from odenets.types import State
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,26 @@ class Continuation(Solver):
     corrections: int = 20
     rough: float = 1e-3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.fixed:
             raise InputError("solver=continuation chooses its steps by what it finds, which fixed=true must not")
 
-    def steps(self, iterate):
+    def steps(self, iterate: Iterate) -> Steps:
         """Those of the corrector."""
         return Broyden(self.tol, self.max_iterations).steps(iterate)
 
-    def __call__(self, residual, guess, samples=(), scale=None, floor=0.0):
+    def __call__(
+        self,
+        residual: Callable[..., State],
+        guess: State,
+        samples: Sequence[Tensor] = (),
+        scale: Tensor | None = None,
+        floor: Tensor | float = 0.0,
+    ) -> Solution:
         """See `Solver.__call__`; of `guess` only the shape matters, for the path begins at 0."""
 
-        def path(z, s, *samples):
+        def path(z: Tensor, s: Tensor, *samples: Tensor) -> Tensor:
             s = _column(s, z)
             return (1 - s) * z + s * residual(z, *samples)
 
@@ -66,8 +76,8 @@ class Continuation(Solver):
         if len(lost):
             # Once more with small stretches: a long one may have jumped to another path, and that one turns back.
             given = tuple(sample[lost] for sample in samples)
-            found = self._followed(path, slope[lost], given, scale[lost], floor[lost], self.careful)
-            z[lost], s[lost], iterations[lost], more = found[0], found[1], iterations[lost] + found[2], found[3]
+            z[lost], s[lost], count, more = self._followed(path, slope[lost], given, scale[lost], floor[lost], self.careful)
+            iterations[lost] += count
             spent += more
         converged, left, residuals = s >= 1, torch.full_like(norm, torch.inf), torch.full_like(norm, torch.inf)
         rows = converged.nonzero()[:, 0]
@@ -83,7 +93,15 @@ class Continuation(Solver):
             raise Unsolved(failure_sentence(converged, left, self))
         return Solution(z, converged, left, iterations, 1 + spent / max(1, len(z)), scale=scale, norm=residuals)
 
-    def _followed(self, path, slope, samples, scale, floor, first):
+    def _followed(
+        self,
+        path: Callable[..., Tensor],
+        slope: Tensor,
+        samples: Sequence[Tensor],
+        scale: Tensor,
+        floor: Tensor,
+        first: float,
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
         """Follow the path as far as it goes.
 
         Args:
@@ -118,10 +136,10 @@ class Continuation(Solver):
         return z, s, iterations, evaluations
 
 
-def _column(v, z):
+def _column(v: Tensor, z: Tensor) -> Tensor:
     """(B,) as (B, 1, ..., 1), to multiply (B, ...)."""
     return v.view(-1, *[1] * (z.dim() - 1))
 
 
-def _distance(a, b):
+def _distance(a: Tensor, b: Tensor) -> Tensor:
     return row_norm((a - b).detach().flatten(1))

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,7 +113,15 @@ class Solver(ABC):
         norm = found.norm * flat.to(found.norm.device)
         return found._replace(value=found.value * u, scale=found.scale * flat, norm=norm)
 
-    def _solve(self, residual, guess, samples, scale, floor, in_units):
+    def _solve(
+        self,
+        residual: Callable[..., State],
+        guess: State,
+        samples: Sequence[Tensor],
+        scale: Tensor | None,
+        floor: Tensor | float,
+        in_units: bool,
+    ) -> Any:
         """As `__call__`; instead of a `Solution` the first residual, as rows, where its squares leave the range of the dtype,
         unless it is known to be in good units."""
         flat, z, batch = _flat(residual, guess, samples), as_rows(guess), max(1, len(guess))
@@ -162,12 +170,19 @@ class Solver(ABC):
         value = best if value is None else value.index_copy_(0, upload(book.rows, best), best)
         final, iterations, converged = book.outcome()
         scale = start if scale is None else scale
-        residual = relative(final, book.scale)
+        left = relative(final, book.scale)
         if self.on_failure == "raise" and not everywhere(converged):
-            raise Unsolved(failure_sentence(converged, residual, self))
-        return Solution(value.view(guess.shape), converged, residual, iterations, evaluations, scale=scale, norm=final)
+            raise Unsolved(failure_sentence(converged, left, self))
+        return Solution(value.view(guess.shape), converged, left, iterations, evaluations, scale=scale, norm=final)
 
-    def _fixed(self, residual, guess, samples, scale, floor):
+    def _fixed(
+        self,
+        residual: Callable[..., State],
+        guess: State,
+        samples: Sequence[Tensor],
+        scale: Tensor | None,
+        floor: Tensor | float,
+    ) -> Solution:
         """As `__call__`, without a branch that depends on data."""
         flat, z = _flat(residual, guess, samples), as_rows(guess)
         r = flat(z)
@@ -195,10 +210,10 @@ class Solver(ABC):
         )
 
 
-def _flat(residual, guess, samples):
+def _flat(residual: Callable[..., State], guess: State, samples: Sequence[Tensor]) -> Callable[[Rows], Rows]:
     """The residual as a function of rows."""
 
-    def flat(z):
+    def flat(z: Rows) -> Rows:
         r = residual(z.view(len(z), *guess.shape[1:]), *samples)
         if r.shape[1:] != guess.shape[1:]:
             raise InputError(f"the residual has shape {tuple(r.shape)} at a state of shape {tuple(guess.shape)}")
@@ -207,12 +222,12 @@ def _flat(residual, guess, samples):
     return flat
 
 
-def _norms(found):
+def _norms(found: list[Tensor]) -> Tensor:
     """(count, rows) norms of residuals."""
     return row_norm(found[0].detach())[None] if len(found) == 1 else torch.linalg.vector_norm(torch.stack(found), dim=2)
 
 
-def _best(visited, place, news):
+def _best(visited: list[Tensor], place: Any, news: str) -> Tensor:
     """Of each row the iterate that is best: `visited` holds the best one before and those since; `place` says which it is."""
     if news == "last":
         return visited[-1]
@@ -234,10 +249,17 @@ class _Book:
     place: (rows,) the best iterate since the last look, 0 for the one before. active: (rows,) whether it is unsolved.
     """
 
-    def __init__(self, tol, scale, floor):
-        self.tol, self.scale, self.floor, self.best = tol, scale, floor, None
+    def __init__(self, tol: float, scale: Tensor | None, floor: Tensor | float) -> None:
+        self.tol = tol
+        self.scale: Any = scale
+        self.floor: Any = floor
+        self.best: Any = None
+        self.rows: Any = None  # places in the batch, once some have gone
+        self.place: Any = None
+        self.final: Any = None
+        self.active: Any = None
 
-    def look(self, norms):
+    def look(self, norms: Tensor) -> str:
         """Take the norms (count, rows) of the iterates since the last look; "last" where the last one is the best of every row,
         "none" where it is the one before, else "some"."""
         first = self.best is None
@@ -263,22 +285,22 @@ class _Book:
             return "none"
         return "last" if everywhere(better) else "some" if anywhere(self.place > 0) else "none"
 
-    def in_range(self, first):
+    def in_range(self, first: Tensor) -> bool:
         """Whether the squares of the first residual stay in the range of its dtype."""
         info = torch.finfo(self.first.dtype)
         inside = (self.first > info.tiny**0.25) & (self.first < info.max**0.25)
         return everywhere(inside) or everywhere(safe_to_square(self.first, first.cpu(), self.floor))
 
-    def alive(self):
+    def alive(self) -> int:
         """Rows unsolved; under torch.func.vmap whether there are any."""
-        return anywhere(self.active) if mapping() else int(self.active.sum())
+        return int(anywhere(self.active) if mapping() else self.active.sum())
 
-    def next_look(self, every, done):
+    def next_look(self, every: int, done: int) -> int:
         """Iterations until the next look is due."""
         first = self.first if self.rows is None else self.first[self.rows]
         return next_look(every, done, *(part[self.active] for part in (first, self.best, self.target)))
 
-    def drop(self):
+    def drop(self) -> tuple[Tensor, Tensor, Tensor]:
         """Go on with the rows unsolved; (their numbers, the numbers of the others, the places of those in the batch)."""
         if self.rows is None:
             self.rows, self.final, self.count = torch.arange(len(self.best)), self.best.clone(), self.iterations.clone()
@@ -290,7 +312,7 @@ class _Book:
         )
         return keep, gone, places
 
-    def outcome(self):
+    def outcome(self) -> tuple[Tensor, Tensor, Tensor]:
         """(norm of the best residual, iterations, whether it is small enough), each (B,)."""
         if self.rows is not None:
             self.final[self.rows], self.count[self.rows] = self.best, self.iterations
@@ -298,7 +320,7 @@ class _Book:
         return self.best, self.iterations, self.best <= self.whole
 
 
-def failure_sentence(converged, residual, solver):
+def failure_sentence(converged: Tensor, residual: Tensor, solver: Any) -> str:
     """One sentence that names the samples that failed, their worst residual and what to try."""
     converged, residual = over_maps(converged, torch.all), over_maps(residual, torch.amax)
     failed = (~converged).nonzero()[:, 0].tolist()

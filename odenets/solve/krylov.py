@@ -5,6 +5,7 @@ large eigenproblems, SIAM J. Matrix Anal. Appl. 23.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Inexact
@@ -244,12 +245,15 @@ class _LeastSquares:
     """
 
     unsolved = True
-    scale: Tensor | None = None  # (B,) what residuals are relative to; those at the first start unless it is set before
+    scale: Any = None  # (B,) what residuals are relative to; those at the first start unless it is set before
 
     def __init__(self, tol: float, weight: Tensor | None) -> None:
-        self.tol, self.weight = tol, weight  # (B,) units of the rows where they stop together
-        self.target: Tensor | None = None
-        self.rows: Tensor | None = None  # their places in the batch, once some have gone
+        self.tol = tol
+        self.weight: Any = weight  # (B,) units of the rows where they stop together
+        self.target: Any = None
+        self.conjugate: Any = None
+        self.columns: list[Tensor] = []
+        self.rows: Any = None  # their places in the batch, once some have gone
         self.ended: list[tuple[Tensor, ...]] = []  # what is known of those
 
     def begin(self, beta: Tensor, look: bool) -> None:
@@ -354,10 +358,10 @@ class _LeastSquares:
 
     def outcome(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """(converged, relative residual, iterations), each (B,)."""
-        figures = self._figures()
+        converged, residual, iterations = self._figures()
         if self.rows is not None:
-            places, *figures = (torch.cat(parts) for parts in zip(*self.ended, (self.rows, *figures)))
+            parts = zip(*self.ended, (self.rows, converged, residual, iterations))
+            places, converged, residual, iterations = (torch.cat(part) for part in parts)
             order = torch.argsort(places)
-            figures = [figure[order] for figure in figures]
-        converged, residual, iterations = figures
+            converged, residual, iterations = converged[order], residual[order], iterations[order]
         return converged, residual.to(dtype), iterations

@@ -43,13 +43,15 @@ class Guesses:
     def found(self) -> list[Known]:
         """What this pass found, as the next one's `known`."""
         pieces = [self._ends[first] for first in sorted(self._ends)]
-        return [tuple(torch.cat(parts) for parts in zip(*solve)) for solve in zip(*pieces)]
+        return [(torch.cat([z for z, _ in solve]), torch.cat([scale for _, scale in solve])) for solve in zip(*pieces)]
 
     def found_adjoints(self) -> list[State] | None:
         """What the backward passes through this one found so far, as the next one's `adjoints`; None where one is missing."""
         count = len(self._ends[0]) if self._ends else 0
-        solves = [[self._adjoints.get((index, first)) for first in sorted(self._ends)] for index in range(count)]
-        return None if any(part is None for parts in solves for part in parts) else [torch.cat(parts) for parts in solves]
+        keys = [[(index, first) for first in sorted(self._ends)] for index in range(count)]
+        if any(key not in self._adjoints for row in keys for key in row):
+            return None
+        return [torch.cat([self._adjoints[key] for key in row]) for row in keys]
 
 
 class Adjoint:
@@ -102,4 +104,4 @@ class Record:
 
     def adjoint(self) -> Adjoint | None:
         """Where the backward solve of the last equation starts."""
-        return self.guesses and self.guesses.adjoint(self.first)
+        return None if self.guesses is None else self.guesses.adjoint(self.first)

@@ -43,7 +43,8 @@ class Anderson(Solver):
 
     def steps(self, iterate: Iterate) -> Steps:
         """See `Solver.steps`."""
-        r, step, differences = iterate.r, -iterate.r, []
+        r, step = iterate.r, -iterate.r
+        differences: list[tuple[Tensor, ...]] = []
         while True:
             iterate = yield step
             if iterate.keep is not None:
@@ -123,7 +124,7 @@ def _two_products(iterate: Iterate, memory: int) -> Steps:
         count += 1
 
 
-def _room(like, old, size):
+def _room(like: Tensor, old: tuple[Tensor, ...], size: int) -> Tensor:
     """(rows, size, N) of memory that begins with what `old` holds."""
     fresh = like.new_empty(len(like), size, like.shape[1])
     for vectors in old:

@@ -4,9 +4,12 @@ In bfloat16 a residual is rounded to 0.4 % of the state: it may vanish far from 
 1e-3 though the root is near. Either way its norm says nothing, so no solve computes in it.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from odenets.errors import InputError
@@ -14,20 +17,20 @@ from odenets.errors import InputError
 LOW = (torch.float16, torch.bfloat16)
 
 
-def without_autocast(tensor):
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """A context in which autocast leaves operations on the device of `tensor` alone."""
     kind = tensor.device.type
     active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
-def solving(y, what):
+def solving(y: Tensor, what: object) -> AbstractContextManager:
     """The context in which `what` may solve equations for states like y; InputError in a dtype that holds no residual."""
     check_precision(y, what)
     return without_autocast(y)
 
 
-def check_precision(y, what):
+def check_precision(y: Tensor, what: object) -> None:
     """Refuse to solve in a dtype in which a residual means nothing."""
     if y.dtype in LOW:
         raise InputError(
@@ -36,7 +39,7 @@ def check_precision(y, what):
         )
 
 
-def precise(scheme, y, fields):
+def precise(scheme: Any, y: Tensor, fields: Sequence[nn.Module] | nn.ModuleList) -> tuple[Tensor, Any, torch.dtype]:
     """What a pass through a stage computes with.
 
     Where `scheme` solves equations or controls errors, states of half precision become float32, and so do the parameters and
@@ -61,12 +64,12 @@ def precise(scheme, y, fields):
     return (state, fields, state.dtype) if autocast else (y, fields, y.dtype)
 
 
-def _precise(field, n, scheme):
+def _precise(field: Any, n: int, scheme: Any) -> Callable[..., Any]:
     """The field with parameters and buffers in float32 at least; gradients reach those it has."""
     own = (*field.named_parameters(), *field.named_buffers())
     raised = {name: tensor.float() for name, tensor in own if tensor.dtype in LOW}
 
-    def f(t, y):
+    def f(t: Any, y: Tensor) -> Tensor:
         try:
             with without_autocast(y):  # a backward pass may evaluate it in another context than the step did
                 slope = functional_call(field, raised, (t, y)) if raised else field(t, y)
@@ -78,13 +81,13 @@ def _precise(field, n, scheme):
             raise InputError(_sentence(n, scheme, f"returns {slope.dtype} for {y.dtype} states"))
         return slope
 
-    f.autonomous = getattr(field, "autonomous", False)
+    vars(f)["autonomous"] = getattr(field, "autonomous", False)
     if hasattr(field, "parts"):
-        f.parts = tuple(_precise(part, n, scheme) for part in field.parts)
+        vars(f)["parts"] = tuple(_precise(part, n, scheme) for part in field.parts)
     return f
 
 
-def _sentence(n, scheme, what):
+def _sentence(n: int, scheme: object, what: str) -> str:
     return (
         f"field {n} {what}: {scheme} computes in float32 or float64, whatever the network around it does, and so must its "
         "fields: make their tensors parameters or buffers of a module, which are converted, and convert no state in them"

@@ -1,6 +1,7 @@
 """Products with the Jacobian of a map and with its transpose, never forming it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,6 +16,6 @@ def jacobian_products(
     J v is the pullback of the (linear) pullback: it needs no forward-mode rules, which decompose GroupNorm into many small
     kernels, and works inside a level of dual numbers, where torch.func.jvp does not.
     """
-    _, pullback = torch.func.vjp(function, z)
-    _, pushforward = torch.func.vjp(lambda w: pullback(w)[0], torch.zeros_like(z))
+    pullback: Callable[..., Any] = torch.func.vjp(function, z)[1]
+    pushforward: Callable[..., Any] = torch.func.vjp(lambda w: pullback(w)[0], torch.zeros_like(z))[1]
     return lambda v: pushforward(v)[0], lambda w: pullback(w)[0]

@@ -31,7 +31,7 @@ Log = Record | list[Solution]
 def root(
     residual: Residual,
     guess: State,
-    solver: Callable[..., Solution],
+    solver: Any,
     samples: Sequence[Tensor] = (),
     scale: PerSample | None = None,
     floor: PerSample | float = 0.0,
@@ -173,9 +173,10 @@ class _Equation:
             return lambda v: as_rows(product(v.view(len(v), *b.shape[1:])))
 
         def for_rows(rows: Tensor) -> Product:
+            assert narrowed is not None  # it is called where there is one
             return on_rows(narrowed(rows))
 
-        given = {"start": None if start is None else as_rows(start), "narrowed": narrowed and for_rows}
+        given: dict[str, Any] = {"start": None if start is None else as_rows(start), "narrowed": narrowed and for_rows}
         with without_autocast(b):  # a backward pass may run within a context that the forward solve had left
             solution = gmres(on_rows(product), as_rows(b), self.tol, self.max_iterations, stop=self.stop, **given)
         if self.record is not None:
@@ -205,7 +206,7 @@ class _Graph:
             return torch.autograd.grad(*self.edges, w, retain_graph=True)[0]
 
         adjoint = self.equation.adjoint
-        u = self.equation.gmres(product, b.detach(), adjoint and adjoint.start(len(b)), self._narrowed)
+        u = self.equation.gmres(product, b.detach(), None if adjoint is None else adjoint.start(len(b)), self._narrowed)
         if adjoint is not None:
             adjoint.end(u)
         return u
@@ -303,7 +304,10 @@ def _inputs(r: State, z: State, samples: Sequence[Tensor], first: int, residual:
     before that the closure holds; autograd does not give those away, so a second evaluation looks out for them.
     """
     known = {(sample.grad_fn, sample.output_nr): sample for sample in samples if sample.grad_fn is not None}
-    found, unknown, seen, edges = {}, set(), set(), [(r.grad_fn, r.output_nr)]
+    found: dict[int, Tensor] = {}
+    unknown: set[Any] = set()
+    seen: set[Any] = set()
+    edges: list[Any] = [(r.grad_fn, r.output_nr)]
     while edges:
         edge = edges.pop()
         node = edge[0]
@@ -332,7 +336,8 @@ class _Lookout(TorchFunctionMode):
 
     def __init__(self, edges: set[tuple[Node | None, int]]) -> None:
         super().__init__()
-        self.edges, self.found = edges, {}
+        self.edges = edges
+        self.found: dict[Any, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in unwrap_dead_wrappers(tuple(v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor))):

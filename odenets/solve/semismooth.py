@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenets.solve.driver import Iterate, Solver
+from odenets.solve.driver import Iterate, Solver, Steps
 from odenets.solve.krylov import gmres
 from odenets.solve.products import jacobian_products
 from odenets.solve.rows import row_dot, row_norm
@@ -41,7 +41,7 @@ class ConvexNewton(Solver):
     forcing: float = 1e-2
     krylov: int = 200
 
-    def steps(self, iterate: Iterate):
+    def steps(self, iterate: Iterate) -> Steps:
         """See `Solver.steps`."""
         d = _newton(iterate, self.forcing, self.krylov, True)
         slope = row_dot(iterate.r, d)
@@ -79,7 +79,7 @@ class Semismooth(Solver):
     forcing: float = 1e-2
     krylov: int = 200
 
-    def steps(self, iterate: Iterate):
+    def steps(self, iterate: Iterate) -> Steps:
         """See `Solver.steps`."""
         r, norm = iterate.r, self._norm(iterate.r)
         direction, length, trials = (

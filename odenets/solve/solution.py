@@ -1,6 +1,6 @@
 """What a batched solve says of each sample."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from odenets.solve.transforms import over_maps
 class Solution(NamedTuple):
     """Outcome of a batched solve, per sample: the value on its device, what is said of it on the host, where that decided."""
 
-    value: Tensor  # (B, ...), the best iterate; None once it is recorded
+    value: Any  # (B, ...), the best iterate; None once it is recorded
     converged: Tensor  # (B,) bool
     residual: Tensor  # (B,) norm of the residual, relative to the scale of the solve
     iterations: Tensor  # (B,) evaluations of the residual after the first
     evaluations: float  # evaluations that were computed, the mean over the samples
     backward: bool = False  # whether it belongs to a gradient
     start: int = 0  # index of the first sample, where a batch is solved in pieces
-    scale: Tensor | None = None  # (B,) what a nonlinear solve's residual is relative to, on the device
-    norm: Tensor | None = None  # (B,) norm of a nonlinear solve's residual itself
+    scale: Any = None  # (B,) what a nonlinear solve's residual is relative to, on the device
+    norm: Any = None  # (B,) norm of a nonlinear solve's residual itself
 
     def on(self, device: torch.device) -> "Solution":
         """What is said of the value on a device."""
