@@ -138,7 +138,8 @@ class Lowered(TorchFunctionMode):
     A rule for derivatives runs where the transforms inside its own are one or the other.
     """
 
-    bookkeeping: Any = torch.autograd.grad, torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined] # of a pullback, whose graph hangs on such wrappers
+    # Of a pullback, whose graph hangs on such wrappers.
+    bookkeeping: Any = torch.autograd.grad, torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
