@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ OWN_FILES = (
     "figures",
     "checkpoints",
 )
+LARGE = 2**25  # bytes of records, beyond which it takes seconds to read them
 _held: dict[Path, filelock.BaseFileLock] = {}  # of the folders that this process works in, until it ends
 
 
@@ -46,8 +48,6 @@ class Run:
             another process is at work in it.
         OSError: It cannot be written.
     """
-
-    records: list[Any]
 
     def __init__(self, folder: str | Path, config: dict[str, Any], resume: bool = False, kind: Any = Record) -> None:
         self.folder, self._kind = Path(folder), kind
@@ -78,7 +78,9 @@ class Run:
             self._write_config()
         with saving(self.folder / "checkpoints"):
             (self.folder / "checkpoints").mkdir(exist_ok=True)
-        self.records = self._read_records()
+        self._texts, self._index = self._read_lines(), dict[tuple, Any]()
+        if sum(map(len, self._texts)) < LARGE or kind is not Record:
+            _ = self.records  # damage is found at once, and not when the first case ends
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -92,9 +94,17 @@ class Run:
             os.fsync(file.fileno())
         self.records += records
 
+    @cached_property
+    def records(self) -> list[Any]:
+        """Of a large run they are read when somebody asks what they say; whose they are stands first in their lines."""
+        texts, self._texts = self._texts, []
+        return [self._record(number, text) for number, text in enumerate(texts, start=1)]
+
     def record_of(self, case: Any) -> Record | None:
         """The record of a case's own net, without the reruns; None where there is none."""
-        return next((r for r in self.records if r.key == case.key and r.walk == case.walks[0]), None)
+        if len(self._index) != len(self.records):
+            self._index = {(r.key, r.walk): r for r in self.records}
+        return self._index.get((case.key, case.walks[0]))
 
     def replace(self, record: Record) -> None:
         """Put a record in the place of that of the same net: more is known of it."""
@@ -117,18 +127,17 @@ class Run:
     def missing(self, cases: Sequence[Any]) -> list[Any]:
         """The cases that lack a record; what there is of them is dropped, here and on the disk, for they run again."""
         found: dict[tuple, list[tuple[str, int]]] = {}
-        for record in self.records:
+        for record in self._heads():
             found.setdefault(record.key, []).append(record.walk)
         missing = [case for case in cases if sorted(found.get(case.key, ())) != sorted(case.walks)]
         keys = {case.key for case in missing}
-        kept = [record for record in self.records if record.key not in keys]
-        if len(kept) < len(self.records):
-            self._rewrite(kept)
+        if keys & found.keys():
+            self._rewrite([record for record in self.records if record.key not in keys])
         return missing
 
     def _rewrite(self, records: list[Record]) -> None:
         write_atomically(self.path("records.jsonl"), _lines(records))
-        self.records = records
+        self.records, self._index = records, {}
 
     def _write_config(self) -> None:
         write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2) + "\n")
@@ -147,21 +156,30 @@ class Run:
         """A table in the folder, whole or as it was."""
         write_csv(self.path(name), header, rows)
 
-    def _read_records(self) -> list[Record]:
+    def _heads(self) -> Iterator[Any]:
+        """Whose the records are; what they say is left out where nobody has read it yet."""
+        if "records" in vars(self):
+            yield from self.records
+            return
+        for number, text in enumerate(self._texts, start=1):
+            yield Record.head(text) or self._record(number, text)
+
+    def _record(self, number: int, text: bytes) -> Any:
+        try:
+            return self._kind.from_json(json.loads(text.decode()))
+        except ValueError as error:
+            path = self.path("records.jsonl")
+            raise InputError(f"{path} is damaged (line {number}); remove that line to run its case again") from error
+
+    def _read_lines(self) -> list[bytes]:
         path = self.path("records.jsonl")
         if not path.exists():
             return []
         *lines, rest = path.read_bytes().split(b"\n")
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(self._kind.from_json(json.loads(line.decode())))
-            except ValueError as error:
-                raise InputError(f"{path} is damaged (line {number}); remove that line to run its case again") from error
         if rest:
             # A line without its end was being written when the process died: that case is run again.
             os.truncate(path, path.stat().st_size - len(rest))
-        return records
+        return lines
 
 
 def tables_of(records: Sequence[Record]) -> dict[str, list[Sequence[object]]]:

@@ -1,6 +1,7 @@
 """What a run records, as objects. JSON is their edge: `from_json` reads what any version wrote, `to_json` writes today's."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +15,20 @@ from odenets.errors import InputError
 VERSION = 5
 CHEAP, WHOLE, FULL = "cheap", "whole", "full"  # of an audit: the checks that take seconds, all, all with longer attacks
 CHEAP_IMAGES = 16  # that the checks which take seconds look at
+# Of a record, what stands first in its line: whose it is.
+HEAD = (
+    "version",
+    "scheme",
+    "substeps",
+    "seed",
+    "dataset",
+    "model",
+    "training",
+    "trained_substeps",
+    "field",
+    "trained_as",
+    "swapped",
+)
 WORST = "worst"  # in place of an attack: an image counts as right if it withstood all of them, along every gradient
 
 
@@ -193,8 +208,19 @@ class Record:
         return [row.value for row in self.stability if row.metric == metric]
 
     def to_json(self) -> dict:
-        """A dict that JSON can write."""
-        return asdict(self)
+        """A dict that JSON can write: whose it is stands first."""
+        whole = asdict(self)
+        return {name: whole[name] for name in HEAD} | whole
+
+    @classmethod
+    def head(cls, line: bytes) -> "Record | None":
+        """Of a line of today's version, whose record it is, without all that it says; None where only the whole line tells."""
+        head, mark, _ = line.partition(b', "measurements": ')
+        try:
+            entry = json.loads(head + b"}") if mark and line.endswith(b"}") else {}
+        except ValueError:
+            return None
+        return cls(**entry) if tuple(entry) == HEAD and entry["version"] == VERSION else None
 
     @classmethod
     def from_json(cls, entry: dict) -> "Record":
