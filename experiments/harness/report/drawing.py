@@ -22,6 +22,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 INK, FAINT = "#222222", "#777777"
 RESOLUTION = 150  # of a PNG, dots an inch
+MANY = 9  # panels, beyond which a figure is drawn with less effort
 SMALL = 8  # points: no smaller text in a figure
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -124,8 +125,11 @@ def save(figure: Figure, folder: Path, name: str) -> Picture:
         drawn: Any = {"dpi": RESOLUTION, "bbox_inches": "tight", "pad_inches": 0.06}
         figure.savefig(path := Path(folder, f"{name}.png"), **drawn)
         figure.savefig(Path(folder, f"{name}.pdf"), metadata={"CreationDate": None}, **drawn)
-        figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None}, **drawn)
-    kind, content = min((("svg+xml", buffer.getvalue()), ("png", path.read_bytes())), key=lambda pair: len(pair[1]))
+        forms = {"png": path.read_bytes()}
+        if len(figure.axes) <= MANY:  # of many panels it would be the longer one
+            figure.savefig(buffer := io.BytesIO(), format="svg", metadata={"Date": None}, **drawn)
+            forms["svg+xml"] = buffer.getvalue()
+    kind, content = min(forms.items(), key=lambda pair: len(pair[1]))
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     width = 72 * int.from_bytes(path.read_bytes()[16:20], "big") / RESOLUTION  # where a PNG says how many pixels it is wide
     shown = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text().strip() and text.get_visible()]

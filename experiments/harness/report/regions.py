@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 import odenets
 import stability
 from experiments.harness.report.arms import Cloud, Comparison
-from experiments.harness.report.drawing import INK, SMALL, STYLE
+from experiments.harness.report.drawing import INK, MANY, SMALL, STYLE
 
 Window = tuple[float, float, float, float]  # left, right, bottom, top
 STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
@@ -23,6 +23,7 @@ STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 # Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
 BANDS = np.arange(-3.0, 4.0)
 SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
+DOTS = 500  # places for dots across a window
 COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 
@@ -33,7 +34,13 @@ def region_of(scheme: odenets.Scheme) -> Any:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_region(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud | None = None, window: Window | None = None) -> Any:
+def draw_region(
+    ax: Axes,
+    scheme: str | odenets.Scheme,
+    cloud: Cloud | None = None,
+    window: Window | None = None,
+    resolution: int = 481,
+) -> Any:
     """Draw |R(z)| of a scheme into given axes: blue where a step damps, sand where it amplifies, |R| = 1 bold.
 
     Args:
@@ -41,19 +48,20 @@ def draw_region(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud | None = No
         scheme: Spec or `Scheme` that has an R(z).
         cloud: {stage: (n, 2) real and imaginary parts of measured h lambda}, drawn as dots, one colour a stage.
         window: (left, right, bottom, top) in the plane of z; by default that of `stability.region`.
+        resolution: points of the grid on each side.
 
     Returns:
         The filled contours, for a colour bar.
     """
     region = region_of(odenets.get_scheme(scheme))
-    region = replace(region, window=window or region.window, resolution=481)
+    region = replace(region, window=window or region.window, resolution=resolution)
     x, y, modulus = region.grid
     left, right, bottom, top = region.window
     # Rounded, so that |R| = 1 along a whole line (Gauss on the imaginary axis) is a level and not noise around it.
     with np.errstate(divide="ignore"):
         growth = np.clip(np.log2(modulus), -20, 20).round(9)
     shades = ax.contourf(x, y, growth, BANDS, cmap=SHADES, extend="both")
-    shades.set_rasterized(True)
+    shades.set_rasterized(resolution > 200)  # each costs a canvas of the whole figure
     if growth.min() < 0 < growth.max():
         ax.contour(x, y, growth, [0.0], colors=INK, linewidths=1.8)
     if left < 0 < right:  # A-stability does not speak of the right half-plane: it is veiled
@@ -63,8 +71,11 @@ def draw_region(ax: Axes, scheme: str | odenets.Scheme, cloud: Cloud | None = No
             ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=SMALL, style="italic", color=INK)
     ax.axhline(0, color=INK, lw=0.4)
     dots: Any = {"s": 6, "edgecolors": INK, "linewidths": 0.2, "alpha": 0.7, "rasterized": True, "zorder": 4}
+    place = (right - left) / DOTS
     for stage, points in (cloud or {}).items():
-        ax.scatter(*np.reshape(points, (-1, 2)).T, color=_colour(stage), **dots)
+        # Thousands of nets have millions of values; what lies on top of another dot is not drawn.
+        seen = np.unique((np.reshape(points, (-1, 2)) @ (1, 1j) / place).round()) * place
+        ax.scatter(seen.real, seen.imag, color=_colour(stage), **dots)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.grid(False)
     return shades
@@ -89,7 +100,7 @@ def cloud_panels(panels: Mapping[str, tuple[odenets.Scheme, Cloud]]) -> Figure |
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     figure, axes = _panels(len(panels), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
     for ax, (title, (scheme, cloud)) in zip(axes, panels.items()):
-        shades = draw_region(ax, scheme, cloud, (left, right, -height, height))
+        shades = draw_region(ax, scheme, cloud, (left, right, -height, height), 481 if len(panels) <= MANY else 161)
         ax.set_title(title)
         _note_extremes(ax, scheme, cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
