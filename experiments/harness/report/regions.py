@@ -23,7 +23,7 @@ STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 # Bands of |R| by powers of two: blue damps, sand amplifies, and the two meet at |R| = 1.
 BANDS = np.arange(-3.0, 4.0)
 SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
-DOTS = 500  # places for dots across a window
+DOTS, CROWD = 500, 20_000  # places for dots across a window, where there are more dots than this
 COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 
@@ -73,9 +73,10 @@ def draw_region(
     dots: Any = {"s": 6, "edgecolors": INK, "linewidths": 0.2, "alpha": 0.7, "rasterized": True, "zorder": 4}
     place = (right - left) / DOTS
     for stage, points in (cloud or {}).items():
-        # Thousands of nets have millions of values; what lies on top of another dot is not drawn.
-        seen = np.unique((np.reshape(points, (-1, 2)) @ (1, 1j) / place).round()) * place
-        ax.scatter(seen.real, seen.imag, color=_colour(stage), **dots)
+        z = np.reshape(points, (-1, 2)) @ (1, 1j)
+        if len(z) > CROWD:  # of thousands of nets; what lies on top of another dot is not drawn
+            z = np.unique((z / place).round()) * place
+        ax.scatter(z.real, z.imag, color=_colour(stage), **dots)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.grid(False)
     return shades
