@@ -236,6 +236,8 @@ def _measure(
                 lambda step, report, say: do_step(config, None, step, report, say, supply(step)[1]()), Screen(progress)
             )
         drive(place, lambda: next(following, None), ended)
+    position = {tuple(step): index for index, step in enumerate(steps)}
+    run.records.sort(key=lambda record: position[evaluation_report.key(record)])  # nodes end in any order
 
 
 def _plan(net: nn.Module, config: EvaluationConfig) -> list[tuple[str, float, str]]:
