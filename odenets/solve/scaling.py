@@ -6,6 +6,7 @@ Scaling by a power of two is exact: where nothing left the range, a result is th
 import torch
 from torch import Tensor
 
+from odenets.solve.device import is_accelerator
 from odenets.types import PerSample, Rows, State
 
 
@@ -20,9 +21,9 @@ def largest(v: Rows) -> Tensor:
     """(B, 1) the largest modulus in each row; 0 where a row has no entries."""
     if not v.shape[1]:
         return torch.zeros(len(v), 1, dtype=v.real.dtype, device=v.device)
-    if v.is_complex():
-        return v.abs().amax(1, keepdim=True)
-    return torch.maximum(v.amax(1, keepdim=True), -v.amin(1, keepdim=True))  # the norm of torch takes 15 times as long
+    if v.is_complex() or is_accelerator(v.device):
+        return torch.linalg.vector_norm(v, torch.inf, dim=1, keepdim=True)
+    return torch.maximum(v.amax(1, keepdim=True), -v.amin(1, keepdim=True))  # on a CPU that norm takes 15 times as long
 
 
 def scaled_norm(v: State) -> PerSample:
