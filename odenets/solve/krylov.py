@@ -157,7 +157,7 @@ class Krylov:
 
 
 # When GMRES goes on with the rows unsolved alone, for their operator is made anew: at most so much of the rows are left, and at
-FEW, MANY = 1 / 2, 2**15  # least so many unknowns go.
+FEW, MANY = 1 / 2, 2**16  # least so many unknowns go.
 
 
 def gmres(
