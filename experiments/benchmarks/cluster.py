@@ -52,7 +52,8 @@ def overhead(device: torch.device, smoke: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, Progress(disable=True) as progress:
         disk, screen = Disk(Path(folder)), Screen(progress)
         pool = _seconds(Processes(partial(run_task, config, disk), screen, NODES, ["cpu"]), config)
-        ray = _on_ray(config, disk.folder, screen)
+        (other := disk.folder / "ray").mkdir()  # or nets would go on from what the processes have saved
+        ray = _on_ray(config, other, screen)
     yield Row(f"a tiny case on {NODES} processes, s", pool, None)
     yield Row(
         f"{count} tiny cases on {NODES} nodes of Ray: more for each than on {NODES} processes, s", max(0, ray - pool), 0.3
