@@ -11,7 +11,7 @@ from experiments.harness.run.forecast import passes
 
 
 def options(*line, dataset="cifar10", training="adversarial", scale="gpu"):
-    parser = Parser()
+    parser = Parser(prog="reproduce_ie_skips.py")
     add_arguments(parser)
     parser.set_defaults(**dict.fromkeys(reproduce._usual(reproduce.SCALES["smoke"], "digits", "natural")), scale=scale)
     own = reproduce._arguments(parser.parse_args([*line, "--no-download"]), dataset, training, reproduce.Path("out"))

@@ -80,7 +80,10 @@ def _rows(path):
 
 
 @pytest.mark.parametrize(
-    "folder", sorted(path.parent for path in (ROOT / "docs/records").glob("*/records.jsonl")), ids=lambda folder: folder.name
+    "folder",
+    # What certify.py records are lines of its own.
+    sorted(p.parent for p in (ROOT / "docs/records").glob("*/records.jsonl") if not p.parent.name.startswith("certify-")),
+    ids=lambda folder: folder.name,
 )
 def test_records_of_earlier_versions_still_read(folder, tmp_path):
     """Their tables are made anew as they were; what they did not say is said by the migration."""

@@ -11,7 +11,7 @@ from experiments.harness.statistics.estimates import LEVEL
 from odenets.errors import InputError
 
 DRAWS, SEED, CHUNK = 40_000, 0, 4_000_000
-ENOUGH = 40  # seeds that are simulated where there are more
+ENOUGH = 100  # seeds that are simulated where there are more
 
 
 def pointwise_level(values: ArrayLike, level: float = LEVEL, looks: Sequence[int] = (), draws: int = DRAWS) -> float:
