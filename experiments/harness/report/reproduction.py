@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report.arms import Arm, Comparison
@@ -127,7 +129,7 @@ def write_reproduction(found: Sequence[Comparison], folder: Path) -> None:
     rows, sections = table(found), []
     for run in found:
         own = Table(_folder(run), rows[0][1:], [row[1:] for row in rows[1:] if row[0] == _title(run)], keys=2)
-        link = Text(f"The whole run: {_folder(run)}/report.html")
+        link = Text(Markup('The whole run: <a href="{0}">{0}</a>').format(f"{_folder(run)}/report.html"))
         parts = (own, link, Listed(tuple(deviations(run.config))), Code(run.config.command))
         sections.append(Section(f"{_title(run)}: figures, deviations from the paper", parts))
     seeds = len(found[0].config.seeds)
