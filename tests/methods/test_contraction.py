@@ -144,7 +144,7 @@ def test_splitting_takes_the_explicit_step_at_its_limit(composition, skew):
         stability.contraction(spec, monotone, 1.001 * limit, SHAPE)
 
 
-@pytest.mark.parametrize("reach", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("reach", [1.0, 5.0, pytest.param(20.0, marks=pytest.mark.slow)])
 def test_in_L_infinity_implicit_euler_is_alone_beyond_the_explicit_limit(reach):
     f = field("inf_monotone", gain=3.0)
     limit = f.constants(math.inf).forward

@@ -100,6 +100,7 @@ def test_every_instrument_takes_such_states(images):
         torch.testing.assert_close(found[1][name], mine, rtol=1e-5, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
 
 
+@pytest.mark.slow
 def test_the_audit_and_a_converted_net(images):
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)

@@ -56,8 +56,8 @@ def test_figures_have_as_many_artists_for_thousands_of_nets_as_for_tens():
     assert dots < sum(map(len, many.arms[0].cloud().values())) / 2
 
 
-def test_masks_are_unpacked_once_and_families_simulate_no_more_than_forty_seeds(monkeypatch):
-    found = compared(seeds=tuple(range(60)), total=20)
+def test_masks_are_unpacked_once_and_families_simulate_no_more_seeds_than_enough(monkeypatch):
+    found = compared(seeds=tuple(range(families.ENOUGH + 20)), total=20)
     first = found.arms[0].masks(0.1)
     assert found.arms[0].masks(0.1) is first
     simulated = []
@@ -66,4 +66,4 @@ def test_masks_are_unpacked_once_and_families_simulate_no_more_than_forty_seeds(
         families, "_smallest_p", lambda root, looks, *rest: simulated.append(looks) or inner(root, looks, *rest)
     )
     report.summary_table(found)
-    assert simulated == [(40,)]
+    assert simulated == [(families.ENOUGH,)]
