@@ -161,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if gone:
         print(f"{len(gone)} figures of {args.against} are not among these.")
     if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         figures = [row._asdict() for row in rows]
         write_atomically(
             args.out, json.dumps({**provenance(str(device)), "figures": figures, "seconds": seconds}, indent=2) + "\n"

@@ -28,7 +28,7 @@ def test_a_part_yields_rows(name):
 
 
 def test_one_page_and_its_file(tmp_path, capsys, monkeypatch):
-    out = tmp_path / "figures.json"
+    out = tmp_path / "new" / "figures.json"
     assert run.main(["--smoke", "--device", "cpu", "--only", "backward", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
     assert torch.__version__.startswith(figures["environment"]["torch"]) and figures["seconds"]["backward"] > 0
