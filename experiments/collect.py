@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.harness.command import Parser, run_cli
+from experiments.harness.command import Parser, conclude, run_cli
 from experiments.harness.report.collection import collection, grid, sentences, write_collection
 from experiments.harness.run.config import CONFIG_VERSION
 from experiments.harness.run.folder import read_config, read_run, saving
@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         write_collection(found, out)
     wide = grid(found).show(Console(), "Accuracy and verdicts, a run's own family each")
-    for sentence in sentences(found):
-        wide.print(sentence, markup=False, highlight=False)
-    wide.print(f"Page: {(out / 'collected.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    conclude(wide, sentences(found), "Page", out / "collected.html")
     return 0
 
 

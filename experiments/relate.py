@@ -20,12 +20,12 @@ from experiments.harness.command import (
     COMPARED,
     RUN,
     Parser,
-    parse_choice,
+    conclude,
     parse_fields,
+    parse_names,
     parse_schemes,
     run_cli,
     show_table,
-    split_top_level,
 )
 from experiments.harness.experiment import add_arguments, conduct, make_config
 from experiments.harness.report.study import sentences, study, table, write_study
@@ -52,13 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or f"runs/relation-{time.strftime('%Y%m%d-%H%M%S')}")
     folders, code = [Path(folder) for folder in args.runs or ()], 0
     if not folders:
-        trainings = list(dict.fromkeys(split_top_level(args.training)))
-        for training in trainings:
-            parse_choice(training, "--training", tuple(METHODS))
+        trainings = parse_names(args.training, "--training", METHODS)
         if len(parse_schemes(args.schemes)) < FEWEST:
             raise InputError(f"a relation between schemes needs {FEWEST} of them at least, got --schemes {args.schemes}")
-        if not trainings:
-            raise InputError(f"--training is empty; choose from {', '.join(METHODS)}")
         for training in trainings:
             args.training, args.out = training, str(out / training)
             config = make_config(args, "compare_schemes", (1,), parse_fields(args.fields))
@@ -73,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_atomically(out / "relation.csv", whole.csv())
     rows = [(*row[:5], *row[-3:]) for row in (whole.columns, *whole.rows)]
     wide = show_table(Console(), "Predictors of robustness", rows, keys=1)
-    for sentence in sentences(found):
-        wide.print(sentence, markup=False, highlight=False)
-    wide.print(f"Page: {(out / 'relation.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    conclude(wide, sentences(found), "Page", out / "relation.html")
     return code
 
 

@@ -10,23 +10,22 @@ there an ensemble and an audit come on top. Each data set and training is a run 
 under --out; beside them lie reproduction.html and reproduction.csv. No figure here is the paper's.
 """
 
-import csv
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from experiments.compare_schemes import cases_of
-from experiments.harness.command import COMPARED, Parser, parse_choice, run_cli, show_table, split_top_level
+from experiments.harness.command import COMPARED, Parser, conclude, parse_choice, parse_names, run_cli
 from experiments.harness.experiment import add_arguments, check_out, conduct, make_config
 from experiments.harness.report import reproduction as report
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.cluster import parse_place, workers_on
 from experiments.harness.run.config import RunConfig
-from experiments.harness.run.folder import read_run, saving
+from experiments.harness.run.folder import read_run, saving, write_atomically
 from experiments.harness.run.forecast import forecast
 from experiments.harness.training.data import DATASETS
 from experiments.harness.words import count, duration
@@ -98,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in ("dataset", "training"):
         if getattr(args, option) is not None:
             raise InputError(f"--{option} stands for one; here it is --{option}s, which takes several")
-    datasets = _names(args.datasets or ",".join(SCALES[args.scale].datasets), "--datasets", DATASETS)
-    trainings = _names(args.trainings, "--trainings", TRAININGS)
+    datasets = parse_names(args.datasets or ",".join(SCALES[args.scale].datasets), "--datasets", DATASETS)
+    trainings = parse_names(args.trainings, "--trainings", TRAININGS)
     out, console = Path(args.out or f"runs/ie-skips-{time.strftime('%Y%m%d-%H%M%S')}"), Console()
     runs = [_arguments(args, dataset, training, out) for dataset in datasets for training in trainings]
     configs = [make_config(own, "compare_schemes", (1,)) for own in runs]
@@ -109,25 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"{index} of {len(runs)}: {Path(own.out).name}", highlight=False)
         code = max(code, conduct(config, cases_of, own))
     found = [comparison(*read_run(Path(own.out))) for own in runs]
-    rows = report.table(found)
-    with saving(out / "reproduction.csv"), open(out / "reproduction.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    write_atomically(out / "reproduction.csv", report.table(found).csv())
     with saving(out / "reproduction.html"):
         report.write_reproduction(found, out)
-    wide = show_table(console, "ResNet and IE-ResNet, right answers in %", report.summary(found), keys=3)
-    for sentence in report.sentences(found):
-        wide.print(sentence, markup=False, highlight=False)
-    wide.print(f"Page: {(out / 'reproduction.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    wide = report.summary(found).show(console, "ResNet and IE-ResNet, right answers in %")
+    conclude(wide, report.sentences(found), "Page", out / "reproduction.html")
     return code
-
-
-def _names(text: str, option: str, valid: Iterable[str]) -> list[str]:
-    names = list(dict.fromkeys(split_top_level(text)))
-    for name in names:
-        parse_choice(name, option, valid)
-    if not names:
-        raise InputError(f"{option} is empty; choose from {', '.join(valid)}")
-    return names
 
 
 def _usual(scale: Scale, dataset: str, training: str) -> dict[str, str | None]:

@@ -17,7 +17,7 @@ from itertools import product
 
 from rich.console import Console
 
-from experiments.harness.command import COMPARED, Parser, parse_choice, parse_numbers, run_cli, split_top_level
+from experiments.harness.command import COMPARED, Parser, parse_names, parse_numbers, run_cli
 from experiments.harness.experiment import DEFAULTS, add_arguments, conduct, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.cluster import Cluster, parse_place, workers_on
@@ -45,11 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--read", default="finer,trained", help=f"of {', '.join(f'{k} ({v})' for k, v in READS.items())}")
     parser.set_defaults(schemes=None, audit=None)
     args = parser.parse_args(argv)
-    reads = list(dict.fromkeys(split_top_level(args.read)))
-    for read in reads:
-        parse_choice(read, "--read", tuple(READS))
-    if not reads:
-        raise InputError(f"--read is empty; choose from {', '.join(READS)}")
+    reads = parse_names(args.read, "--read", READS)
     several = bool({"finer", "trained"} & {*reads})
     args.schemes = args.schemes or ("explicit,implicit" if several else SWAPPED)
     steps = sorted(

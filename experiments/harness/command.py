@@ -219,6 +219,16 @@ def parse_choice(value: str, option: str, valid: Iterable[str]) -> None:
         raise InputError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
 
 
+def parse_names(text: str, option: str, valid: Iterable[str]) -> list[str]:
+    """Valid names of a comma-separated list, without repetitions; refuses an empty list."""
+    names, valid = list(dict.fromkeys(split_top_level(text))), tuple(valid)
+    for name in names:
+        parse_choice(name, option, valid)
+    if not names:
+        raise InputError(f"{option} is empty; choose from {', '.join(valid)}")
+    return names
+
+
 def parse_device(name: str) -> torch.device:
     """A torch device; "auto" is CUDA where there is one."""
     if name == "auto":
@@ -231,6 +241,13 @@ def parse_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}; choose auto, cpu or cuda, or one of several as in cuda:0") from None
+
+
+def conclude(console: Console, sentences: Iterable[str], page: str, path: Path) -> None:
+    """The end of what a script says: sentences, and where its page lies."""
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"{page}: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[object]], keys: int) -> Console:

@@ -25,6 +25,7 @@ from experiments.harness.command import (
     SEEDS,
     TRAINING,
     Parser,
+    conclude,
     parse_attacks,
     parse_choice,
     parse_duration,
@@ -373,11 +374,8 @@ def _take_seeds(run: Run, count: int) -> None:
 def _print_summary(console: Console, found: Comparison, failures: Mapping[str, str], report_path: Path) -> None:
     """The table of the report without its empty columns, its first sentences, and where the report lies."""
     wide = report.answer_table(found).show(console, _title(found))
-    for sentence in [*report.answer(found), *_solves(found)]:
-        wide.print(sentence, markup=False, highlight=False)
-    for name, reason in failures.items():
-        wide.print(f"{name} failed: {reason}", markup=False, highlight=False)
-    wide.print(f"Report: {report_path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    failed = (f"{name} failed: {reason}" for name, reason in failures.items())
+    conclude(wide, [*report.answer(found), *_solves(found), *failed], "Report", report_path)
 
 
 def _title(found: Comparison) -> str:

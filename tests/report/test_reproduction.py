@@ -37,7 +37,8 @@ def test_a_gain_that_the_detached_gradient_made_up_is_told_apart_from_a_real_one
 
 
 def test_the_table_has_a_row_for_each_net_and_what_resnet_has_one_gradient_of_stands_in_both_ways():
-    header, *rows = reproduction.table([run()])
+    table = reproduction.table([run()])
+    header, rows = table.columns, table.rows
     assert {len(row) for row in rows} == {len(header)} and len(rows) == 2
     resnet = dict(zip(header, rows[0]))
     assert resnet["net"] == "ResNet" and resnet["PGD-20, detached"] == resnet["PGD-20, exact"] != ""

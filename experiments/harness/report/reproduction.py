@@ -32,20 +32,19 @@ THEIRS = {
 }
 
 
-def table(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    """Rows of strings, the header first: each net at each radius."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "data, training",
-            "\u03b5",
-            "net",
-            "no attack",
-            *(f"{title}, detached" for title in SPECS),
-            *(f"{title}, exact" for title in SPECS),
-            "worst of all, exact",
-            "audit",
-        )
-    ]
+def table(found: Sequence[Comparison]) -> Table:
+    """Each net at each radius."""
+    columns = (
+        "data, training",
+        "\u03b5",
+        "net",
+        "no attack",
+        *(f"{title}, detached" for title in SPECS),
+        *(f"{title}, exact" for title in SPECS),
+        "worst of all, exact",
+        "audit",
+    )
+    rows: list[tuple[str, ...]] = []
     for run in found:
         for eps in run.radii:
             for arm in run.arms:
@@ -54,15 +53,17 @@ def table(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
                     shares = [arm.masks(0.0), *along, arm.masks(eps)]
                     cells = (percent(statistics.accuracy(own).value) if own else "" for own in shares)
                     rows.append((_title(run), radius(eps), _net(arm, run), *cells, _audited(arm)))
-    return rows
+    return Table("reproduction", columns, rows, keys=3)
 
 
-def summary(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
+def summary(found: Sequence[Comparison]) -> Table:
     """The table for a terminal: middle radii, and of the attacks what both ways are read by."""
-    header, *rows = table(found)
-    middle = {(_title(run), radius(run.middle)) for run in found}
-    columns = [0, 1, 2, 3, *(index for index, cell in enumerate(header) if cell.startswith((CLAIMED, "worst"))), -1]
-    return [tuple(row[column] for column in columns) for row in (header, *rows) if row is header or row[:2] in middle]
+    whole, middle = table(found), {(_title(run), radius(run.middle)) for run in found}
+    kept = [0, 1, 2, 3, *(j for j, column in enumerate(whole.columns) if column.startswith((CLAIMED, "worst"))), -1]
+    columns, *rows = (
+        tuple(row[j] for j in kept) for row in (whole.columns, *(row for row in whole.rows if tuple(row[:2]) in middle))
+    )
+    return Table("summary", columns, rows, keys=3)
 
 
 def sentences(found: Sequence[Comparison]) -> list[str]:
@@ -126,11 +127,12 @@ def write_reproduction(found: Sequence[Comparison], folder: Path) -> None:
         "that withstand every attack along it, the ensemble's too. No figure on this page is the paper's: its tables could not "
         "be obtained."
     )
-    rows, sections = table(found), []
+    sections = []
     for run in found:
-        own = Table(_folder(run), rows[0][1:], [row[1:] for row in rows[1:] if row[0] == _title(run)], keys=2)
+        own = table([run])
+        shown = Table(_folder(run), own.columns[1:], [row[1:] for row in own.rows], keys=2)
         link = Text(Markup('The whole run: <a href="{0}">{0}</a>').format(f"{_folder(run)}/report.html"))
-        parts = (own, link, Listed(tuple(deviations(run.config))), Code(run.config.command))
+        parts = (shown, link, Listed(tuple(deviations(run.config))), Code(run.config.command))
         sections.append(Section(f"{_title(run)}: figures, deviations from the paper", parts))
     seeds = len(found[0].config.seeds)
     Page(

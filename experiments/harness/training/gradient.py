@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import odenets
+from stability.masking.subject import configured
 
 GRADIENTS = ("exact", "detached")
 EXACT = 1e-6  # tolerance of what the gradient is compared with
@@ -21,19 +22,6 @@ def is_approximate(net: nn.Module) -> bool:
         stage.scheme.approximate_gradient or stage.gradient == "detached" and "detached" in stage.scheme.gradients
         for stage in odenets.stages(net).values()
     )
-
-
-@contextmanager
-def along(net: nn.Module, gradient: str) -> Iterator[None]:
-    """Within the context stages are differentiated in this way, see `odenets.set_gradient`; restored afterwards."""
-    before = {stage: stage.gradient for stage in odenets.stages(net).values()}
-    try:
-        for stage in before:
-            stage.configure(gradient=gradient)
-        yield
-    finally:
-        for stage, own in before.items():
-            stage.configure(gradient=own)
 
 
 @contextmanager
@@ -49,7 +37,7 @@ def exact_backward(net: nn.Module) -> Iterator[None]:
 def gradient_cosine(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Cosine of the parameter gradient of the cross-entropy that training follows to the one solved to 1e-6, on one batch."""
     followed = _gradient(net, x, y)
-    with along(net, "exact"), odenets.tightened(net, EXACT):
+    with configured(net, gradient="exact"), odenets.tightened(net, EXACT):
         exact = _gradient(net, x, y)
     return float(F.cosine_similarity(followed, exact, dim=0))
 

@@ -20,12 +20,13 @@ from experiments.harness.training import losses as adversarial_training
 from experiments.harness.training.augmentation import augment
 from experiments.harness.training.data import Data, Split
 from experiments.harness.training.epoch import Epoch, Say
-from experiments.harness.training.gradient import along, exact_backward, gradient_cosine, is_approximate
+from experiments.harness.training.gradient import exact_backward, gradient_cosine, is_approximate
 from experiments.harness.training.optim import make_optimizer, make_schedule
 from experiments.harness.training.precision import low_precision
 from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, duration
 from odenets.errors import Divergence
+from stability.masking.subject import configured
 from stability.types import Progress
 
 Book = dict[str, Any]  # what the rest of a training depends on beside weights and generators
@@ -76,7 +77,7 @@ def train(
     Raises:
         ValueError: The loss became NaN or infinite.
     """
-    with along(net, settings.train_gradient):
+    with configured(net, gradient=settings.train_gradient):
         return _train(net, data, settings.resolved(), seed, store, progress, say)
 
 
@@ -260,7 +261,7 @@ def _held_out_attacks(net: nn.Module, data: Data, epsilon: float) -> dict[str, A
     """Accuracies on held-out images under a short PGD and under FGSM; a twentieth as many images as are trained on, but 256."""
     split = data.held_out.first(max(256, len(data.train) // 20))
     threat, pair = stability.Linf(epsilon), (split.images, split.labels)
-    with along(net, "exact"), exact_backward(net):
+    with configured(net, gradient="exact"), exact_backward(net):
         attacked = {
             "held_out_pgd": stability.pgd(net, *pair, threat, steps=SELECTION_STEPS),
             "held_out_fgsm": stability.fgsm(net, *pair, threat),
