@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import sys
-import sysconfig
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
@@ -354,8 +353,7 @@ def _unpacked(codes: Any, supply: Any, get: Callable[[Any], Any]) -> Any:
 
 def _carry_own_modules(ray: Any) -> None:
     """Let code that is neither ours nor Python's nor of an installed package travel with what is made of it."""
-    others = [str(ROOT / name) for name in own.OURS] + [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and name != "__main__" and not file.startswith(tuple(others)):
+        if file and name != "__main__" and not own.installed(Path(file)):
             ray.cloudpickle.register_pickle_by_value(module)

@@ -76,7 +76,7 @@ def _code(place: str) -> Code:
         root = path.parent
     else:
         spec = importlib.util.find_spec(place) if place in sys.modules else _found(place)
-        if spec is None or not spec.origin or not spec.origin.endswith(".py") or _installed(Path(spec.origin)):
+        if spec is None or not spec.origin or not spec.origin.endswith(".py") or installed(Path(spec.origin)):
             return Code(place, {})
         path = Path(spec.origin).resolve()
         root = path.parents[place.count(".") + (path.name == "__init__.py")]
@@ -98,7 +98,8 @@ def _found(place: str) -> importlib.machinery.ModuleSpec | None:
         sys.path.pop(0)
 
 
-def _installed(path: Path) -> bool:
+def installed(path: Path) -> bool:
+    """Whether a file is Python's, of an installed package, or ours: what every machine has."""
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     return any(path.is_relative_to(library) for library in libraries + [str(ROOT / name) for name in OURS])
 
@@ -117,5 +118,5 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
         for name in names:
             for length in range(1, len(name) + 1):
                 for found in (root.joinpath(*name[:length], "__init__.py"), root.joinpath(*name[:length]).with_suffix(".py")):
-                    if found.is_file() and not _installed(found):
+                    if found.is_file() and not installed(found):
                         yield found
