@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import odenets
 import stability
 from experiments.benchmarks import libraries as peers
-from experiments.benchmarks.timing import TRAINING, Rows, fastest, timed
+from experiments.benchmarks.timing import TRAINING, Rows, take_turns, timed
 from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from stability.types import Threat
@@ -73,14 +73,15 @@ def pgd(device: torch.device, smoke: bool) -> Rows:
         theirs = [attack(net, x, y, epsilon, step_size) for attack in found.values()]
         own = [partial(ours, keep="best"), partial(ours, keep="last")]
         best, last = (robust(net, function(), y) for function in own)
-        seconds = fastest([*own, *theirs], 1 if smoke else 5, device)
-        yield f"{method} net, epsilon {epsilon}, {label}: robust accuracy, %", last, None
-        for name, function, time in zip(found, theirs, seconds[2:]):
+        times = take_turns([*own, *theirs], 1 if smoke else 5, device)
+        case = f"{method} net, epsilon {epsilon}, {label}"
+        yield f"{case}: robust accuracy, %", last, None
+        for index, (name, function) in enumerate(zip(found, theirs), start=2):
             other = robust(net, function(), y)
-            yield f"  last iterate: points from {name}", abs(last - other), 0.5
-            yield f"  last iterate: time / {name}", seconds[1] / time, 1.1
-            yield f"  fallen images leave: points from {name}", abs(best - other), 0.5
-            yield f"  fallen images leave: time / {name}", seconds[0] / time, target
+            yield f"{case}, last iterate: points from {name}", abs(last - other), 0.5
+            yield times.ratio(f"{case}, last iterate: time / {name}", 1, index, 1.1)
+            yield f"{case}, fallen images leave: points from {name}", abs(best - other), 0.5
+            yield times.ratio(f"{case}, fallen images leave: time / {name}", 0, index, target)
 
 
 def reference(device: torch.device, smoke: bool) -> Rows:
@@ -109,8 +110,8 @@ def reference(device: torch.device, smoke: bool) -> Rows:
             label = f"{method} net, {threat}, {name}"
             yield f"{label}: robust accuracy, %", mine, None
             gap = max(0.0, mine - other) if name == "square" else abs(mine - other)
-            yield f"  points {'weaker than' if name == 'square' else 'from'} the reference", gap, 1.0
-            yield "  time / reference", seconds[0] / seconds[1], None
+            yield f"{label}: points {'weaker than' if name == 'square' else 'from'} the reference", gap, 1.0
+            yield f"{label}: time / reference", seconds[0] / seconds[1], None
 
 
 def _means(attacks: Sequence[Callable[..., Tensor]], case: Case, seeds: int) -> tuple[list[float], list[float]]:

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import odenets
-from experiments.benchmarks.timing import TRAINING, Rows, both_ways, digits_on, fastest
+from experiments.benchmarks.timing import TRAINING, Row, Rows, Times, both_ways, digits_on, take_turns
 from experiments.harness.training import loop as training
 
 
@@ -25,10 +26,10 @@ def explicit_overhead(device: torch.device, smoke: bool) -> Rows:
         blocks = [odenets.fields.Block(odenets.fields.basic_layers, channels).to(device) for _ in range(4)]
         stage = odenets.ODEStage(blocks, "explicit").to(device)
         y = torch.randn(64, channels, size, size, device=device)
-        calls, loop = 1 if smoke else 20 if size == 8 else 5, partial(_by_hand, blocks, y)
+        calls, loop = 1 if smoke else 10 if size == 8 else 3, partial(_by_hand, blocks, y)
         runs = [both_ways(stage, forward, calls) for forward in (partial(stage, y), loop)]
-        mine, theirs = fastest(runs, 1 if smoke else 25, device)
-        yield f"explicit stage, {name}: time / hand-written loop", mine / theirs, 1.03
+        times = take_turns(runs, 1 if smoke else 25, device)
+        yield times.ratio(f"explicit stage, {name}: time / hand-written loop", 0, 1, 1.03)
 
 
 def _by_hand(blocks: Iterable[Any], y: Tensor) -> Tensor:
@@ -38,15 +39,19 @@ def _by_hand(blocks: Iterable[Any], y: Tensor) -> Tensor:
 
 
 def training_cost(device: torch.device, smoke: bool) -> Rows:
-    """Whole trainings of the default net on digits, against explicit Euler's."""
+    """Whole trainings of the default net on digits, against explicit Euler's; the spread is that of the epochs."""
     digits = digits_on(device)
     settings, unconverged = replace(TRAINING, epochs=1, batch_size=600) if smoke else TRAINING, dict[str, float]()
 
-    def train(scheme: str, gradient: str) -> None:
+    def epochs(scheme: str, gradient: str) -> list[float]:
         torch.manual_seed(0)
         net = odenets.ode_resnet_small(scheme=scheme).to(device)
         odenets.set_gradient(net, gradient)
-        unconverged[scheme] = training.train(net, digits, settings, 0).unsolved["training_unconverged_share"]
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        ends = [clock()]
+        trained = training.train(net, digits, settings, 0, say=lambda told: ends.append(clock()))
+        unconverged[scheme] = trained.unsolved["training_unconverged_share"]
+        return np.diff(ends).tolist()
 
     cases: list[tuple[str, str, float | None]] = [
         ("explicit", "exact", None),
@@ -54,10 +59,10 @@ def training_cost(device: torch.device, smoke: bool) -> Rows:
         ("ie_skip", "exact", 3.0),
         ("implicit(tol=1e-2)", "exact", 4.8),
     ]
-    trainings = [partial(train, scheme, gradient) for scheme, gradient, _ in cases]
-    first, *others = fastest(trainings, 1 if smoke else 2, device)
+    first, *others = (epochs(scheme, gradient) for scheme, gradient, _ in cases)
     for (scheme, gradient, target), seconds in zip(cases[1:], others):
-        yield f"training, {scheme}, {gradient} gradient: time / explicit", seconds / first, target
+        row = Times(list(zip(seconds, first))).ratio(f"training, {scheme}, {gradient} gradient: time / explicit", 0, 1, target)
+        yield row._replace(measured=sum(seconds) / sum(first))
     (scheme, *_) = cases[-1]
     yield f"training, {scheme}: share of samples unconverged (counted)", unconverged[scheme], 0.005
 
@@ -81,7 +86,8 @@ def backward_memory(device: torch.device, smoke: bool) -> Rows:
         return total, float(stage.stats.iterations.double().mean())
 
     (loose, few), (tight, many) = saved(0.3), saved(1e-6)
-    yield f"implicit step: saved bytes, {many:.0f} iterations / {few:.0f} iterations", tight / loose, 1.0
+    note = f"{many:.0f} iterations against {few:.0f}"
+    yield Row("implicit step: saved bytes at tol 1e-6 / at 0.3", tight / loose, 1.0, note=note)
 
 
 def default_run(device: torch.device, smoke: bool) -> Rows:

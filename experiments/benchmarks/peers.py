@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import odenets
 from experiments.benchmarks import libraries as peers
 from experiments.benchmarks.memory import peak_bytes
-from experiments.benchmarks.timing import Rows, both_ways, fastest, trained_on_digits, training_pass
+from experiments.benchmarks.timing import Row, Rows, both_ways, fastest, take_turns, trained_on_digits, training_pass
 from experiments.harness.training import data
 from odenets.solve.nonlinear import Broyden
 from odenets.types import Time
@@ -56,9 +56,9 @@ def fixed_grid(device: torch.device, smoke: bool) -> Rows:
                 a, b = (integrate().detach() for integrate in both)
                 worst = max(worst, float((a - b).norm() / b.norm()))
                 runs = [both_ways(stage, integrate, 1 if smoke else calls) for integrate in both]
-                mine, other = fastest(runs, 1 if smoke else 25 if kind == 0 else 9, device)
+                times = take_turns(runs, 1 if smoke else 15 if kind == 0 else 7, device)
                 target = (0.7, 0.95)[kind] if peer == "torchdiffeq" else 0.9
-                yield f"{scheme}, {problem}: time / {peer}", mine / other, target
+                yield times.ratio(f"{scheme}, {problem}: time / {peer}", 0, 1, target)
         yield f"explicit schemes: largest relative difference from {peer}", worst, 1e-6
 
 
@@ -125,15 +125,15 @@ def against_torchdeq(device: torch.device, smoke: bool) -> Rows:
             problems.append(Problem(block, y, scale, odenets.ODEStage([partial(_counted, block)], "implicit")))
         methods: list[Method] = [_ours, *(partial(_torchdeq, name) for name in TORCHDEQ)]
         counts = [_evaluations_and_failures(method, problems) for method in methods]
-        seconds = fastest([partial(_solve_all, method, problems) for method in methods], 1 if smoke else 5, device)
+        times = take_turns([partial(_solve_all, method, problems) for method in methods], 1 if smoke else 5, device)
         (forward, both, failed), where = counts[0], f"implicit Euler, {scheme}-trained blocks"
         samples = sum(len(problem.y) for problem in problems)
         yield f"{where}: evaluations per sample, forward", forward / samples, None
         yield f"{where}: evaluations per sample, with backward", both / samples, None
-        for solver, (their_forward, their_both, _), their_seconds in zip(TORCHDEQ, counts[1:], seconds[1:]):
+        for index, (solver, (their_forward, their_both, _)) in enumerate(zip(TORCHDEQ, counts[1:]), start=1):
             yield f"{where}: evaluations / TorchDEQ's {solver}, forward", forward / their_forward, 0.7
             yield f"{where}: evaluations / TorchDEQ's {solver}, with backward", both / their_both, 0.7
-            yield f"{where}: time / TorchDEQ's {solver}, with backward", seconds[0] / their_seconds, 0.8
+            yield times.ratio(f"{where}: time / TorchDEQ's {solver}, with backward", 0, index, 0.8)
         yield f"{where}: failed of {samples}", failed, 0
         for solver, (_, _, their_failed) in zip(TORCHDEQ, counts[1:]):
             yield f"{where}: failed of {samples}, TorchDEQ's {solver}", their_failed, None
@@ -207,8 +207,8 @@ def peak_memory(device: torch.device, smoke: bool) -> Rows:
     for tol in (0.3, 1e-3, 1e-6):
         stage = odenets.ODEStage([block], f"implicit(tol={tol},max_iterations=100)")
         peak = peak_bytes(both_ways(stage, partial(stage, y)), [*block.parameters(), y], device) / y.nbytes
-        iterations, memory = int(stage.stats.iterations.max()), Broyden.memory
-        yield f"one implicit step, {iterations} iterations, memory {memory}: peak in states", peak, 2 * memory + 10
+        note, memory = f"{int(stage.stats.iterations.max())} iterations at most", Broyden.memory
+        yield Row(f"one implicit step, tol {tol:g}, memory {memory}: peak in states", peak, 2 * memory + 10, note=note)
 
 
 def _mnist_shapes(device: torch.device, smoke: bool) -> tuple[Tensor, Tensor]:
@@ -219,8 +219,9 @@ def _mnist_shapes(device: torch.device, smoke: bool) -> tuple[Tensor, Tensor]:
 
 def training_step(device: torch.device, smoke: bool) -> Rows:
     """Forward and backward on MNIST shapes against explicit Euler's: at initialisation, and after some training."""
-    images, labels = _mnist_shapes(device, smoke)
-    for model in ("small", "resnet18"):
+    shapes = _mnist_shapes(device, smoke)
+    for model, count in (("small", 64), ("resnet18", 16)):
+        images, labels = (part[:count] for part in shapes)
         for trained in (0, 1 if smoke else 20):
             steps = []
             for scheme in ("explicit", "implicit(tol=1e-2)", "implicit"):
@@ -231,9 +232,9 @@ def training_step(device: torch.device, smoke: bool) -> Rows:
                     step()
                     optimizer.step()
                 steps.append(step)  # without the optimizer: the weights stay while it is timed
-            explicit, *implicit = fastest(steps, 1 if smoke else 5, device)
-            for scheme, seconds, target in (("implicit(tol=1e-2)", implicit[0], 6.0), ("implicit", implicit[1], None)):
-                yield f"{model} after {trained} steps, {scheme}: time / explicit", seconds / explicit, target
+            times = take_turns(steps, 1 if smoke else 5, device)
+            for index, (scheme, target) in enumerate((("implicit(tol=1e-2)", 6.0), ("implicit", None)), start=1):
+                yield times.ratio(f"{model} after {trained} steps, {scheme}: time / explicit", index, 0, target)
 
 
 def compiled(device: torch.device, smoke: bool) -> Rows:
@@ -251,7 +252,7 @@ def compiled(device: torch.device, smoke: bool) -> Rows:
     }
     for label, (ours, plain) in runs.items():
         ours()
-        seconds = fastest([ours, plain], 1 if smoke else 25, device)
-        yield f"fixed iterations, {label}: time compiled / not compiled", seconds[0] / seconds[1], 1.0
+        times = take_turns([ours, plain], 1 if smoke else 15, device)
+        yield times.ratio(f"fixed iterations, {label}: time compiled / not compiled", 0, 1, 1.0)
     difference = (fast(y).detach() - expected).norm() / expected.norm()
     yield "fixed iterations: relative difference compiled", float(difference), None

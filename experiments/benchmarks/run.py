@@ -1,9 +1,11 @@
 """Every ratio with its target on one page, measured side by side in this run; absolute times mean nothing here.
 
-    python experiments/benchmarks/run.py [--only NAME,...] [--out FILE.json] [--against FILE.json] [--data-dir DIR]
+    python experiments/benchmarks/run.py [--only NAME,...] [--long] [--out FILE.json [--resume]] [--against FILE.json]
+        [--data-dir DIR [--weights FILE.pt]]
 
-At most 20 minutes on 2 cores: parts run beside each other, one thread each, timed in processor seconds. `--against` puts the
-figures of another run, of another commit say, beside these. With `--data-dir` the row of CIFAR-10 is measured on its images.
+Less than 20 minutes on 2 cores: parts run beside each other, one thread each, timed in processor seconds. The rows of a part
+are printed and written to --out as it ends; --resume goes on from there, and prints a finished page again. `--against` puts
+the figures of another run, of another commit say, beside these. With `--data-dir` CIFAR-10's row is measured on its images.
 """
 
 import argparse
@@ -12,8 +14,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from experiments.benchmarks import attacks, audit, cluster, cost, peers, spectra, work
-from experiments.benchmarks.timing import Part, Row
-from experiments.harness.command import Parser, parse_device, run_cli, show_table, split_top_level
+from experiments.benchmarks import attacks, audit, audit_steps, cluster, cost, layout, peers, spectra, work
+from experiments.benchmarks.page import Bench, by_name, code, header, lines, summary
+from experiments.benchmarks.timing import Part, Row, small_step
+from experiments.harness.command import Parser, parse_device, parse_one, run_cli, split_top_level
 from experiments.harness.experiment import provenance
-from experiments.harness.run.folder import write_atomically
 from experiments.harness.run.machine import available_cores
 from experiments.harness.run.places import WORKER_ENVIRONMENT
+from experiments.harness.words import count, duration
 from odenets.errors import InputError
 
-# {group: {part: function}}; `--only` takes both. The long ones first, so that no core idles at the end.
+# {group: {part: function}}; `--only` takes both.
 GROUPS: dict[str, dict[str, Part]] = {
     "spectra": {
         "images": spectra.images,
@@ -52,85 +55,130 @@ GROUPS: dict[str, dict[str, Part]] = {
     "cost": {"training": cost.training_cost, "explicit": cost.explicit_overhead, "backward": cost.backward_memory},
     "places": {"cluster": cluster.overhead},
 }
-ON_DATA = {"cifar"}  # parts that take the folder of the images
-# Asked for by name alone: too long for one page.
+# Asked for by name alone, or with --long: too long for one page.
 LONG: dict[str, dict[str, Part]] = {
-    "audit_all": {"masks_all": partial(audit.masks, whole=True), "honest_all": partial(audit.honest, whole=True)},
+    "audit_all": {
+        "masks_all": partial(audit.masks, whole=True),
+        "schemes_all": partial(audit.schemes, whole=True),
+        "honest_all": partial(audit.honest, whole=True),
+    },
+    "audit_steps": {"more_steps": audit_steps.more_steps},
+    "trained": {"cifar_trained": work.cifar_trained},
+    "memory": {"layout": layout.ratios},
     "default_run": {"compare": cost.default_run},
 }
 PARTS = {name: part for group in (*GROUPS.values(), *LONG.values()) for name, part in group.items()}
+OPTIONS = {"cifar": ("data_dir", "weights"), "cifar_trained": ("data_dir",)}  # of the parts that take any
+ALONE = ("cluster", "compare")  # timed by the clock: nothing runs beside them
+# Processor seconds of each part (of those alone: of the clock) on one machine, where a step of training of the explicit small
+# net took UNIT: what the forecast begins with.
+UNIT = 0.0095
+EXPECTED: dict[str, float] = {
+    **{"images": 100, "dense_4096": 28, "dense_1024": 6, "batches": 30, "reference": 120, "pgd": 5},
+    **{"masks": 60, "schemes": 80, "honest": 100, "phases": 160, "cifar": 30, "accelerator": 47},
+    **{"torchdeq": 5, "fixed_grid": 60, "step": 70, "memory": 21, "large": 10, "compiled": 60},
+    **{"training": 75, "explicit": 25, "backward": 6, "cluster": 60},
+    **{"masks_all": 180, "schemes_all": 200, "honest_all": 500, "more_steps": 900, "cifar_trained": 900},
+    **{"layout": 300, "compare": 300},
+}
+LIMIT = 900  # seconds of the clock after which a part of the page is given up
 
 
-def parse_parts(text: str | None) -> list[str]:
+def parse_parts(text: str | None, long: bool = False) -> list[str]:
     """Names of parts from a list of parts and groups; by default all that fit on the page."""
     groups = {name: list(parts) for name, parts in {**GROUPS, **LONG}.items()}
-    chosen = list(GROUPS) if text is None else split_top_level(text)
+    chosen = [*GROUPS, *LONG] if long else list(GROUPS) if text is None else split_top_level(text)
     for name in chosen:
         if name not in PARTS and name not in groups:
             raise InputError(f"unknown benchmark {name!r}; choose from {', '.join([*groups, *PARTS])}")
     return list(dict.fromkeys(part for name in chosen for part in groups.get(name, [name])))
 
 
-def measured(name: str, device: torch.device, smoke: bool, data_dir: str | None = None) -> list[Row]:
-    """The rows of one part, in a process of its own, whose allocator and thread pools are those of a run's workers."""
-    command = [sys.executable, __file__, "--part", name, "--device", str(device), *["--smoke"] * smoke]
-    command += ["--data-dir", data_dir] if data_dir else []
+def measured(name: str, options: Sequence[str], smoke: bool) -> tuple[list[Row], float | None]:
+    """The rows of one part, and its seconds of processor time, None where it failed.
+
+    In a process of its own, whose allocator and thread pools are those of a run's workers.
+    """
+    command = [sys.executable, __file__, "--part", name, *options, *["--smoke"] * smoke]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, **WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return [Row(f"{name} FAILED: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", None, None)]
-    return [Row(*row) for row in json.loads(done.stdout.splitlines()[-1])]
-
-
-def verdict(row: Row) -> str:
-    """Whether the target was met."""
-    if row.target is None or row.measured is None:
-        return ""
-    return "met" if row.measured <= row.target else "MISSED"
-
-
-def page(rows: Sequence[Row], before: dict[str, float | None] | None = None) -> list[list[str]]:
-    """Cells of the one table, the header first; `before`: figures of another run, by name."""
-    cells = [["figure", "measured", "target", "", "before", "now / before"]]
-    for row in rows:
-        then = None if before is None else before.get(row.figure)
-        ratio = row.measured / then if then and row.measured is not None else None
-        target = "" if row.target is None else f"<= {row.target:g}"
-        cells.append([row.figure, _shown(row.measured), target, verdict(row), _shown(then), _shown(ratio)])
-    return cells
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def read_figures(path: str | None) -> dict[str, float | None] | None:
-    """{figure: measured} of a file that `--out` wrote; None for None."""
-    if path is None:
-        return None
+    limit = None if any(name in parts for parts in LONG.values()) else LIMIT
     try:
-        return {row["figure"]: row["measured"] for row in json.loads(Path(path).read_text())["figures"]}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no file that run.py --out wrote") from None
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return [Row(f"{name} FAILED: not done after {duration(LIMIT)}", None)], None
+    if done.returncode:
+        return [Row(f"{name} FAILED: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", None)], None
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [Row(*row) for row in found["rows"]], found["seconds"]
 
 
-def _measure_all(
-    names: list[str], device: torch.device, smoke: bool, data_dir: str | None, console: Console
-) -> tuple[list[Row], dict[str, float]]:
-    """The rows of all parts, in their order, and {part: seconds that it took}."""
-    workers, left, rows, seconds = 1 if device.type == "cuda" else available_cores(), set(names), {}, {}
+def _report(name: str, device: torch.device, args: Any) -> None:
+    """Measure one part in this process and print it as JSON."""
+    torch.set_num_threads(1)
+    part: Any = partial(PARTS[name], **{option: getattr(args, option) for option in OPTIONS.get(name, ())})
+    rows = [Row(*row) for row in part(device, args.smoke)]
+    times = os.times()
+    seconds = times.user + times.system + times.children_user + times.children_system
+    print(json.dumps({"rows": rows, "seconds": round(seconds, 1)}))
 
-    def run(name: str) -> None:
+
+class _Clock:
+    """Forecasts: the machine's pace by a step of training, then by the parts that have ended."""
+
+    def __init__(self, names: Iterable[str], workers: int, device: torch.device) -> None:
+        self.left, self.workers, self.start = set(names), workers, time.monotonic()
+        self.unit = small_step("explicit", device)
+        self.done, self.expected = 60 * self.unit / UNIT, 60.0
+
+    def ended(self, name: str, seconds: float) -> None:
+        """A part took so many seconds of the clock."""
+        self.left.discard(name)
+        self.done, self.expected = self.done + seconds, self.expected + EXPECTED.get(name, 0.0)
+
+    def remaining(self) -> str:
+        """How long the parts that are left will take."""
+        alone = sum(EXPECTED[name] for name in self.left if name in ALONE)
+        beside = [EXPECTED[name] for name in self.left if name not in ALONE]
+        return duration(self.done / self.expected * (alone + max(sum(beside) / self.workers, *beside, 0.0)))
+
+
+def _measure(bench: Bench, names: list[str], workers: int, args: Any, options: list[str], before: Bench | None) -> list[Row]:
+    """Measure parts, print and write each as it ends; returns what failed."""
+    console, failed, then = Console(), list[Row](), by_name(before) if before else None
+    clock = _Clock(names, workers, parse_device(args.device))
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def timed(name: str) -> tuple[list[Row], float | None, float]:
         start = time.monotonic()
-        rows[name] = measured(name, device, smoke, data_dir)
-        seconds[name] = round(time.monotonic() - start, 1)
-        left.discard(name)
-        status.update(f"left: {', '.join(part for part in names if part in left)}")
+        return *measured(name, options, args.smoke), time.monotonic() - start
 
-    with console.status(", ".join(names)) as status, ThreadPoolExecutor(workers) as pool:
-        list(pool.map(run, names))
-    return [row for name in names for row in rows[name]], {name: seconds[name] for name in names}
+    beside = sorted(set(names) - set(ALONE), key=lambda name: -EXPECTED[name])
+    say(
+        f"{count(len(names), 'part')}, {workers} at once: about {clock.remaining()} (an explicit training step takes "
+        f"{1e3 * clock.unit:.1f} ms here). Spread: the middle half of the rounds, or a 95 % interval of a share."
+    )
+    say(header(then is not None))
+    for batch, size in ((beside, workers), (sorted(set(names) & set(ALONE)), 1)):
+        with console.status(f"{', '.join(batch)}") as status, ThreadPoolExecutor(size) as pool:
+            futures = {pool.submit(timed, name): name for name in batch}
+            for future in as_completed(futures):
+                name, (rows, spent, seconds) = futures[future], future.result()
+                clock.ended(name, seconds)
+                if spent is None:
+                    failed += rows
+                else:
+                    bench.parts[name], bench.seconds[name] = rows, spent
+                if args.out:
+                    bench.write(args.out)
+                left = f"; {len(clock.left)} left, about {clock.remaining()}" if clock.left else ""
+                say(f"{name} ({duration(seconds)}, {duration(spent or 0)} of processor time{left})")
+                for line in lines(rows, then):
+                    say(line)
+                status.update(", ".join(part for part in batch if part in clock.left))
+    return failed
 
 
 @run_cli
@@ -138,35 +186,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The script; exit code 1 where a part failed, 0 whatever the figures are: targets missed are judged by people."""
     parser = Parser(prog="run.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", help=f"parts or groups; by default {', '.join(GROUPS)}; by name alone {', '.join(LONG)}")
+    parser.add_argument("--long", action="store_true", help="the page and all that is too long for it")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", help="write the figures to this JSON file too")
+    parser.add_argument("--out", help="write the figures to this JSON file too, whenever a part has ended")
+    parser.add_argument("--resume", action="store_true", help="measure only what the file of --out lacks")
     parser.add_argument("--against", help="compare with the figures of this file, which --out wrote")
     parser.add_argument("--data-dir", help="folder with CIFAR-10; without it that row is measured on random images")
+    parser.add_argument("--weights", help="checkpoint of a run of small-stride2 with implicit Euler on CIFAR-10: its step")
+    parser.add_argument("--workers", help="parts that run at once; by default one for each core")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args: Any = parser.parse_args(argv)
     device = parse_device(args.device)
     if args.part:
-        torch.set_num_threads(1)
-        part: Any = PARTS[args.part]
-        part = partial(part, data_dir=args.data_dir) if args.part in ON_DATA else part
-        print(json.dumps([tuple(row) for row in part(device, args.smoke)]))
+        _report(args.part, device, args)
         return 0
-    before, console, start = read_figures(args.against), Console(), time.monotonic()
-    rows, seconds = _measure_all(parse_parts(args.only), device, args.smoke, args.data_dir, console)
-    title = f"torch {torch.__version__} on {device}, one thread for each part"
-    show_table(console, title, page(rows, before), 1)
-    missed, gone = sum(verdict(row) == "MISSED" for row in rows), set(before or ()) - {row.figure for row in rows}
-    print(f"{missed} of {sum(row.target is not None for row in rows)} targets missed, in {time.monotonic() - start:.0f} s.")
-    if gone:
-        print(f"{len(gone)} figures of {args.against} are not among these.")
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        figures = [row._asdict() for row in rows]
-        write_atomically(
-            args.out, json.dumps({**provenance(str(device)), "figures": figures, "seconds": seconds}, indent=2) + "\n"
+    if args.resume and not args.out:
+        raise InputError("--resume goes on with the file of --out, and none is named")
+    if args.weights and not args.data_dir:
+        raise InputError(
+            f"--weights {args.weights}: their step is timed on images of CIFAR-10; name their folder by --data-dir"
         )
-    return int(any("FAILED" in row.figure for row in rows))
+    start, names, workers = time.monotonic(), parse_parts(args.only, args.long), parse_one(args.workers, "--workers", int, 1)
+    before, bench = Bench.read(args.against) if args.against else None, _begun(args, device)
+    workers = workers or (1 if device.type == "cuda" else available_cores())
+    options = ["--device", str(device)]
+    for name in ("data_dir", "weights"):
+        options += [f"--{name.replace('_', '-')}", getattr(args, name)] if getattr(args, name) else []
+    if bench.parts:
+        print("\n".join([header(before is not None), *lines(bench.rows, by_name(before) if before else None)]))
+    missing = [name for name in names if name not in bench.parts]
+    failed = _measure(bench, missing, workers, args, options, before) if missing else []
+    bench.parts = {name: bench.parts[name] for name in PARTS if name in bench.parts}  # in the order of the groups
+    long = {name: EXPECTED[name] for parts in LONG.values() for name in parts if name not in bench.parts}
+    print("\n" + "\n".join(summary(bench, failed, before, time.monotonic() - start, {} if args.only else long)))
+    if args.out:
+        bench.write(args.out)
+        print(f"Written to {args.out}.")
+    return int(bool(failed))
+
+
+def _begun(args: Any, device: torch.device) -> Bench:
+    """An empty `Bench`; with --resume what the file of --out holds, where it is of this code and these settings."""
+    settings = {"device": str(device), "smoke": args.smoke, "images": bool(args.data_dir), "weights": args.weights, **code()}
+    new = Bench({**provenance(str(device)), "settings": settings})
+    if not args.resume or not Path(args.out).exists():
+        return new
+    found = Bench.read(args.out)
+    for name, value in settings.items():
+        then = found.made.get("settings", {}).get(name)
+        if name != "commit" and then != value:
+            raise InputError(f"{args.out} was made with {name} {then}, and this run has {value}: choose another --out")
+    return found
 
 
 if __name__ == "__main__":

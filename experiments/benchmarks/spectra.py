@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import odenets
 import stability
 from experiments.benchmarks.memory import peak_bytes
-from experiments.benchmarks.timing import Rows, fastest, timed
+from experiments.benchmarks.timing import Rows, Times, fastest, take_turns, timed
 from experiments.harness.training import data
 
 K, WHICH = 6, "LR"  # eigenvalues wanted
@@ -60,14 +60,13 @@ def dense_4096(device: torch.device, smoke: bool) -> Rows:
 
 
 def images(device: torch.device, smoke: bool) -> Rows:
-    """256 images, every block of ode_resnet18, against a loop of SciPy's ARPACK over images."""
+    """256 images, every block of ode_resnet18, against a loop of SciPy's ARPACK over images; spread: of the blocks."""
     for dtype, tol, count in ((torch.float32, 1e-4, 256), (torch.float64, 1e-8, 32)):
         count, looped = (3, 1) if smoke else (count, LOOPED)
         places = _places(count, dtype, device)[-1 if smoke else 0 :]
-        totals, unconverged, difference = np.zeros(3), 0, 0.0
-        for place in places:
-            seconds, found = timed(partial(stability.spectrum, place.slope, place.state, K, WHICH, tol=tol), device)
-            totals[0] += seconds
+        costs, unconverged, difference = np.zeros((len(places), 3)), 0, 0.0
+        for block, place in enumerate(places):
+            costs[block, 0], found = timed(partial(stability.spectrum, place.slope, place.state, K, WHICH, tol=tol), device)
             unconverged += int((~found.converged).any(1).sum())
             for i in range(looped):
                 J = stability.jacobian(place.slope, place.state[i : i + 1])
@@ -75,27 +74,30 @@ def images(device: torch.device, smoke: bool) -> Rows:
                 for column, A in ((1, J), (2, J.T)):
                     run = partial(eigs, A, K, which=WHICH, tol=tol, v0=start, return_eigenvectors=False)
                     seconds, values = timed(run, device)
-                    totals[column] += seconds * count / looped
+                    costs[block, column] += seconds * count / looped
                     difference = max(difference, float(abs(values.real.max() - found.values[i, 0].real)))
         name = f"{count} images, {len(places)} blocks, {str(dtype).split('.')[1]}"
+        totals, times = costs.sum(0), Times(costs.tolist())
         yield f"{name}: milliseconds for each image and block", 1e3 * totals[0] / count / len(places), None
-        yield f"{name}: time / ARPACK looped (scaled from {looped} images)", totals[0] / totals[1], 1 / 5
-        yield f"{name}: time / ARPACK looped on backward products (scaled from {looped})", totals[0] / totals[2], None
+        for column, way, target in ((1, "ARPACK looped", 1 / 5), (2, "ARPACK looped on backward products", None)):
+            row = times.ratio(f"{name}: time / {way}", 0, column, target, f"ARPACK's scaled from {looped} images a block")
+            yield row._replace(measured=totals[0] / totals[column])
         yield f"{name}: unconverged", unconverged, 0
         yield f"{name}: largest difference of the rightmost real parts", difference, 100 * tol
 
 
 def batches(device: torch.device, smoke: bool) -> Rows:
-    """Cost of an image as the batch grows."""
+    """Cost of an image as the batch grows, over every second block; the spread is that of the blocks."""
     sizes = (1, 4) if smoke else (1, 8, 64)
-    costs = np.zeros(len(sizes))
-    for place in _places(sizes[-1], torch.float32, device)[-1 if smoke else 0 :]:
-        for index, size in enumerate(sizes):
-            parts = place.state[: max(4 if smoke else 8, size)].split(size)
-            (seconds,) = fastest([partial(_each, place, parts)], 1, device)
-            costs[index] += seconds / sum(map(len, parts))
+    costs = []
+    for place in _places(sizes[-1], torch.float32, device)[-1 if smoke else 0 :: 2]:
+        parts = [place.state[: max(4 if smoke else 8, size)].split(size) for size in sizes]
+        (seconds,) = take_turns([partial(_each, place, own) for own in parts], 1, device).seconds
+        costs.append([time / sum(map(len, own)) for time, own in zip(seconds, parts)])
     for index, size in enumerate(sizes[1:], 1):
-        yield f"{size} images at once: time for each / with {sizes[index - 1]}", costs[index] / costs[index - 1], 1.0
+        figure = f"{size} images at once: time for each / with {sizes[index - 1]}"
+        total, before = (sum(cost[at] for cost in costs) for at in (index, index - 1))
+        yield Times(costs).ratio(figure, index, index - 1, 1.0)._replace(measured=total / before)
 
 
 def _each(place: stability.Place, parts: Iterable[Tensor]) -> None:
