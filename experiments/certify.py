@@ -42,13 +42,15 @@ from experiments.harness.command import (
     split_top_level,
 )
 from experiments.harness.config import add_options
-from experiments.harness.experiment import DEFAULTS, check_out, provenance
+from experiments.harness.defaults import DEFAULTS
+from experiments.harness.options import check_out
 from experiments.harness.report import certificates as report
 from experiments.harness.run import certified, proofs, shelf
 from experiments.harness.run.case import TRAINING, Case, Task, checkpoint_of, run_task
 from experiments.harness.run.certified import ENSEMBLE, CertifyConfig, Line, Pair
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
+from experiments.harness.run.machine import provenance
 from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.subject import load_subject, load_subjects
 from experiments.harness.training import data, loop

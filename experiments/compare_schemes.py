@@ -13,7 +13,8 @@ from itertools import product
 
 import odenets
 from experiments.harness.command import COMPARED, Parser, parse_fields, parse_numbers, run_cli
-from experiments.harness.experiment import add_arguments, conduct, make_config
+from experiments.harness.conduct import conduct
+from experiments.harness.options import add_arguments, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
 from odenets.errors import InputError

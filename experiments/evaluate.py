@@ -34,7 +34,8 @@ from experiments.harness.command import (
     parse_one,
     run_cli,
 )
-from experiments.harness.experiment import check_out, defaults_of, provenance
+from experiments.harness.defaults import defaults_of
+from experiments.harness.options import check_out
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run import own
@@ -43,6 +44,7 @@ from experiments.harness.run.cluster import Cluster, Nodes, add_cluster_options,
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run, saving
+from experiments.harness.run.machine import provenance
 from experiments.harness.run.places import Found, Here, Place, Screen, drive
 from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.schema import Record, made_of

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import odenets
 from experiments.harness.command import DATA, RUN, Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
-from experiments.harness.experiment import defaults_of
+from experiments.harness.defaults import defaults_of
 from experiments.harness.report import survey as mapping
 from experiments.harness.run.checkpoints import split_of
 from experiments.harness.run.subject import Subject, load_subject, logits_of

@@ -27,7 +27,8 @@ from experiments.harness.command import (
     run_cli,
     show_table,
 )
-from experiments.harness.experiment import add_arguments, conduct, make_config
+from experiments.harness.conduct import conduct
+from experiments.harness.options import add_arguments, make_config
 from experiments.harness.report.study import sentences, study, table, write_study
 from experiments.harness.run.folder import read_run, saving, write_atomically
 from experiments.harness.statistics.association import FEWEST

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from experiments.compare_schemes import cases_of
 from experiments.harness.command import COMPARED, Parser, conclude, parse_choice, parse_names, run_cli
-from experiments.harness.experiment import add_arguments, check_out, conduct, make_config
+from experiments.harness.conduct import conduct
+from experiments.harness.options import add_arguments, check_out, make_config
 from experiments.harness.report import reproduction as report
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.cluster import parse_place, workers_on

@@ -18,7 +18,9 @@ from itertools import product
 from rich.console import Console
 
 from experiments.harness.command import COMPARED, Parser, parse_names, parse_numbers, run_cli
-from experiments.harness.experiment import DEFAULTS, add_arguments, conduct, make_config
+from experiments.harness.conduct import conduct
+from experiments.harness.defaults import DEFAULTS
+from experiments.harness.options import add_arguments, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.cluster import Cluster, parse_place, workers_on
 from experiments.harness.run.config import RunConfig

@@ -27,8 +27,7 @@ from experiments.benchmarks import attacks, audit, audit_steps, cluster, cost, l
 from experiments.benchmarks.page import Bench, by_name, code, header, lines, summary
 from experiments.benchmarks.timing import Part, Row, small_step
 from experiments.harness.command import Parser, parse_device, parse_one, run_cli, split_top_level
-from experiments.harness.experiment import provenance
-from experiments.harness.run.machine import available_cores
+from experiments.harness.run.machine import available_cores, provenance
 from experiments.harness.run.places import WORKER_ENVIRONMENT
 from experiments.harness.words import count, duration
 from odenets.errors import InputError

@@ -20,7 +20,8 @@ from scipy import stats
 
 from experiments.compare_schemes import cases_of
 from experiments.harness.command import Parser, parse_numbers, parse_one, run_cli
-from experiments.harness.experiment import add_arguments, conduct, make_config
+from experiments.harness.conduct import conduct
+from experiments.harness.options import add_arguments, make_config
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.folder import read_run
 from experiments.harness.words import count

@@ -11,7 +11,7 @@ import torch
 from experiments import compare_schemes
 from experiments.harness import command as options
 from experiments.harness.command import Parser
-from experiments.harness.experiment import add_arguments, make_config
+from experiments.harness.options import add_arguments, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
 from experiments.harness.training.settings import TrainingSettings

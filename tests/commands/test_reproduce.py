@@ -6,7 +6,7 @@ import pytest
 
 from experiments import reproduce_ie_skips as reproduce
 from experiments.harness.command import Parser
-from experiments.harness.experiment import add_arguments, make_config
+from experiments.harness.options import add_arguments, make_config
 from experiments.harness.run.forecast import passes
 
 

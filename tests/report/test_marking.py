@@ -8,7 +8,7 @@ import pytest
 from records import compared, run
 from rich.console import Console
 
-from experiments.harness import experiment
+from experiments.harness import conduct
 from experiments.harness.report import comparison as report
 from experiments.harness.report import figures, regions
 from experiments.harness.report.arms import comparison
@@ -85,7 +85,7 @@ def test_a_reference_that_fails_is_marked_where_others_are_compared_with_it():
 def test_the_terminal(audited, tmp_path, monkeypatch, capsys):
     config, records = audited
     finished = write(tmp_path / "run", config, records)
-    experiment._print_summary(Console(width=200), comparison(config, records), {}, finished.path("report.html"))
+    conduct._print_summary(Console(width=200), comparison(config, records), {}, finished.path("report.html"))
     table = capsys.readouterr().out.split("Report:")[0]
     rows = [line for line in table.splitlines() if re.match(r"\s*(no attack|pgd20 at .*?)?\s+implicit_euler", line)]
     assert len(rows) == 4 and all(f"{CHEAT} \u2020" in line for line in rows)

@@ -123,7 +123,7 @@ def test_a_run_of_two_fields(tmp_path, monkeypatch):
     out = tmp_path / "run"
     fields = "residual,damped(rate=0.2)"
     monkeypatch.setattr(
-        "experiments.harness.experiment.SMOKE",
+        "experiments.harness.options.SMOKE",
         {
             "epochs": 1,
             "seeds": (0,),

@@ -16,7 +16,7 @@ from ray import cloudpickle
 
 from experiments import compare_schemes, evaluate, relate, reproduce_ie_skips, sweep_steps
 from experiments.harness.command import Parser
-from experiments.harness.experiment import add_arguments
+from experiments.harness.options import add_arguments
 from experiments.harness.run import cluster, machine
 from experiments.harness.run.case import Case, Task
 from experiments.harness.run.cluster import Cluster, add_cluster_options, parse_place, room

@@ -7,7 +7,7 @@ import pytest
 from records import measured
 
 from experiments import compare_schemes
-from experiments.harness import experiment
+from experiments.harness import conduct
 from experiments.harness.report import comparison as report
 
 
@@ -28,7 +28,7 @@ def runs(monkeypatch):
         return {}
 
     gap["explicit_euler"] = 0.0
-    monkeypatch.setattr(experiment, "run_cases", run_cases)
+    monkeypatch.setattr(conduct, "run_cases", run_cases)
     return calls, gap
 
 

@@ -8,6 +8,8 @@ import ctypes
 import functools
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +76,26 @@ def provenance_of(device: str) -> dict[str, Any]:
     """What a record says of this machine: {"node": its name, "device": "cpu" or a GPU's name, "versions": of packages}."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
     return {"node": platform.node(), "device": name, "versions": versions()}
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """What a run is made with: {"environment": versions and machine, "command": the line that started it}."""
+    packages = ("odenets", "torch", "torchdiffeq", "torchvision", "numpy", "scipy")
+    return {
+        "environment": {
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            **{name: version_of(name) for name in packages},
+            "gpu": torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else None,
+        },
+        "command": shlex.join(_command()),
+    }
+
+
+def _command() -> list[str]:
+    """The line that started this process: a script, or the command `odenets`."""
+    script = Path(sys.argv[0])
+    return ["odenets", *sys.argv[1:]] if script.stem == "odenets" else ["python", *sys.argv]
 
 
 @functools.cache
