@@ -40,6 +40,7 @@ from experiments.harness.command import (
     parse_schemes,
     run_cli,
     split_top_level,
+    tell,
 )
 from experiments.harness.config import add_options
 from experiments.harness.defaults import DEFAULTS
@@ -55,6 +56,7 @@ from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.subject import load_subject, load_subjects
 from experiments.harness.training import data, loop
 from experiments.harness.training.settings import TrainingSettings, training_settings
+from experiments.harness.words import count, duration
 from odenets.errors import InputError
 from stability.attacks.threats import THREATS
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with saving(run.folder):
         report.write(config, nets, run.folder)
     report.show(config, nets, console)
-    console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"Report: {run.path('report.html').resolve()}")
     return 0
 
 
@@ -242,12 +244,16 @@ def _epoch_seconds(net: nn.Module, images: data.Data, settings: TrainingSettings
 def _work(run: Run, config: CertifyConfig, console: Console) -> None:
     """Do what the records lack, one line a step, so that a killed run loses one at most."""
     todo = list(_steps(run, config))
+    if todo:
+        tell(console, f"{count(len(todo), 'step')}, on {config.data['test']} test images of {config.dataset}, {config.norm}")
     with progress_bars(console) as progress:
         task = progress.add_task("", total=len(todo))
         for name, step, work in todo:
             progress.update(task, description=f"{name}: {step}")
             run.append([work()])
             progress.advance(task)
+            if not console.is_terminal:
+                tell(console, f"{name}: {step} took {duration(run.records[-1].seconds)}")
 
 
 def _steps(run: Run, config: CertifyConfig) -> Iterator[tuple[str, str, Any]]:

@@ -33,6 +33,7 @@ from experiments.harness.command import (
     parse_numbers,
     parse_one,
     run_cli,
+    tell,
 )
 from experiments.harness.defaults import defaults_of
 from experiments.harness.options import check_out
@@ -54,7 +55,7 @@ from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
 from experiments.harness.training.brought import FORMS, IMAGE_SIZE
 from experiments.harness.training.data import Split
-from experiments.harness.words import radius
+from experiments.harness.words import count, radius
 from odenets.errors import InputError
 from stability.attacks.images import check_logits
 from stability.attacks.threats import THREATS
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console = Console()
     if loaded.note:
-        console.print(loaded.note, markup=False, highlight=False, soft_wrap=True)
+        tell(console, loaded.note)
     run = Run(args.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume)
     _measure(run, config, subjects, test, console, cluster)
     run.records = evaluation_report.merged(run.records, [subject.name for subject in subjects])
@@ -121,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with saving(run.path("report.html")):
         evaluation_report.write(config, run.records, run.path("report.html"))
     evaluation_report.show(config, run.records, console)
-    console.print(f"Report: {run.path('report.html').resolve()}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"Report: {run.path('report.html').resolve()}")
     return 0
 
 
@@ -208,6 +209,9 @@ def _measure(
     named = {subject.name: subject for subject in subjects}
     steps = [Step(subject.name, *step) for subject in subjects for step in _plan(subject.net, config)]
     todo = [step for step in steps if tuple(step) not in done]
+    if todo:
+        what = f"{count(len(todo), 'measurement')} to make of {count(len(subjects), 'network')}"
+        tell(console, f"{what}, on {count(len(test), 'test image')} of {config.dataset}")
     with progress_bars(console) as progress:
         overall, following = progress.add_task("measurements", total=len(todo)), iter(todo)
 
@@ -221,6 +225,8 @@ def _measure(
             found["made"] = made_of({"measurement": found["made"]})
             run.append([replace(_description(named[step.network], config), **found)])
             forget(run.folder, FAILED)
+            if not console.is_terminal:
+                tell(console, f"{step.name}: done ({len(run.records) - len(done)} of {len(todo)})")
             progress.advance(overall)
 
         def supply(step: Step) -> tuple[str, Callable[[], tuple[nn.Module, Split]]]:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import odenets
 import stability
-from experiments.harness.command import Parser, parse_schemes, run_cli
+from experiments.harness.command import Parser, parse_schemes, run_cli, tell
 from experiments.harness.report import scheme_table
 from experiments.harness.report.arms import Cloud
 from experiments.harness.report.drawing import save
@@ -82,7 +82,7 @@ def _draw(schemes: Sequence[odenets.Scheme], args: Namespace, console: Console) 
     console.print(table)
     for line in filter(None, growth):
         console.print(line, highlight=False)
-    console.print(f"Drawings: {out.resolve()}, all of them on sheet.png", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"Drawings: {out.resolve()}, all of them on sheet.png")
 
 
 def _growth(scheme: odenets.Scheme, cloud: Cloud) -> str | None:
@@ -102,7 +102,7 @@ def _write_table(path: str, console: Console) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"cannot rewrite --table {path!r} ({reason})") from None
-    console.print(f"{path}: table of all schemes written", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"{path}: table of all schemes written")
 
 
 def _make_writable(out: Path) -> None:

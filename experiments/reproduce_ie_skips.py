@@ -19,11 +19,12 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.compare_schemes import cases_of
-from experiments.harness.command import COMPARED, Parser, conclude, parse_choice, parse_names, run_cli
+from experiments.harness.command import COMPARED, Parser, conclude, parse_choice, parse_names, run_cli, tell
 from experiments.harness.conduct import conduct
 from experiments.harness.options import add_arguments, check_out, make_config
 from experiments.harness.report import reproduction as report
 from experiments.harness.report.arms import comparison
+from experiments.harness.run.case import Case
 from experiments.harness.run.cluster import parse_place, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import read_run, saving, write_atomically
@@ -141,17 +142,24 @@ def _arguments(args: Namespace, dataset: str, training: str, out: Path) -> Names
 
 
 def _foretell(console: Console, runs: Sequence[Namespace], configs: Sequence[RunConfig]) -> None:
-    """Say what will be done and how long it takes; of a run that goes on, the whole of it."""
-    with console.status("timing a step of each net"):
-        expected = [forecast(config, cases_of(config, config.seeds)) for config in configs]
-    for own, config, one in zip(runs, configs, expected):
-        workers = workers_on(parse_place(own)[1], config.workers, config.device, config.model)
-        nets = count(len(config.schemes) * len(config.seeds), "net")
-        console.print(
-            f"{Path(own.out).name}: {nets}, about {duration(one.seconds(workers))} on {count(workers, 'worker')}",
-            markup=False,
-            highlight=False,
-        )
+    """Say how long the runs will take that have not ended yet."""
+    for own, config in zip(runs, configs):
+        cases = _left(Path(own.out), cases_of(config, config.seeds))
+        if cases:
+            workers = workers_on(parse_place(own)[1], config.workers, config.device, config.model)
+            with console.status("timing a step of each net"):
+                seconds = forecast(config, cases).seconds(workers)
+            nets, whole = count(len(cases), "net"), duration(seconds)
+            tell(console, f"{Path(own.out).name}: {nets}, about {whole} on {count(workers, 'worker')}")
+
+
+def _left(folder: Path, cases: list[Case]) -> list[Case]:
+    """The cases that a run's folder has no record of."""
+    try:
+        known = {record.key for record in read_run(folder)[1]}
+    except InputError:  # no run there yet, or one that is refused once it is its turn
+        return cases
+    return [case for case in cases if case.key not in known]
 
 
 if __name__ == "__main__":

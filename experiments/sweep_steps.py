@@ -17,16 +17,13 @@ from itertools import product
 
 from rich.console import Console
 
-from experiments.harness.command import COMPARED, Parser, parse_names, parse_numbers, run_cli
+from experiments.harness.command import COMPARED, Parser, parse_names, parse_numbers, run_cli, tell
 from experiments.harness.conduct import conduct
 from experiments.harness.defaults import DEFAULTS
 from experiments.harness.options import add_arguments, make_config
 from experiments.harness.run.case import Case
-from experiments.harness.run.cluster import Cluster, parse_place, workers_on
 from experiments.harness.run.config import RunConfig
-from experiments.harness.run.forecast import forecast
 from experiments.harness.statistics import middle
-from experiments.harness.words import count, duration, listed
 from odenets.errors import InputError
 
 READS = {
@@ -61,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = make_config(args, "sweep_steps", steps, reads=reads)
     if "swap" in reads and len(config.schemes) < 2:
         raise InputError(f"--read swap runs weights with another scheme, and --schemes names one ({config.schemes[0]})")
-    _foretell(config, Console(), parse_place(args)[1])
+    asked = "; ".join(READS[read] for read in config.reads)
+    tell(Console(), f"{asked[0].upper()}{asked[1:]}.")
     return conduct(config, cases_of, args)
 
 
@@ -76,23 +74,6 @@ def cases_of(config: RunConfig, seeds: Iterable[int]) -> list[Case]:
         return Case(scheme, steps, seed, again, rerun_as=others) if steps == first else Case(scheme, steps, seed)
 
     return [case(*net) for net in product(config.schemes, trained, seeds)]
-
-
-def _foretell(config: RunConfig, console: Console, cluster: Cluster | None) -> None:
-    """Say what will be done, and about how long it takes; of a run that goes on, the whole of it."""
-    cases = cases_of(config, config.seeds)
-    workers = workers_on(cluster, config.workers, config.device, config.model)
-    with console.status("timing a step of each scheme"):
-        whole = duration(forecast(config, cases).seconds(workers))
-    asked, trained = "; ".join(READS[read] for read in config.reads), listed(dict.fromkeys(case.substeps for case in cases))
-    console.print(
-        f"{asked[0].upper()}{asked[1:]}. {count(len(cases), 'net')} to train ({listed(config.schemes)}; steps {trained}; seeds "
-        f"{listed(config.seeds)}), {count(sum(len(case.walks) for case in cases), 'net')} to attack: about {whole} on "
-        f"{count(workers, 'worker')}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 if __name__ == "__main__":

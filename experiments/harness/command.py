@@ -243,11 +243,16 @@ def parse_device(name: str) -> torch.device:
         raise InputError(f"unknown device {name!r}; choose auto, cpu or cuda, or one of several as in cuda:0") from None
 
 
+def tell(console: Console, sentence: str) -> None:
+    """Print a sentence as it is, in one line where the output is a file."""
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 def conclude(console: Console, sentences: Iterable[str], page: str, path: Path) -> None:
     """The end of what a script says: sentences, and where its page lies."""
     for sentence in sentences:
         console.print(sentence, markup=False, highlight=False)
-    console.print(f"{page}: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"{page}: {path.resolve()}")
 
 
 def show_table(console: Console, title: str, rows: Sequence[Sequence[object]], keys: int) -> Console:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.harness.command import conclude
+from experiments.harness.command import conclude, tell
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import Comparison, comparison
 from experiments.harness.run.budget import Budget
 from experiments.harness.run.case import Case, load_data
-from experiments.harness.run.cluster import parse_place
+from experiments.harness.run.cluster import parse_place, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, saving
+from experiments.harness.run.forecast import forecast
 from experiments.harness.run.rehearsal import rehearse
 from experiments.harness.run.runner import run_cases
+from experiments.harness.words import count, duration, listed, radius
 from odenets.errors import InputError
 
 CasesOf = Callable[[RunConfig, Sequence[int]], list[Case]]  # the cases of a run with these seeds, in the order of the report
@@ -45,14 +47,9 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
     out = args.out or f"runs/{config.experiment}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Run(out, config.to_json(), args.resume)
     if images.note:
-        console.print(images.note, markup=False, highlight=False, soft_wrap=True)
+        tell(console, images.note)
     if run.environment_changes:
-        console.print(
-            f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(console, f"Cases already there come from another environment: {'; '.join(run.environment_changes)}.")
     failures: dict[str, str] = {}
     further = partial(_cases_of_seed, cases_of, config)
     # A look that the run has passed did not end it.
@@ -66,7 +63,9 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
         elif config.looks and look:
             _take_seeds(run, look)
             config = replace(config, seeds=tuple(run.config["seeds"]))
-        failures |= run_cases(run, config, cases_of(config, config.seeds), console, config.workers, budget, audits, cluster)
+        cases, workers = cases_of(config, config.seeds), workers_on(cluster, config.workers, config.device, config.model)
+        _announce(config, run.missing(cases), workers, console)
+        failures |= run_cases(run, config, cases, console, workers, budget, audits, cluster)
         config = replace(config, seeds=tuple(run.config["seeds"]))
         run.sort(cases_of(config, config.seeds))
         if not run.records:
@@ -82,6 +81,28 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
     run.note_report(len(config.seeds))
     _print_summary(console, found, failures, run.path("report.html"))
     return 1 if failures else 0
+
+
+def _announce(config: RunConfig, cases: Sequence[Case], workers: int, console: Console) -> None:
+    """Say what is to be done, and about how long it takes where nobody has said how long it may."""
+    if not cases:
+        return
+    which = []
+    for word, key in (("", "scheme"), ("fields ", "field"), ("steps ", "substeps"), ("seeds ", "seed")):
+        values = list(dict.fromkeys(getattr(case, key) for case in cases))
+        which += [] if values in (["residual"], [1]) and key != "seed" else [word + listed(values)]
+    attacked, images = sum(len(case.walks) for case in cases), config.data
+    again = f", {attacked} to attack" if attacked > len(cases) else ""
+    tell(
+        console,
+        f"{count(len(cases), 'net')} to train{again} ({'; '.join(which)}): {config.model} on {config.dataset}, "
+        f"{images['train']} training and {images['test']} test images; {', '.join(config.attacks)} at "
+        f"{', '.join(map(radius, config.epsilons))}; {count(workers, 'worker')} of one thread",
+    )
+    if not (config.budget or config.smoke):
+        with console.status("timing a step of each scheme"):
+            seconds = forecast(config, cases).seconds(workers)
+        tell(console, f"About {duration(seconds)} in all, by a step of each scheme")
 
 
 def _cases_of_seed(cases_of: CasesOf, config: RunConfig, seed: int) -> list[Case]:

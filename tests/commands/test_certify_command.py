@@ -52,6 +52,8 @@ def test_a_killed_run_goes_on_after_the_last_step(run, capsys):
     lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
     (run / "records.jsonl").write_text("".join(lines[:2]))
     assert certify.main(["--train", *SMALL, "--out", str(run), "--resume"]) == 0
+    assert f"{len(lines) - 2} steps, on 12 test images of digits" in (said := capsys.readouterr().out)
+    assert said.count(" took ") == len(lines) - 2
     again = (run / "records.jsonl").read_text().splitlines(keepends=True)
     drop = re.compile(r'"seconds": [0-9.]+, ')
     assert again[:2] == lines[:2] and [drop.sub("", line) for line in again] == [drop.sub("", line) for line in lines]

@@ -153,7 +153,9 @@ def test_a_cheat_of_the_users_own_is_marked_everywhere(folder, capsys):
         == 0
     )
     assert {row["audit"] for row in rows("other/accuracy.csv")} == {"not audited"}
-    assert "not audited" in capsys.readouterr().out and "\u2020 " not in (folder / "other" / "accuracy.csv").read_text()
+    assert "not audited" in (said := capsys.readouterr().out) and "measurements to make of 1 network, on 20" in said
+    assert said.count(": done (") == int(said.split(" measurements")[0].split()[-1])
+    assert "\u2020 " not in (folder / "other" / "accuracy.csv").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -1,5 +1,6 @@
 """Running cases in this process and in others: failures leave the rest, and nothing outlives its parent."""
 
+import io
 import json
 import os
 import queue
@@ -8,16 +9,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from records import config, verdict
+from rich.console import Console
 
+from experiments.harness import conduct
 from experiments.harness.run import places, runner
 from experiments.harness.run.budget import Budget
 from experiments.harness.run.case import Case
 from experiments.harness.run.failures import failure_of
 from experiments.harness.run.folder import Run
+from experiments.harness.run.schedule import in_order
 from odenets.errors import Divergence, InputError, Unsolved
 
 ROOT = Path(__file__).parents[2]
@@ -231,3 +236,59 @@ def test_a_budget_takes_further_seeds_and_the_configuration_says_which(tmp_path,
         (run.path("checkpoints") / f"{Case('explicit_euler', 1, seed).name}.pt").touch()
     again = conduct(tuple(seeds), 1000.0, resume=True)
     assert again.config["seeds"] == list(range(20)) and "10 of 10 cases are already there" in capsys.readouterr().out
+
+
+def test_a_run_that_is_cut_short_has_all_schemes_of_the_seeds_it_has():
+    seeds = range(6)
+    cases = [Case(scheme, 1, seed) for scheme in ("explicit_euler", "implicit_euler") for seed in seeds]
+    whole = [(scheme, seed) for seed in seeds for scheme in ("implicit_euler", "explicit_euler")]
+
+    def order(workers):
+        return [(case.scheme, case.seed) for case in in_order(cases, seeds, workers)]
+
+    packed = [("implicit_euler", 4), ("implicit_euler", 5), ("explicit_euler", 4), ("explicit_euler", 5)]
+    assert order(0) == whole and order(1) == whole and order(2) == [*whole[:8], *packed]
+    assert order(16)[:2] == whole[:2] and [scheme for scheme, _ in order(16)[2:7]] == ["implicit_euler"] * 5
+
+
+def test_what_will_be_done_is_said_before_it_is(monkeypatch):
+    monkeypatch.setattr(conduct, "forecast", lambda config, cases: SimpleNamespace(seconds=lambda workers: 600 / workers))
+    cases = [Case("heun", 1, seed, (2, 4)) for seed in (0, 1)]
+
+    def said(cases, **changes):
+        console = Console(file=io.StringIO(), width=40)
+        conduct._announce(config(**changes), cases, 2, console)
+        return console.file.getvalue()
+
+    line = (
+        "2 nets to train, 6 to attack (heun; seeds 0, 1): small on digits, 1200 training and 450 test images; pgd20 at 0.05, "
+        "0.1, 0.15; 2 workers of one thread\n"
+    )
+    assert said(cases) == line + "About 5 min in all, by a step of each scheme\n"
+    assert said(cases, budget=60.0) == said(cases, smoke=True) == line and said([]) == "", "nothing is timed for nothing"
+
+
+def test_a_file_is_told_of_what_a_terminal_sees_as_bars(monkeypatch, tmp_path):
+    now, out = [0.0], io.StringIO()
+    monkeypatch.setattr(places, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for terminal in (False, True):
+        out.truncate(0)
+        with runner.progress_bars(Console(file=out, width=150, force_terminal=terminal)) as progress:
+            progress.add_task("nets", total=6)
+            screen, now[0] = places.Screen(progress), 0.0
+            for now[0] in (0.0, 61.0, 100.0, 122.0, 1000.0, 1050.0):
+                screen.show("a: training", int(now[0]), 2000)
+        said = [line for line in out.getvalue().splitlines() if line.startswith("After")]
+        lines = (
+            "After 1 min 1 s: nets 0 of 6, a: training 61 of 2000",
+            "After 2 min 2 s: nets 0 of 6, a: training 122 of 2000",
+            "After 16 min 40 s: nets 0 of 6, a: training 1000 of 2000",
+        )
+        assert said == ([] if terminal else [*lines])
+    found = {phase: part | {"seconds": 61.0 if phase == "attacks" else 1.0} for phase, part in FOUND.items()}
+    monkeypatch.setattr(runner, "run_task", lambda config, folder, task, progress, say: found[task.phase])
+    cases, console = [Case("explicit_euler", 1, seed) for seed in (0, 1)], Console(file=io.StringIO(), width=150)
+    runner.run_cases(Run(tmp_path / "run", {}), config(audit="none"), cases, console, workers=1)
+    lines = console.file.getvalue().strip().splitlines()
+    assert [line.split(": ")[-1] for line in lines[::2]] == ["attacks took 1 min 1 s"] * 2
+    assert [line.split(", ")[-1] for line in lines[1::2]] == ["1 of 2", "2 of 2"]

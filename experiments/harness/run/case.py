@@ -6,7 +6,7 @@ any process, and what a record lacks can be measured later.
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -296,8 +296,3 @@ def _described(config: RunConfig, case: Case) -> dict[str, Any]:
         "seed": case.seed,
         "training": config.settings.training,
     }
-
-
-def by_cost(cases: Iterable[Case]) -> list[Case]:
-    """The dear ones first, so that no core idles at the end."""
-    return sorted(cases, key=lambda case: (-case.cost, case.seed))

@@ -18,6 +18,7 @@ from experiments.harness.training.data import Split
 from stability.masking.subject import configured
 
 FORWARD = 1 / 3  # of a pass there and back: what a query costs that takes no gradient
+_known: dict[tuple, tuple[float, float]] = {}  # what has been timed in this process
 OTHERS = 0.5  # of the attacks' time: the audit, the dynamics, the solver
 
 
@@ -44,16 +45,17 @@ def forecast(config: RunConfig, cases: Iterable[Case]) -> Forecast:
         config = replace(config, device="cpu")  # the nodes of a cluster have what this machine has not
     images, training, attacks = load_data(config), 0.0, 0.0
     steps = max(1, len(images.train) // config.settings.batch_size) * config.settings.epochs
-    known: dict[str, tuple[float, float]] = {}
     for case in cases:
-        for scheme in [scheme for scheme, _ in case.walks if scheme not in known]:
-            net = odenets.get_model(config.model).build(images.classes, images.channels, scheme)
-            known[scheme] = _timed(net.to(config.device), images.train.first(config.settings.batch_size), config)
-        training += steps * known[case.scheme][0] * case.substeps
         for scheme, substeps in case.walks:
+            kind = config.model, scheme, case.field, config.settings, config.dataset, config.image_size, config.device
+            if kind not in _known:
+                net = odenets.get_model(config.model).build(images.classes, images.channels, scheme, 1, case.field)
+                _known[kind] = _timed(net.to(config.device), images.train.first(config.settings.batch_size), config)
+            step, attack = _known[kind]
+            training += steps * step * substeps * ((scheme, substeps) == case.walks[0])
             ways = len(gradients(odenets.get_scheme(scheme)))
             whole = len(images.test) * len(config.epsilons) * sum(passes(name, ways) for name in config.attacks)
-            attacks += whole * known[scheme][1] * substeps
+            attacks += whole * attack * substeps
     return Forecast(training, attacks)
 
 

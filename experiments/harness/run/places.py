@@ -17,10 +17,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from rich.progress import Progress, TaskID
 
+from experiments.harness.command import tell
 from experiments.harness.run.failures import Failure, failure_of
 from experiments.harness.run.log import TensorBoard
 from experiments.harness.run.machine import keep_memory
 from experiments.harness.training.epoch import Epoch, Say
+from experiments.harness.words import duration
 from stability.types import Progress as Report
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
@@ -31,6 +33,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
 }
+QUIET = 60  # seconds without a line where the output is a file
 _updates: Any = None  # the queue to the parent, in a worker
 
 Found = dict[str, Any]
@@ -104,10 +107,11 @@ class Screen:
     def __init__(self, progress: Progress, log: TensorBoard | None = None) -> None:
         self.progress, self.log = progress, log
         self.bars: dict[str, TaskID] = {}
+        self.started = self.told = time.monotonic()
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        self.progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        tell(self.progress.console, sentence)
 
     def show(self, name: str, *update: Any) -> None:
         """What a task reports: a sentence or an epoch of a net, or how far a task is."""
@@ -120,12 +124,21 @@ class Screen:
             if done == total:  # it came late: the task has ended
                 return None
             self.bars[name] = self.progress.add_task("", total=total)
-        return self.progress.update(self.bars[name], description=f"  {name}", completed=done, total=total)
+        self.progress.update(self.bars[name], description=f"  {name}", completed=done, total=total)
+        return self._tell()
 
     def gone(self, name: str) -> None:
         """A task has ended."""
         if name in self.bars:
             self.progress.remove_task(self.bars.pop(name))
+
+    def _tell(self) -> None:
+        """Where there are no bars, say how far all is: after a minute, and each time that a tenth more has passed."""
+        now = time.monotonic()
+        if not self.progress.console.is_terminal and now - self.told > max(QUIET, 0.1 * (now - self.started)):
+            self.told, tasks = now, self.progress.tasks
+            far = [f"{task.description.strip()} {task.completed:.0f} of {task.total:.0f}" for task in tasks if task.total]
+            self.say(f"After {duration(now - self.started)}: {', '.join(far)}")
 
 
 class Here:

@@ -9,21 +9,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.harness.command import tell
 from experiments.harness.run import kept, own, shelf
 from experiments.harness.run.budget import Budget, Planner
-from experiments.harness.run.case import PHASES, Case, Task, by_cost, checkpoint_of, load_data, phases_had, records_of, run_task
+from experiments.harness.run.case import PHASES, Case, Task, checkpoint_of, load_data, phases_had, records_of, run_task
 from experiments.harness.run.cluster import Cluster, Nodes, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.failures import Failure, forget, keep
 from experiments.harness.run.folder import Run
 from experiments.harness.run.log import TensorBoard
 from experiments.harness.run.machine import devices_of
-from experiments.harness.run.places import Found, Here, Place, Processes, Screen, drive
-from experiments.harness.run.schedule import Level, Schedule
+from experiments.harness.run.places import QUIET, Found, Here, Place, Processes, Screen, drive
+from experiments.harness.run.schedule import Level, Schedule, in_order
 from experiments.harness.run.schema import Record
 from experiments.harness.training.data import Data
 from experiments.harness.training.epoch import Say
-from experiments.harness.words import radius
+from experiments.harness.words import duration, radius
 from stability.types import Progress as Report
 
 CLOCK = time.monotonic
@@ -63,9 +64,7 @@ def run_cases(
     missing = run.missing(cases)
     workers = workers_on(cluster, workers, config.device, config.model)
     schedule = Schedule(Level(config.audit, config.seeds[0]), CLOCK)
-    # The expensive cases first, so that no core idles at the end; with a budget seed by seed, so that it may end after any.
-    order = by_cost(cases)
-    order = sorted(order, key=lambda case: config.seeds.index(case.seed)) if budget else order
+    order = in_order(cases, config.seeds, 0 if budget else workers)  # with a budget it may end after any seed
     checkpoints, recorded = run.path("checkpoints"), {case: _had(run, case) for case in cases if case not in missing}
     for case, had in recorded.items():  # of a run that was killed in between
         shelf.remove(checkpoints, case.name)
@@ -76,12 +75,8 @@ def run_cases(
     if len(begun) < len(cases):
         console.print(f"{len(cases) - len(begun)} of {len(cases)} cases are already there.")
     plan: Plan = schedule
-
-    def say(sentence: str) -> None:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
     if budget:
-        plan = Planner(schedule, budget, config.seeds, workers, audits or (config.audit,), say)
+        plan = Planner(schedule, budget, config.seeds, workers, audits or (config.audit,), partial(tell, console))
         for case in cases if not run.environment_changes else []:
             record = None if case in missing else run.record_of(case)
             if record:
@@ -149,19 +144,22 @@ class Ledger:
         self.found = begun  # {case: {phase: what it found}}
         self.failures: dict[str, str] = {}
         self.settled: set[Case] = {case for case in plan.had if case not in begun}
+        self.before = len(self.settled)
         self.overall = progress.add_task("nets", total=len(begun))
 
     def ended(self, task: Task, found: dict[str, Any], failure: Failure | None) -> None:
         """A task has ended."""
-        case = task.case
+        case, console = task.case, self.progress.console
         self.plan.ended(task, found.get("seconds", 0.0))
         self.found.setdefault(case, {})[task.phase] = found
         if not failure:
             kept.save(self.run.path("checkpoints"), case.name, task.phase, found)
+            if not console.is_terminal and found.get("seconds", 0.0) > QUIET:
+                tell(console, f"{task.name} took {duration(found['seconds'])}")
         else:
             self.plan.failed(case)
             self.failures[case.name] = keep(failure, self.run.folder, case.name)
-            self._say(f"{case.name}: failed: {self.failures[case.name]}")
+            tell(console, f"{case.name}: failed: {self.failures[case.name]}")
         self.settle()
 
     def settle(self) -> None:
@@ -184,10 +182,8 @@ class Ledger:
             forget(self.run.folder, case.name)
             if self.log:
                 self.log.measured(case.name, records[0])
-            self._say(_line(case, records[0]))
-
-    def _say(self, sentence: str) -> None:
-        self.progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            ended = len(self.settled) - self.before
+            tell(self.progress.console, f"{_line(case, records[0])}, {ended} of {ended + len(self.found)}")
 
 
 def progress_bars(console: Console) -> Progress:

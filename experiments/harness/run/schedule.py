@@ -1,13 +1,14 @@
 """Which task comes next. The training of a case comes first; its other phases may run at once."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.harness.run.case import PHASES, TRAINING, Case, Task, phases_of
 
 AUDITED = ("all", "first", "cheap", "none")
+PACKED = 2  # nets for each worker at the end of a run, which take their turns by length: more of them gain less than 2 %
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,15 @@ class Schedule:
     def complete(self, case: Case) -> bool:
         """Whether nothing of a case is left or running."""
         return not self.left(case) and not any(task.case == case for task in self.running)
+
+
+def in_order(cases: Iterable[Case], seeds: Sequence[int], workers: int) -> list[Case]:
+    """Seed by seed, the dear nets of each first: a run that is cut short has all schemes of the seeds that it has.
+
+    The last seeds, never the first, are one group, the dear nets of it first, so that no worker idles at the end: seed by seed
+    to the end would take up to 15 % longer (simulated, 2 to 34 schemes, 2 to 16 workers).
+    """
+    dear_first = sorted(cases, key=lambda case: (-case.cost, case.seed))
+    kinds = len({case.kind for case in dear_first})
+    last = seeds[max(1, len(seeds) - -(-PACKED * workers // max(1, kinds))) :]
+    return sorted(dear_first, key=lambda case: seeds.index(last[0] if case.seed in last else case.seed))
