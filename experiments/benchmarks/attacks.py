@@ -62,8 +62,8 @@ def _torchattacks(net: nn.Module, x: Tensor, y: Tensor, epsilon: float, step_siz
 def pgd(device: torch.device, smoke: bool) -> Rows:
     """PGD-20 against the PGD of foolbox and of torchattacks, all from the images themselves with the same step."""
     found = {name: attack for name, attack in (("foolbox", _foolbox), ("torchattacks", _torchattacks)) if peers.peer(name)}
-    for name in {"foolbox", "torchattacks"} - set(found):
-        yield f"{name} is not installed: skipped", None, None
+    for name in sorted({"foolbox", "torchattacks"} - set(found)):
+        yield f"{name} is not installed (extra attacks-bench): skipped", None, None
     if not found:
         return
     for method, epsilon, target, label in CASES[: 1 if smoke else None]:
@@ -87,7 +87,7 @@ def pgd(device: torch.device, smoke: bool) -> Rows:
 def reference(device: torch.device, smoke: bool) -> Rows:
     """Auto-PGD and Square against those of the reference AutoAttack, means over seeds; Square must not be weaker."""
     if peers.peer("pyautoattack") is None:
-        yield "pyautoattack is not installed: skipped", None, None
+        yield "pyautoattack is not installed (extra attacks-bench): skipped", None, None
         return
     # One seed against another differs by about a point: the mean of four tells a difference of one.
     seeds, steps, queries = (1, 5, 5) if smoke else (4, 100, 300)

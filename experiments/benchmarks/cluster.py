@@ -33,7 +33,7 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 def overhead(device: torch.device, smoke: bool) -> Iterator[Row]:
     """Seconds that a case takes longer on the cluster; it is trained, attacked and looked at, three tasks."""
     if find_spec("ray") is None:
-        yield Row("Ray is not installed: skipped", None, None)
+        yield Row("Ray is not installed (extra cluster; then run.py --only cluster): skipped", None, None)
         return
     count = 4 if smoke else CASES
     config = RunConfig(

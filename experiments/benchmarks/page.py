@@ -15,7 +15,7 @@ from experiments.harness.run.folder import write_atomically
 from experiments.harness.words import count, duration
 from odenets.errors import InputError
 
-NAME, SHOWN = 62, 12  # columns of a figure's name; rows of a kind that the summary names
+NAME, SHOWN = 72, 12  # columns of a figure's name; rows of a kind that the summary names
 ALIKE = 0.03  # figures of two runs that are no further apart do not differ, whatever their spreads
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ def _first(*values: float | None) -> float:
 def header(compared: bool) -> str:
     """The line above the rows."""
     cells = [f"{'figure':<{NAME}}", f"{'measured':>9}", f"{'spread':>19}", f"{'target':>10}", f"{'':<8}"]
-    return "  " + " ".join([*cells, *([f"{'before':>9}", "now / before"] if compared else [])])
+    return ("  " + " ".join([*cells, *([f"{'before':>9}", "now / before"] if compared else [])])).rstrip()
 
 
 def lines(rows: Iterable[Row], before: Mapping[str, Row] | None = None) -> list[str]:
@@ -158,8 +158,8 @@ def summary(
 
 
 def by_name(bench: Bench) -> dict[str, Row]:
-    """{figure: row}."""
-    return {row.figure: row for row in bench.rows}
+    """{figure: row} of what was measured."""
+    return {row.figure: row for row in bench.rows if row.measured is not None}
 
 
 def _named(title: str, rows: Sequence[Row], before: Mapping[str, Row] | None = None, empty: bool = False) -> list[str]:

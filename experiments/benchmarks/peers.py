@@ -46,7 +46,7 @@ def fixed_grid(device: torch.device, smoke: bool) -> Rows:
     for name, solver, methods in peers.FIXED_GRID:
         peer, worst = name.split(".")[0], 0.0
         if peers.peer(name) is None:
-            yield f"{peer} is not installed: skipped", None, None
+            yield f"{peer} is not installed (extra bench): skipped", None, None
             continue
         for problem, field, shape, kind, calls in problems[:: 3 if smoke else 1]:
             y, steps = torch.randn(shape, device=device), 2 if smoke else 8 if kind == 0 else 4
@@ -115,7 +115,7 @@ def _inputs(stage: odenets.ODEStage, y: Tensor) -> list[tuple[nn.Module, Tensor]
 def against_torchdeq(device: torch.device, smoke: bool) -> Rows:
     """Implicit Euler of trained blocks to the same residual, with implicit gradient, against TorchDEQ's solvers."""
     if peers.peer("torchdeq") is None:
-        yield "torchdeq is not installed: skipped", None, None
+        yield "torchdeq is not installed (extra bench): skipped", None, None
         return
     for scheme in ("explicit", "implicit"):
         problems = []
