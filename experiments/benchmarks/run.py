@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -146,14 +147,28 @@ class _Clock:
 def _measure(bench: Bench, names: list[str], workers: int, args: Any, options: list[str], before: Bench | None) -> list[Row]:
     """Measure parts, print and write each as it ends; returns what failed."""
     console, failed, then = Console(), list[Row](), by_name(before) if before else None
-    clock = _Clock(names, workers, parse_device(args.device))
+    clock, lock = _Clock(names, workers, parse_device(args.device)), threading.Lock()
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def timed(name: str) -> tuple[list[Row], float | None, float]:
+    def end(name: str) -> None:
         start = time.monotonic()
-        return *measured(name, options, args.smoke), time.monotonic() - start
+        rows, spent = measured(name, options, args.smoke)
+        seconds = time.monotonic() - start
+        with lock:  # in the thread of the part: what has ended is on the disk, whatever becomes of the others
+            clock.ended(name, seconds)
+            if spent is None:
+                failed.extend(rows)
+            else:
+                bench.parts[name], bench.seconds[name] = rows, spent
+            if args.out:
+                bench.write(args.out)
+            left = f"; {len(clock.left)} left, about {clock.remaining()}" if clock.left else ""
+            say(
+                "\n".join([f"{name} ({duration(seconds)}, {duration(spent or 0)} of processor time{left})", *lines(rows, then)])
+            )
+            status.update(", ".join(part for part in names if part in clock.left))
 
     beside = sorted(set(names) - set(ALONE), key=lambda name: -EXPECTED[name])
     say(
@@ -162,22 +177,14 @@ def _measure(bench: Bench, names: list[str], workers: int, args: Any, options: l
     )
     say(header(then is not None))
     for batch, size in ((beside, workers), (sorted(set(names) & set(ALONE)), 1)):
-        with console.status(f"{', '.join(batch)}") as status, ThreadPoolExecutor(size) as pool:
-            futures = {pool.submit(timed, name): name for name in batch}
-            for future in as_completed(futures):
-                name, (rows, spent, seconds) = futures[future], future.result()
-                clock.ended(name, seconds)
-                if spent is None:
-                    failed += rows
-                else:
-                    bench.parts[name], bench.seconds[name] = rows, spent
-                if args.out:
-                    bench.write(args.out)
-                left = f"; {len(clock.left)} left, about {clock.remaining()}" if clock.left else ""
-                say(f"{name} ({duration(seconds)}, {duration(spent or 0)} of processor time{left})")
-                for line in lines(rows, then):
-                    say(line)
-                status.update(", ".join(part for part in batch if part in clock.left))
+        with console.status(", ".join(names)) as status, ThreadPoolExecutor(size) as pool:
+            futures = [pool.submit(end, name) for name in batch]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     return failed
 
 
