@@ -111,10 +111,13 @@ def reference(device: torch.device, smoke: bool, whole: bool = False) -> Rows:
             left, times = _by_seed((attack, theirs), (net, x, y, threat), seeds)
             label, (mine, other) = f"{method} net, {threat}, {name}", left.mean(0)
             yield f"{label}: robust accuracy, %", float(mine), None
-            gap = max(0.0, mine - other) if name == "square" else abs(mine - other)
-            gaps = np.maximum(0.0, left[:, 0] - left[:, 1]) if name == "square" else abs(left[:, 0] - left[:, 1])
+            gaps = left[:, 0] - left[:, 1]
+            gap = max(0.0, gaps.mean()) if name == "square" else abs(gaps.mean())
+            most = max(0.0, gaps.max()) if name == "square" else abs(gaps).max()
             figure = f"{label}: points {'weaker than' if name == 'square' else 'from'} the reference"
-            yield Row(figure, float(gap), 1.0, float(gaps.min()), float(gaps.max()))
+            yield Row(
+                figure, float(gap), 1.0, float(max(0.0, gaps.min(), 0.0 if name == "square" else -gaps.max())), float(most)
+            )
             yield times.ratio(f"{label}: time / reference", 0, 1)
 
 

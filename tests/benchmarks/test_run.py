@@ -14,7 +14,19 @@ from experiments.benchmarks.timing import Row, Times, share
     [
         pytest.param(name, marks=pytest.mark.slow)
         if name
-        in ("phases", "schemes", "schemes_all", "masks_all", "honest_all", "cluster", "layout", "steps_honest", "steps_masked")
+        in (
+            "phases",
+            "schemes",
+            "schemes_all",
+            "masks_all",
+            "honest_all",
+            "cluster",
+            "layout",
+            "reference_all",
+            "images_all",
+            "steps_honest",
+            "steps_masked",
+        )
         else name
         for name in run.PARTS
         if name not in ("large", "compiled", "dense_4096", "compare")
