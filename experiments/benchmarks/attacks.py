@@ -109,8 +109,8 @@ def reference(device: torch.device, smoke: bool, whole: bool = False) -> Rows:
         for threat, (name, attack) in product(threats, attacks.items()):
             theirs = partial(stability.autoattack, version="custom", attacks=(name,), configure=settings)
             left, times = _by_seed((attack, theirs), (net, x, y, threat), seeds)
-            label, (mine, other) = f"{method} net, {threat}, {name}", left.mean(0)
-            yield f"{label}: robust accuracy, %", float(mine), None
+            label = f"{method} net, {threat}, {name}"
+            yield f"{label}: robust accuracy, %", float(left[:, 0].mean()), None
             gaps = left[:, 0] - left[:, 1]
             gap = max(0.0, gaps.mean()) if name == "square" else abs(gaps.mean())
             most = max(0.0, gaps.max()) if name == "square" else abs(gaps).max()
