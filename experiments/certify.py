@@ -1,7 +1,7 @@
 """What can be proven of a network: certified accuracy against the radius, and attacks against the certificate.
 
     python experiments/certify.py runs/compare/checkpoints/NAME.pt
-    python experiments/certify.py my.py:net --dataset digits --norm linf
+    python experiments/certify.py my.py:net --dataset my_images/ --image-size 16 --norm linf
     python experiments/certify.py --train --dataset mnist --data-dir data --seconds 60 --seeds 0,1,2,3,4
 
 With --train every field is trained with every scheme with which its steps are proven to contract, at equal parameters and for
@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import odenets
 import stability
 from experiments.evaluate import digest
 from experiments.harness.command import (
@@ -43,18 +42,20 @@ from experiments.harness.command import (
     tell,
 )
 from experiments.harness.config import add_options
-from experiments.harness.defaults import DEFAULTS
+from experiments.harness.defaults import defaults_of
 from experiments.harness.options import check_out
 from experiments.harness.report import certificates as report
-from experiments.harness.run import certified, proofs, shelf
+from experiments.harness.run import certified, own, proofs, shelf
 from experiments.harness.run.case import TRAINING, Case, Task, checkpoint_of, run_task
 from experiments.harness.run.certified import ENSEMBLE, CertifyConfig, Line, Pair
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.folder import Run, read_config, saving
 from experiments.harness.run.machine import provenance
+from experiments.harness.run.pairs import pairs_of
 from experiments.harness.run.runner import progress_bars
-from experiments.harness.run.subject import load_subject, load_subjects
-from experiments.harness.training import data, loop
+from experiments.harness.run.subject import images_for, load_subject, load_subjects, logits_of
+from experiments.harness.training import data
+from experiments.harness.training.brought import FORMS, IMAGE_SIZE
 from experiments.harness.training.settings import TrainingSettings, training_settings
 from experiments.harness.words import count, duration
 from odenets.errors import InputError
@@ -67,7 +68,6 @@ RADII = {
 MODELS = {"l2": "odenets:certifiable_small", "linf": "odenets:certifiable_linf"}  # take size and width beside what all take
 FIELDS = "gradient_flow,monotone,skew"
 SCHEMES = "explicit,splitting(tol=0.01),implicit(tol=0.01),implicit_midpoint(tol=0.01)"
-PROBED = 4  # batches that a training is timed by, after one that is not
 SMOKE: dict[str, Any] = {"train_limit": 128, "test_limit": 12, "attack_images": 6, "attacks": ("pgd2",), "hunted": 4}
 
 
@@ -78,11 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_out(args)
     if bool(args.networks) == args.train:
         raise InputError("give networks to certify, or --train")
-    config = _config(args)
+    config, images = _config(args)
     run = Run(args.out or f"runs/certify-{time.strftime('%Y%m%d-%H%M%S')}", config.to_json(), args.resume, Line)
     config = replace(config, seeds=tuple(run.config["seeds"]))
     console = Console()
-    _work(run, config, console)
+    if images.note:
+        tell(console, images.note)
+    _work(run, config, images.test, console)
     nets = certified.by_pair(run.records)
     with saving(run.folder):
         report.write(config, nets, run.folder)
@@ -101,7 +103,9 @@ def _parser() -> Parser:
     parser.add_argument("--fields", default=FIELDS, help="comma-separated specs of fields with proofs, for --train")
     parser.add_argument("--schemes", default=SCHEMES, help="comma-separated specs of schemes, for --train")
     parser.add_argument(
-        "--model", help=f"default by norm: {', '.join(f'{model} for {norm}' for norm, model in MODELS.items())}"
+        "--model",
+        help="FILE.py:NAME; where it has parameters size and width they are chosen by the images and --parameters; default by "
+        f"norm: {', '.join(f'{model} for {norm}' for norm, model in MODELS.items())}",
     )
     parser.add_argument("--parameters", help="of each net, about; default: those of the first field at the model's own width")
     parser.add_argument("--seconds", default="60", help="of each training: epochs are chosen by timing some batches")
@@ -124,8 +128,9 @@ def _parser() -> Parser:
     )
     parser.section(DATA)
     parser.add_argument(
-        "--dataset", help=f"one of {', '.join(data.DATASETS)}; default: what the networks were trained on, digits"
+        "--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; default: what the networks were trained on, digits"
     )
+    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
     parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
     parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
     parser.add_argument("--train-limit", help="use so many training images only")
@@ -138,17 +143,17 @@ def _parser() -> Parser:
     return parser
 
 
-def _config(args: Namespace) -> CertifyConfig:
-    """The configuration that the options stand for; what was chosen by timing is that of the run that goes on."""
+def _config(args: Namespace) -> tuple[CertifyConfig, data.Data]:
+    """What the options stand for, and the images; what was chosen by timing is that of the run that goes on."""
     parse_choice(args.norm, "--norm", tuple(THREATS))
     device, numbers = parse_device(args.device), {}
-    for name, least in (("attack_images", 1), ("hunt", 0), ("train_limit", 1), ("test_limit", 1), ("parameters", 1)):
-        numbers[name] = parse_one(getattr(args, name), "--" + name.replace("_", "-"), int, least)
+    for name in ("attack_images", "hunt", "train_limit", "test_limit", "parameters", "image_size"):
+        numbers[name] = parse_one(getattr(args, name), "--" + name.replace("_", "-"), int, int(name != "hunt"))
     subjects = [subject for text in args.networks for subject in load_subjects(text, device)]
     known = {subject.meta["dataset"] for subject in subjects if subject.meta}
-    dataset = args.dataset or (known.pop() if len(known) == 1 else "digits")
+    dataset = data.named(args.dataset or (known.pop() if len(known) == 1 else "digits"), "--dataset")
     names = [str(name) if name == ENSEMBLE else parse_attacks(name)[0] for name in split_top_level(args.attacks)]
-    usual = RADII[args.norm].get(dataset) or DEFAULTS[dataset][args.norm]
+    usual = RADII[args.norm].get(dataset) or defaults_of(dataset)[args.norm]
     config = CertifyConfig(
         networks=tuple(args.networks),
         weights={subject.name: digest(subject.net) for subject in subjects},
@@ -167,83 +172,45 @@ def _config(args: Namespace) -> CertifyConfig:
         download=args.download,
         train_limit=numbers["train_limit"],
         test_limit=numbers["test_limit"],
+        image_size=numbers["image_size"],
         device=str(device),
         smoke=args.smoke,
         **provenance(str(device)),
     )
     config = replace(config, **(SMOKE if args.smoke else {}))
-    images = _images(config)
+    limits = config.train_limit, config.test_limit
+    images, size = images_for(subjects, dataset, config.data_dir, config.download, limits, config.image_size)
+    images = images.to(device)
+    for subject in subjects:
+        logits_of(subject.net, images.test.images[:2], subject.name)
+        stability.certify(subject.net, images.test.images[:1], norm=THREATS[config.norm], tau=config.tau)
     sizes = {"test": len(images.test)} | ({"train": len(images.train)} if args.train else {})
-    config = replace(config, data=sizes)
+    config = replace(config, data=sizes, image_size=size, own=_digests(args, config, images))
     if not args.train:
-        return config
+        return config, images
     settings = training_settings(args, dataset, 1, 0.1)
     config = replace(config, settings=replace(settings, epochs=1, checkpoint_seconds=settings.checkpoint_seconds))
     before = read_config(Path(args.out, "config.json")) if args.resume and Path(args.out, "config.json").is_file() else {}
     if before.get("pairs"):
-        return replace(config, pairs=tuple(Pair(**pair) for pair in before["pairs"]))
-    pairs = tuple(_pairs(args, config, images, numbers["parameters"]))
+        return replace(config, pairs=tuple(Pair(**pair) for pair in before["pairs"])), images
+    model, schemes = args.model or MODELS[config.norm], [str(scheme) for scheme in parse_schemes(args.schemes)]
+    pairs = tuple(pairs_of(config, model, parse_fields(args.fields), schemes, images, numbers["parameters"]))
     if all(pair.refused for pair in pairs):
         raise InputError(f"nothing is proven of any pair of --fields and --schemes: {pairs[0].refused}")
-    return replace(config, pairs=pairs)
+    return replace(config, pairs=pairs), images
 
 
-def _images(config: CertifyConfig) -> data.Data:
-    limits = config.train_limit, config.test_limit
-    return data.load(config.dataset, config.data_dir, config.download, *limits).to(torch.device(config.device))
+def _digests(args: Namespace, config: CertifyConfig, images: data.Data) -> dict[str, str]:
+    """{file: SHA-256} of what is a user's own."""
+    parts = [*config.networks, config.dataset, *config.attacks]
+    if args.train:
+        parts += [*map(str, parse_schemes(args.schemes)), *parse_fields(args.fields), args.model or MODELS[config.norm]]
+    return own.digests(own.codes_of(parts)) | ({config.dataset: images.digest} if images.digest else {})
 
 
-def _pairs(args: Namespace, config: CertifyConfig, images: data.Data, parameters: int | None) -> Iterator[Pair]:
-    """Every field with every scheme, at about equal parameters; epochs by timing; those without a proof, with the reason."""
-    shape, target = tuple(images.train.images.shape[1:]), parameters
-    for field in parse_fields(args.fields):
-        sized = {
-            width: _model(args.model or MODELS[config.norm], shape, width)
-            for width in range(4 * shape[0], 40 * shape[0] + 65, 4)
-        }
-
-        def count(spec: str, field: str = field) -> int:
-            # By midpoint: a step that has no limit to be brought to, so that nothing has to be proven for a count.
-            net = odenets.get_model(spec).build(images.classes, shape[0], "implicit_midpoint", 1, field)
-            return sum(parameter.numel() for parameter in net.parameters())
-
-        if target is None:
-            target = count(sized[max(16, 4 * shape[0])])
-        width = min(sized, key=lambda width: abs(count(sized[width]) - target))
-        for scheme in map(str, parse_schemes(args.schemes)):
-            pair = Pair(field=field, scheme=scheme, model=sized[width], parameters=count(sized[width]))
-            torch.manual_seed(0)
-            net = odenets.get_model(pair.model).build(images.classes, shape[0], scheme, 1, field)
-            try:
-                stability.certify(net, images.test.images[:1], norm=THREATS[config.norm], tau=config.tau)
-            except InputError as error:
-                yield replace(pair, refused=str(error))
-                continue
-            assert config.settings and config.seconds
-            seconds = _epoch_seconds(net.to(config.device), images, config.settings)
-            yield replace(pair, epochs=1 if config.smoke else max(1, round(config.seconds / seconds)))
-
-
-def _model(name: str, shape: tuple[int, ...], width: int) -> str:
-    return f"{name}(size={shape[1]},width={width})"
-
-
-def _epoch_seconds(net: nn.Module, images: data.Data, settings: TrainingSettings) -> float:
-    """CPU seconds of an epoch, from some batches; on an accelerator those of the clock."""
-    clock = time.perf_counter if images.train.images.device.type == "cuda" else time.process_time
-    spent = []
-    for batches in (1, PROBED):
-        few = replace(images, train=images.train.first(batches * settings.batch_size), held_out=images.held_out.first(8))
-        start = clock()
-        loop.train(net, few, settings, 0)
-        spent.append((clock() - start, max(1, len(few.train) // settings.batch_size)))
-    seconds, batches = spent[1]
-    return seconds / batches * max(1, len(images.train) // settings.batch_size)
-
-
-def _work(run: Run, config: CertifyConfig, console: Console) -> None:
+def _work(run: Run, config: CertifyConfig, test: data.Split, console: Console) -> None:
     """Do what the records lack, one line a step, so that a killed run loses one at most."""
-    todo = list(_steps(run, config))
+    todo = list(_steps(run, config, test))
     if todo:
         tell(console, f"{count(len(todo), 'step')}, on {config.data['test']} test images of {config.dataset}, {config.norm}")
     with progress_bars(console) as progress:
@@ -256,10 +223,9 @@ def _work(run: Run, config: CertifyConfig, console: Console) -> None:
                 tell(console, f"{name}: {step} took {duration(run.records[-1].seconds)}")
 
 
-def _steps(run: Run, config: CertifyConfig) -> Iterator[tuple[str, str, Any]]:
+def _steps(run: Run, config: CertifyConfig, test: data.Split) -> Iterator[tuple[str, str, Any]]:
     """(network, step, what does it and returns its `Line`), those that are not on the disk yet."""
     done = {line.key for line in run.records}
-    test = _images(config).test
     nets = [(pair, seed) for pair in config.pairs if not pair.refused for seed in config.seeds]
     for pair, seed in nets:
         name = f"{pair.label}, seed {seed}"
@@ -345,7 +311,9 @@ def _train(run: Run, config: CertifyConfig, pair: Pair, seed: int, name: str) ->
         download=config.download,
         train_limit=config.train_limit,
         test_limit=config.test_limit,
+        image_size=config.image_size,
         device=config.device,
+        own=config.own,
     )
     case = _case(pair, seed)
     found = run_task(settings, shelf.Disk(folder / "checkpoints"), Task(case, TRAINING))

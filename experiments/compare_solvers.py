@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scheme", help="with --roots: read every net with this scheme; default: the one trained with")
     parser.add_argument("--out", help="write the table to this CSV file too")
     args = parser.parse_args(argv)
+    if args.scheme:
+        odenets.get_scheme(args.scheme)  # before the first net is read
     tol, images = parse_one(args.tol, "--tol", float, 1e-12), parse_one(args.images, "--images", int, 1)
     folder = Path(args.run)
     paths = sorted(folder.glob("checkpoints/*.pt"))

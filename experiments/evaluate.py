@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,7 +39,6 @@ from experiments.harness.options import check_out
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run import own
-from experiments.harness.run.checkpoints import split_of
 from experiments.harness.run.cluster import Cluster, Nodes, add_cluster_options, connect, parse_place
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.failures import Failure, forget, keep
@@ -50,7 +48,7 @@ from experiments.harness.run.places import Found, Here, Place, Screen, drive
 from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.schema import Record, made_of
 from experiments.harness.run.step import Step, do_step
-from experiments.harness.run.subject import Subject, load_subjects, logits_of
+from experiments.harness.run.subject import Subject, images_for, load_subjects, logits_of
 from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
 from experiments.harness.training.brought import FORMS, IMAGE_SIZE
@@ -81,15 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     subjects = load_subjects(args.network, here)
     dataset = _dataset(subjects, args.dataset)
-    known: dict[str, Any] = next((subject.meta["config"] for subject in subjects if subject.meta), {})
-    size = parse_one(args.image_size, "--image-size", int, 1) or known.get("image_size")
     epsilons = _epsilons(args, dataset)
-    split, *others = {split_of(subject.meta) for subject in subjects}
-    if others:
-        raise InputError(f"the networks of {args.network} have splits of their own; evaluate the checkpoints of one seed")
-    loaded = data.load(dataset, args.data_dir, args.download, None, limit, split, size)
-    if known.get("own", {}).get(dataset, loaded.digest) != loaded.digest:
-        raise InputError(f"{dataset} has changed since {subjects[0].text} was trained, which may have seen these test images")
+    size = parse_one(args.image_size, "--image-size", int, 1)
+    loaded, size = images_for(subjects, dataset, args.data_dir, args.download, (None, limit), size)
     test = loaded.test.to(torch.device(here))
     for subject in subjects:
         _check_fits(subject, test)

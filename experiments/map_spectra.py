@@ -2,7 +2,7 @@
 
     python experiments/map_spectra.py runs/compare/checkpoints/NAME.pt
     python experiments/map_spectra.py my.py:net --dataset my_images/ --image-size 32
-    python experiments/map_spectra.py my_models.py:resnet --shape 3,32,32 --scheme implicit --substeps 4
+    python experiments/map_spectra.py my.py:resnet --shape 3,32,32 --scheme my.py:SCHEME --predictors my.py:departure
 
 The network is a checkpoint of a run of ours, or a torchvision ResNet in eval mode by import path, read by odenets.convert. A
 folder under runs/ receives report.html, blocks.csv, spectra.csv, growth.csv and figures/. Everything is computed in float64.
@@ -18,11 +18,22 @@ import torch
 from torch import Tensor
 
 import odenets
-from experiments.harness.command import DATA, RUN, Parser, parse_device, parse_numbers, parse_one, run_cli, split_top_level
+import stability
+from experiments.harness.command import (
+    DATA,
+    RUN,
+    Parser,
+    parse_device,
+    parse_numbers,
+    parse_one,
+    parse_predictors,
+    run_cli,
+    split_top_level,
+)
 from experiments.harness.defaults import defaults_of
 from experiments.harness.report import survey as mapping
-from experiments.harness.run.checkpoints import split_of
-from experiments.harness.run.subject import Subject, load_subject, logits_of
+from experiments.harness.run.rehearsal import check_predictors
+from experiments.harness.run.subject import Subject, images_for, load_subject, logits_of
 from experiments.harness.training import data
 from experiments.harness.training.brought import FORMS, IMAGE_SIZE
 from odenets.errors import InputError
@@ -43,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epsilon", help="L-infinity radius; default by data set, 8/255 for random images")
     parser.add_argument("--scheme", help="another scheme on the same weights")
     parser.add_argument("--substeps", help="another number of steps for each block")
+    parser.add_argument("--predictors", default="", help="of your own, FILE.py:NAME, measured at each block beside ours")
     parser.add_argument("--block", help="stage,block of the pseudospectra; default: the one with the largest log-norm")
     parser.section(RUN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -61,12 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or f"runs/map_spectra-{time.strftime('%Y%m%d-%H%M%S')}")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; choose another --out")
+    further = [stability.get_predictor(name) for name in parse_predictors(args.predictors)]
     found = mapping.survey(net, images, labels, epsilon, block)
+    check_predictors(further, found.blocks)
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in mapping.tables(found).items():
+    for name, rows in mapping.tables(found, further).items():
         with open(out / name, "w", newline="") as file:
             csv.writer(file).writerows(rows)
-    mapping.write_page(found, subject.name, f"{len(images)} {source} images", out)
+    mapping.write_page(found, subject.name, f"{len(images)} {source} images", out, further)
     for sentence in mapping.sentences(found):
         print(sentence)
     print(f"Report: {(out / 'report.html').resolve()}")
@@ -94,8 +108,8 @@ def _images(args: Namespace, subject: Subject, device: torch.device) -> tuple[Te
     if not name:
         raise InputError(f"{args.subject} names no data set; give --dataset, or --shape for random images")
     name = data.named(name, "--dataset")
-    size = parse_one(args.image_size, "--image-size", int, 1) or ((subject.meta or {}).get("config") or {}).get("image_size")
-    split = data.load(name, args.data_dir, split=split_of(subject.meta), image_size=size).test.first(count)
+    size = parse_one(args.image_size, "--image-size", int, 1)
+    split = images_for([subject], name, args.data_dir, True, (None, count), size)[0].test
     return split.images.to(device), split.labels.to(device), name
 
 

@@ -19,12 +19,13 @@ from rich.console import Console
 
 from experiments.harness.command import COMPARED, Parser, parse_names, parse_numbers, run_cli, tell
 from experiments.harness.conduct import conduct
-from experiments.harness.defaults import DEFAULTS
+from experiments.harness.defaults import defaults_of
 from experiments.harness.options import add_arguments, make_config
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
 from experiments.harness.statistics import middle
 from odenets.errors import InputError
+from stability.attacks.threats import THREATS
 
 READS = {
     "finer": "weights of the fewest steps, run with more",
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if "finer" in reads and len(steps) < 2:
         raise InputError(f"--read finer compares numbers of steps, and --substeps names one ({steps[0]})")
-    if args.epsilons is None and args.dataset in DEFAULTS and args.threat in DEFAULTS[args.dataset]:
-        args.epsilons = str(middle(DEFAULTS[args.dataset][args.threat]))  # attacks at every number of steps are dear
+    if args.epsilons is None and args.threat in THREATS:
+        args.epsilons = str(middle(defaults_of(args.dataset)[args.threat]))  # attacks at every number of steps are dear
     args.audit = args.audit or "cheap"
     config = make_config(args, "sweep_steps", steps, reads=reads)
     if "swap" in reads and len(config.schemes) < 2:

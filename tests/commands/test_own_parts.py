@@ -225,7 +225,7 @@ BAD = [
     (["--fields", "own.py:small"], "own.py:small does not take layers, channels: a field is called with layers, channels"),
     (["--attacks", "own.py:net"], "own.py:net does not take net, x, y, threat, generator, indices: an attack"),
     (["--attacks", "own.py:wrong_attack"], "own.py:wrong_attack gave NoneType; an attack returns images like x"),
-    (["--predictors", "own.py:shapeless"], "own.py:shapeless cannot be measured: it gave 3.0 of one sample"),
+    (["--predictors", "own.py:shapeless"], "own.py:shapeless cannot be measured: it gave 3.0 of 1 sample"),
     (["--predictors", "own.py:net"], "own.py:net does not take block: a predictor is called with block"),
     (["--predictors", "magic"], "unknown predictor 'magic'; choose from step_norm"),
     (["--dataset", "own.py:several"], "own.py:several has images of 2 shapes, such as"),

@@ -1,11 +1,14 @@
 """What can be said of a cluster without starting one."""
 
 import io
+import logging
+import os
 import queue
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,3 +205,34 @@ def test_images_travel_as_bytes_and_arrive_to_the_last_bit(scale, ratio):
     back = cloudpickle.load(io.BytesIO(packed))
     assert torch.equal(back.images, images) and torch.equal(back.labels, split.labels)
     assert len(packed) < ratio * images.numel() * 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_code_that_was_carried_to_a_node_goes_with_the_process_that_had_it():
+    line = (
+        "import os, time; from pathlib import Path; from experiments.harness.run.cluster import _fleeting; "
+        "folder = _fleeting(); Path(folder, 'my.py').write_text(''); print(folder, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", line], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    folder = Path(process.stdout.readline().strip())
+    time.sleep(0.5)
+    assert (folder / "my.py").exists()
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert folder.name.startswith("odenets") and not folder.exists()
+
+
+def test_ray_is_told_to_keep_its_own_lines_to_itself(monkeypatch):
+    for name in cluster.RAY_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    seen = {}
+    monkeypatch.setattr(cluster, "_knock", lambda address: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **settings: seen.update(settings, environment={**os.environ}))
+    monkeypatch.setattr(ray, "nodes", list)
+    cluster.connect(Cluster("head:1"))
+    assert cluster.RAY_ENVIRONMENT.items() <= seen["environment"].items()
+    assert not seen["log_to_driver"] and seen["logging_level"] > logging.ERROR

@@ -64,7 +64,7 @@ def test_a_net_is_never_evaluated_on_images_that_it_was_trained_on(tmp_path, cap
     assert "splits was 'per-seed' and is now 'fixed'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate.main([str(out), "--out", str(tmp_path / "both")])
-    assert "have splits of their own; evaluate the checkpoints of one seed" in capsys.readouterr().err
+    assert "have splits of their own; give the checkpoints of one seed" in capsys.readouterr().err
     one = out / "checkpoints" / "explicit_euler-substeps1-seed1.pt"
     short = ["--attacks", "pgd2", "--epsilons", "0.1", "--audit", "none", "--test-limit", "24"]
     assert evaluate.main([str(one), *short, "--out", str(tmp_path / "one")]) == 0

@@ -1,7 +1,7 @@
 """A survey of one network's dynamics: what is measured, its tables, its page."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,14 @@ def _kreiss(place: Any, scheme: odenets.Scheme) -> Any:
     return stability.kreiss_constant(place.step, place.state, domain="disc", threshold=(1 + 1e-6) * radius.clamp_min(1.0))
 
 
-def tables(found: Survey) -> dict[str, list[tuple]]:
+def tables(found: Survey, further: Sequence[stability.Predictor] = ()) -> dict[str, list[tuple]]:
     """{file name: rows, the header first}."""
     blocks: list[tuple] = [("stage", "block", "metric", "value")]
     spectra: list[tuple] = [("stage", "block", "image", "kind", "re", "im", "abs_R")]
     for b in found.blocks:
-        blocks += [(b.stage, b.block, name, float(value.double().mean())) for name, value in stability.predictors(b).items()]
+        blocks += [
+            (b.stage, b.block, name, float(value.double().mean())) for name, value in stability.predictors(b, further).items()
+        ]
         for kind, values, modulus in (("Ritz value", b.ritz, b.amplification), ("eigenvalue", b.eigenvalues, b.growth)):
             for image, row in enumerate([] if values is None else values):
                 spectra += [
@@ -162,8 +164,8 @@ def _block_growth(curve: Any) -> dict[tuple[int, int], float]:
     return found
 
 
-def write_page(found: Survey, name: str, source: str, folder: Path) -> None:
-    """report.html in a folder, figures and tables beside it."""
+def write_page(found: Survey, name: str, source: str, folder: Path, further: Sequence[stability.Predictor] = ()) -> None:
+    """report.html in a folder, figures and tables beside it; further: predictors beside ours."""
     pseudo, scheme = found.fields[0], found.scheme
     values = "its eigenvalues" if pseudo.exact else "Ritz values"
     caption = CAPTIONS["pseudospectra"].format(values=values, kind=f"{pseudo.kind[:1].upper()}{pseudo.kind[1:]}.")
@@ -175,7 +177,7 @@ def write_page(found: Survey, name: str, source: str, folder: Path) -> None:
         "growth": (_growth(found), CAPTIONS["growth"]),
         "pseudospectra": (_pseudospectra(found), caption),
     }
-    measured = [(b, stability.predictors(b)) for b in found.blocks]
+    measured = [(b, stability.predictors(b, further)) for b in found.blocks]
     names = list(dict.fromkeys(key for _, own in measured for key in own))
     rows = [
         (f"{b.stage}, {b.block}", *(f"{float(own[key].double().mean()):.3g}" if key in own else "" for key in names))
@@ -183,7 +185,7 @@ def write_page(found: Survey, name: str, source: str, folder: Path) -> None:
     ]
     blocks = Table(
         "blocks",
-        ("stage, block", *(key.replace("_", " ") for key in names)),
+        ("stage, block", *(key.replace("_", " ") if key in stability.PREDICTORS else key for key in names)),
         rows,
         "Means over the images, of hJ at the state that enters each block.",
     )

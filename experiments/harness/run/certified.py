@@ -41,6 +41,7 @@ class CertifyConfig:
 
     networks: as they were named; weights: {name: SHA-256}. pairs: what is trained instead. seconds: of each training. radii: in
     pixel units. attack_images, hunted: how many test images are attacked at the radii, and inside their own certificates.
+    own: {file: SHA-256} of a user's own code and images.
     """
 
     experiment: ClassVar[str] = "certify"
@@ -62,8 +63,10 @@ class CertifyConfig:
     download: bool = True
     train_limit: int | None = None
     test_limit: int | None = None
+    image_size: int | None = None
     device: str = "cpu"
     smoke: bool = False
+    own: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

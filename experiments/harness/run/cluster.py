@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +33,13 @@ from odenets.errors import ROOT, InputError
 
 RETRIES = 3  # of a task whose node or process was lost; nothing else is tried again
 SECONDS = 0.5  # between two reports of a task, and two looks at the nodes
+# Of Ray in this process, which else tries a task for ever that wants more memory, and prints lines of its own where a node is
+# lost or this process is ended.
+RAY_ENVIRONMENT = {
+    "RAY_task_oom_retries": str(RETRIES),
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of HTTP/2, which Ray's head speaks
 
 Supply = Callable[[Any], tuple[Hashable, Callable[[], Any]]]
@@ -87,6 +95,8 @@ def connect(cluster: Cluster) -> Any:
     Raises:
         ValueError: Ray is not installed; no head there, or one of another version; no node has so many GPUs.
     """
+    for key, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
     try:
         import ray
     except ImportError:
@@ -94,10 +104,9 @@ def connect(cluster: Cluster) -> Any:
     if not ray.is_initialized():
         if cluster.address != "auto" and "RAY_USE_TLS" not in os.environ:
             _knock(cluster.address)
-        os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # Ray's own default is to try for ever
         environment = {"py_modules": [str(ROOT / name) for name in own.OURS], "env_vars": WORKER_ENVIRONMENT}
         try:
-            ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+            ray.init(cluster.address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
             told = " ".join(str(error).split())
             raise InputError(f"no Ray cluster can be had at {cluster.address}: {told[:400] or type(error).__name__}") from None
@@ -337,18 +346,31 @@ def _on_node(
     return found, failure, shelf.nets
 
 
+_watched: list[Any] = []  # folders of this process, by the pipe that tells of its end
 _held: dict[str, Any] = {}  # of a process on a node, for the tasks that follow: the last supply, and that code is there
 
 
 def _unpacked(codes: Any, supply: Any, get: Callable[[Any], Any]) -> Any:
     """What a task needs, once the user's own code is there."""
     if codes.hex() not in _held and (code := get(codes)):
-        own.unpack(code, tempfile.mkdtemp(prefix="odenets"))
+        own.unpack(code, _fleeting())
     if supply.hex() not in _held:
         _held.clear()
         _held[supply.hex()] = get(supply)
     _held[codes.hex()] = True
     return _held[supply.hex()]
+
+
+def _fleeting() -> str:
+    """A folder that goes when this process does, however that ends: Ray kills its workers."""
+    folder = tempfile.mkdtemp(prefix="odenets")
+    if os.name == "posix":
+        # Ray kills children too, so that it is a grandchild that waits until nobody holds the pipe open any more.
+        wait = 'exec 3<&0; (cat <&3 >/dev/null; rm -rf "$1") >/dev/null 2>&1 &'
+        watch = subprocess.Popen(["sh", "-c", wait, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
+        watch.wait()
+        _watched.append(watch.stdin)
+    return folder
 
 
 def _carry_own_modules(ray: Any) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from experiments.harness.run import checkpoints
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
 from experiments.harness.training.data import Data
+from experiments.harness.words import count
 from odenets.errors import EXPECTED, InputError, sentence
 from odenets.own import is_own
 from stability.attacks.images import check_logits
@@ -57,13 +59,22 @@ def rehearse(config: RunConfig, cases: Iterable[Case], data: Data) -> None:
                 for name in attacks if case == own[0] else ():
                     what = f"{name} cannot attack"
                     stability.get_attack(name).bound(threat(config.audit_epsilon), 0)(net, x.clone(), y)
-                for predictor in predictors if case == own[0] else ():
-                    what = f"{predictor.name} cannot be measured"
-                    for block in stability.dynamics(copy.deepcopy(net).double(), x[:1].double(), 4):
-                        values = predictor.value(block)
-                        if values is not None and (not isinstance(values, Tensor) or values.shape != (1,)):
-                            raise InputError(
-                                f"it gave {values!r} of one sample; a predictor gives a tensor (samples,), or None"
-                            )
+                what = f"{', '.join(config.predictors)} cannot be measured"
+                measured = case == own[0] and predictors
+                blocks = stability.dynamics(copy.deepcopy(net).double(), x[:1].double(), 4) if measured else []
             except Exception as error:  # the user's code may raise whatever it likes
                 raise InputError(f"{what}: {sentence(error)}") from (None if isinstance(error, EXPECTED) else error)
+        check_predictors(predictors, blocks)
+
+
+def check_predictors(predictors: Iterable[stability.Predictor], blocks: Iterable[stability.BlockDynamics]) -> None:
+    """InputError, with the user's line, where a predictor gives no value for each sample of a block."""
+    for predictor, block in product(predictors, blocks):
+        try:
+            values, samples = predictor.value(block), len(block.log_norm)
+            if values is not None and (not isinstance(values, Tensor) or values.shape != (samples,)):
+                raise InputError(
+                    f"it gave {values!r} of {count(samples, 'sample')}; a predictor gives a tensor (samples,), or None"
+                )
+        except Exception as error:  # as above
+            raise InputError(f"{predictor.name} cannot be measured: {sentence(error)}") from error

@@ -1,12 +1,16 @@
 """What a script is asked to look at: a network that one of our runs trained, or any module that a user brings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.harness.run import checkpoints, sharing
+from experiments.harness.run.checkpoints import split_of
+from experiments.harness.training import data
 from odenets.errors import InputError, sentence
 from odenets.nets import hub
 from odenets.own import Own, find_own
@@ -66,6 +70,37 @@ def load_subject(text: str, device: str | torch.device = "cpu") -> Subject:
     if len(subjects) > 1:
         raise InputError(f"{text} holds {len(subjects)} checkpoints; give one of them, such as {subjects[0].text}")
     return subjects[0]
+
+
+def images_for(
+    subjects: Sequence[Subject],
+    dataset: str,
+    folder: str,
+    download: bool,
+    limits: tuple[int | None, int | None],
+    size: int | None,
+) -> tuple[data.Data, int | None]:
+    """The images of a data set that networks are looked at with, in the split and size that they were trained on.
+
+    Args:
+        subjects: The networks. dataset, folder, download: See `data.load`. limits: of training and test images.
+        size: In place of theirs, where they are none of ours.
+
+    Returns:
+        (images, size).
+
+    Raises:
+        InputError: They were trained on several splits, or on images that have changed since.
+    """
+    split, *others = {split_of(subject.meta) for subject in subjects} or {data.SPLIT_SEED}
+    if others:
+        raise InputError(f"these {len(subjects)} networks have splits of their own; give the checkpoints of one seed")
+    known: dict[str, Any] = next((subject.meta["config"] for subject in subjects if subject.meta), {})
+    size = size or known.get("image_size")
+    found = data.load(dataset, folder, download, *limits, split, size)
+    if known.get("own", {}).get(dataset, found.digest) != found.digest:
+        raise InputError(f"{dataset} has changed since {subjects[0].text} was trained, which may have seen these test images")
+    return found, size
 
 
 def logits_of(net: nn.Module, x: Tensor, name: str) -> Tensor:

@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from experiments.harness.training import brought
 from odenets.errors import InputError
-from odenets.own import is_own
+from odenets.own import find_own, is_own
 
 # name: (torchvision class, number of classes); digits is scikit-learn's and needs no file.
 REMOTE = {
@@ -142,7 +142,10 @@ def named(name: str, what: str = "data set") -> str:
         return name
     if not brought.is_brought(name):
         raise InputError(f"unknown {what} {name!r}; choose from {', '.join(DATASETS)}, or give {brought.FORMS}")
-    return name if is_own(name) else Path(name).as_posix()
+    if is_own(name):
+        find_own(name, "data set")  # what cannot be had is told before its code is looked for
+        return name
+    return Path(name).as_posix()
 
 
 def can_be_resplit(name: str) -> bool:
