@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import odenets
 import stability
 from experiments.evaluate import digest
 from experiments.harness.command import (
@@ -185,7 +186,12 @@ def _config(args: Namespace) -> tuple[CertifyConfig, data.Data]:
         logits_of(subject.net, images.test.images[:2], subject.name)
         stability.certify(subject.net, images.test.images[:1], norm=THREATS[config.norm], tau=config.tau)
     sizes = {"test": len(images.test)} | ({"train": len(images.train)} if args.train else {})
-    config = replace(config, data=sizes, image_size=size, own=_digests(args, config, images))
+    model, schemes = args.model or MODELS[config.norm], [str(scheme) for scheme in parse_schemes(args.schemes)]
+    fields = parse_fields(args.fields)
+    parts = [*config.networks, dataset, *config.attacks]
+    parts += [str(odenets.get_model(model)), *schemes, *fields] if args.train else []
+    digests = own.digests(own.codes_of(parts)) | ({dataset: images.digest} if images.digest else {})
+    config = replace(config, data=sizes, image_size=size, own=digests)
     if not args.train:
         return config, images
     settings = training_settings(args, dataset, 1, 0.1)
@@ -193,19 +199,10 @@ def _config(args: Namespace) -> tuple[CertifyConfig, data.Data]:
     before = read_config(Path(args.out, "config.json")) if args.resume and Path(args.out, "config.json").is_file() else {}
     if before.get("pairs"):
         return replace(config, pairs=tuple(Pair(**pair) for pair in before["pairs"])), images
-    model, schemes = args.model or MODELS[config.norm], [str(scheme) for scheme in parse_schemes(args.schemes)]
-    pairs = tuple(pairs_of(config, model, parse_fields(args.fields), schemes, images, numbers["parameters"]))
+    pairs = tuple(pairs_of(config, model, fields, schemes, images, numbers["parameters"]))
     if all(pair.refused for pair in pairs):
         raise InputError(f"nothing is proven of any pair of --fields and --schemes: {pairs[0].refused}")
     return replace(config, pairs=pairs), images
-
-
-def _digests(args: Namespace, config: CertifyConfig, images: data.Data) -> dict[str, str]:
-    """{file: SHA-256} of what is a user's own."""
-    parts = [*config.networks, config.dataset, *config.attacks]
-    if args.train:
-        parts += [*map(str, parse_schemes(args.schemes)), *parse_fields(args.fields), args.model or MODELS[config.norm]]
-    return own.digests(own.codes_of(parts)) | ({config.dataset: images.digest} if images.digest else {})
 
 
 def _work(run: Run, config: CertifyConfig, test: data.Split, console: Console) -> None:

@@ -31,6 +31,13 @@ def record(scheme="explicit_euler", seed=0, **changes):
     return Record(**given | {"trained_substeps": given.get("trained_substeps", given["substeps"])})
 
 
+def described(**changes):
+    """What a checkpoint says of its net, as far as `checkpoints.META` goes."""
+    given = {"model": "small", "num_classes": 10, "in_channels": 1, "scheme": "explicit_euler", "substeps": 1}
+    given |= {"dataset": "digits", "seed": 1, "training": "standard", "epochs": 1, "epoch": 1, "config": {}}
+    return given | changes
+
+
 def measurement(attack, epsilon, mask, gradient="exact", untrusted=0):
     """What an attack left standing."""
     return Measurement.of(attack, epsilon, gradient, np.asarray(mask, dtype=bool), untrusted)

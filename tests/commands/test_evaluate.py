@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from audited import trained, widened
-from records import measurement, record
+from records import described, measurement, record
 
 from experiments import evaluate
 from experiments.harness.report import evaluation as evaluation_report
@@ -65,21 +65,8 @@ def pair():
 
 def save(path, scheme="explicit_euler", **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": "small",
-        "num_classes": 10,
-        "in_channels": 1,
-        "scheme": scheme,
-        "substeps": 1,
-        "dataset": "digits",
-        "seed": 3,
-        "training": "standard",
-        "epochs": 3,
-        "epoch": 3,
-        "config": {},
-        "state_dict": widened(trained().state_dict()),
-    }
-    checkpoints.save(path, state | changes)
+    known = {"scheme": scheme, "seed": 3, "epochs": 3, "epoch": 3, "state_dict": widened(trained().state_dict())}
+    checkpoints.save(path, described(**known | changes))
     return str(path)
 
 

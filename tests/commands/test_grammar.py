@@ -22,7 +22,7 @@ from torch import nn
 def scheme(alpha=0.5): return odenets.get_scheme("heun")
 def field(layers, channels, rate=1.0): return nn.Identity()
 def model(num_classes, in_channels, width=8): return None
-def network(width=8): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+def network(width=8): return odenets.ode_resnet_small().eval()
 def attack(net, x, y, threat, generator, indices, step=1.0): return x
 def predictor(block, power=1.0): return block.log_norm
 def images(count=40): return torch.zeros(40, 8, 8), [0, 1] * 20
@@ -39,7 +39,10 @@ SHAPE = "own.py:network --shape 1,8,8"
 TABLE = {
     compare_schemes: (*RUNS, DATA, FIELDS),
     sweep_steps: (*RUNS, DATA),
-    relate: (SCHEMES, *(f"{part} --schemes explicit,heun,rk4,midpoint,implicit" for part in (MODEL, DATA, ATTACK, PREDICTOR, FIELDS))),
+    relate: (
+        SCHEMES,
+        *(f"{part} --schemes explicit,heun,rk4,midpoint,implicit" for part in (MODEL, DATA, ATTACK, PREDICTOR, FIELDS)),
+    ),
     reproduce_ie_skips: tuple(f"{part} --scale smoke" for part in RUNS),  # on the data sets of the paper
     evaluate: ("network: {} --dataset digits", f"{DATA} -- own.py:network", f"{ATTACK} --dataset digits -- own.py:network"),
     certify: ("network: {}", *(f"{part} --train --smoke" for part in (SCHEMES, FIELDS, MODEL, DATA, ATTACK))),
@@ -48,7 +51,7 @@ TABLE = {
     compare_solvers: ("scheme: nowhere --roots --scheme {}",),
 }
 CASES = [(script, *part.split(": ", 1)) for script, parts in TABLE.items() for part in parts]
-BAD = ("absent.py:X", "absent.module:X", "own.py:{}(beta=1)")
+BAD = ("absent.py:X", "absent.module:X", "broken.py:X", "own.py:{}(beta=1)")
 
 
 @pytest.mark.parametrize("spec", BAD)
@@ -57,6 +60,7 @@ BAD = ("absent.py:X", "absent.module:X", "own.py:{}(beta=1)")
 )
 def test_each_script_names_each_kind_alike(script, kind, line, spec, tmp_path, monkeypatch, capsys):
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def X(:\n")
     monkeypatch.chdir(tmp_path)
     spec = spec.format("images" if kind == "data set" else kind)
     before, _, rest = shlex.join(shlex.split(line.replace("{}", f"'{spec}'"))).partition(" -- ")

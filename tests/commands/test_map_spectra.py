@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from records import described
 
 from experiments import map_spectra
 from experiments.harness.run import checkpoints
@@ -76,21 +77,9 @@ def test_a_torchvision_resnet_by_import_path(users, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_checkpoint_of_ours_with_a_multistep_scheme(tmp_path):
     torch.manual_seed(0)
-    description = {
-        "model": "small",
-        "num_classes": 10,
-        "in_channels": 1,
-        "scheme": "explicit_euler",
-        "substeps": 1,
-        "field": "gradient_flow",
-        "dataset": "digits",
-        "seed": 0,
-        "training": "standard",
-        "epochs": 0,
-        "epoch": 0,
-    }
+    description = described(field="gradient_flow", seed=0, epochs=0, epoch=0)
     net = checkpoints.build(description)
-    checkpoints.save(tmp_path / "net.pt", {**description, "config": {}, "state_dict": net.state_dict()})
+    checkpoints.save(tmp_path / "net.pt", {**description, "state_dict": net.state_dict()})
     out = tmp_path / "map"
     assert (
         map_spectra.main([str(tmp_path / "net.pt"), "--images", "1", "--scheme", "ab2", "--block", "1,0", "--out", str(out)])

@@ -6,26 +6,14 @@ import sys
 import pytest
 import torch
 from audited import trained, widened
+from records import described
 
 import odenets
 from experiments import evaluate, share
 from experiments.harness.run import checkpoints
 
 pytest.importorskip("safetensors", reason="the extra hub is not installed")
-META = {
-    "model": "small",
-    "num_classes": 10,
-    "in_channels": 1,
-    "scheme": "ie_skip(gamma=0.05)",
-    "substeps": 2,
-    "dataset": "digits",
-    "seed": 1,
-    "training": "standard",
-    "epochs": 1,
-    "epoch": 1,
-    "config": {"splits": "fixed"},
-    "field": "residual",
-}
+META = described(scheme="ie_skip(gamma=0.05)", substeps=2, config={"splits": "fixed"}, field="residual")
 
 
 @pytest.fixture

@@ -5,24 +5,12 @@ import sys
 
 import pytest
 import torch
+from records import described
 
 import odenets
 from experiments.harness.run import checkpoints
 from experiments.harness.run.subject import load_subject, load_subjects
 
-META = {
-    "model": "small",
-    "num_classes": 10,
-    "in_channels": 1,
-    "scheme": "implicit_euler",
-    "substeps": 2,
-    "dataset": "digits",
-    "seed": 1,
-    "training": "standard",
-    "epochs": 1,
-    "epoch": 1,
-    "config": {},
-}
 CODE = """
 import helper
 from torch import nn
@@ -68,7 +56,7 @@ def saved(folder, name, **changes):
     torch.manual_seed(0)
     net = odenets.ode_resnet_small(scheme="implicit", substeps=2)
     path = folder / "run" / "checkpoints" / f"{name}.pt"
-    checkpoints.save(path, META | {"state_dict": net.state_dict()} | changes)
+    checkpoints.save(path, described(scheme="implicit_euler", substeps=2, state_dict=net.state_dict(), **changes))
     return net.eval(), path
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -151,7 +150,7 @@ def write(config: EvaluationConfig, records: Sequence[Record], path: Path) -> No
     ).write(path)
 
 
-def _figure(config: Any, records: Sequence[Record]) -> Section | None:
+def _figure(config: EvaluationConfig, records: Sequence[Record]) -> Section | None:
     if not config.epsilons:
         return None
     # To the figure a network is what a scheme is in a comparison.
@@ -160,4 +159,4 @@ def _figure(config: Any, records: Sequence[Record]) -> Section | None:
         "Accuracy against the radius of the attack, under the worst of the attacks. Bands are 95 % intervals over "
         "images; dashed along the detached gradient."
     )
-    return Section("Figure", (Figure("accuracy", figures.accuracy_figure(Comparison(config, arms)), caption),))
+    return Section("Figure", (Figure("accuracy", figures.accuracy_figure(Comparison(config.as_run(), arms)), caption),))

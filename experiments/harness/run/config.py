@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from experiments.harness.training.data import SPLIT_SEED
 from experiments.harness.training.settings import TrainingSettings
@@ -137,10 +137,10 @@ class EvaluationConfig:
     experiment: str = "evaluate"
     version: int = 1
 
-    # What a comparison asks of a run: networks that are given have their own seeds, one set of images, and are looked at once.
-    resplit: ClassVar[None] = None
-    margin: ClassVar[float] = 0.02
-    looks: ClassVar[tuple[int, ...]] = ()
+    def as_run(self) -> RunConfig:
+        """What a comparison asks of a run: networks that are given share their images, and are looked at once."""
+        shared = {key: getattr(self, key) for key in ("experiment", "dataset", "attacks", "epsilons", "threat", "data")}
+        return RunConfig(schemes=(), model=self.network, settings=TrainingSettings(), seeds=(0,), **shared)
 
     def to_json(self) -> dict:
         """A dict that JSON can write."""
