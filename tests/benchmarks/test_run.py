@@ -24,7 +24,8 @@ from experiments.benchmarks.timing import Row, Times, share
             "layout",
             "reference_all",
             "images_all",
-            "steps_honest",
+            "steps_plain",
+            "steps_ours",
             "steps_masked",
         )
         else name
