@@ -9,26 +9,13 @@ from experiments.benchmarks import memory, page, run
 from experiments.benchmarks.timing import Row, Times, share
 
 
+SLOW = {"phases", "schemes", "cluster", *(name for parts in run.LONG.values() for name in parts)}
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name
-        in (
-            "phases",
-            "schemes",
-            "schemes_all",
-            "masks_all",
-            "honest_all",
-            "cluster",
-            "layout",
-            "reference_all",
-            "images_all",
-            "steps_plain",
-            "steps_ours",
-            "steps_masked",
-        )
-        else name
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
         for name in run.PARTS
         if name not in ("large", "compiled", "dense_4096", "compare")
     ],
