@@ -8,7 +8,6 @@ import torch
 from experiments.benchmarks import memory, page, run
 from experiments.benchmarks.timing import Row, Times, share
 
-
 SLOW = {"phases", "schemes", "cluster", *(name for parts in run.LONG.values() for name in parts)}
 
 
