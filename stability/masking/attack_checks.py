@@ -53,7 +53,7 @@ def more_steps(case: Case) -> Check:
     lucky = dict.fromkeys(found, 0)
     for index, (steps, number) in enumerate(found.items(), start=1):
         if limit < number <= most:
-            lucky[steps] = case.lucky(index)
+            lucky[steps] = case.lucky(case.white_box.broken_by == index)
     robust = count - case.broken_by(MISCLASSIFIED) - case.broken_by(0)
     figures = {f"robust_{case.steps}": robust / count}
     for steps, number in found.items():

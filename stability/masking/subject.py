@@ -121,15 +121,19 @@ class Case:
         """Images that the white-box attack of this place broke, of those that the ones before it left."""
         return int((self.white_box.broken_by == index).sum())
 
-    def lucky(self, index: int) -> int:
+    def another_start(self, rows: Flags) -> "Case":
+        """These images, attacked from other noise."""
+        return replace(self, x=self.x[rows], y=self.y[rows], seed=self.seed + 1)
+
+    def lucky(self, rows: Flags) -> int:
         """Of these images, how many the first attack breaks from another start."""
-        rows = self.white_box.broken_by == index
-        x, y = self.x[rows], self.y[rows]
-        attack = replace(self, x=x, y=y, seed=self.seed + 1).attack()
-        found = worst_case(
-            self.net, x, y, self.threat, [("another start", attack)], cold_judge(self.net), batch_size=self.batch_size
-        )
-        return int((found.broken_by == 0).sum())
+        again = self.another_start(rows)
+        return int((again.judged([("few", again.attack())]).broken_by == 0).sum())
+
+    def left_by_own(self) -> Flags:
+        """(B,) bool: right, and still right after PGD with `steps` steps, all of it at the network's own settings."""
+        adversarial = self.few(WarmStart(self.net), self.x, self.y, torch.arange(len(self.x)))
+        return (self.evaluated(self.x)[0].argmax(1) == self.y) & (self.evaluated(adversarial)[0].argmax(1) == self.y)
 
     def broken_further(self, attacks: list[tuple[str, Callable[..., Any]]]) -> list[int]:
         """For each attack, how many images it breaks of those that the white-box ones and those before it left."""

@@ -156,14 +156,37 @@ def test_the_luck_of_a_start_is_no_lack_of_steps(monkeypatch):
     """Between 2 % and 5 % a longer attack may find what another start of the short one finds too."""
     broken, asked = torch.full((64,), -1), []
     monkeypatch.setattr(subject.Case, "white_box", property(lambda self: SimpleNamespace(broken_by=broken)))
-    monkeypatch.setattr(subject.Case, "lucky", lambda self, index: asked.append(index) or 2)
+    monkeypatch.setattr(subject.Case, "lucky", lambda self, rows: asked.append(int(rows.sum())) or 2)
     for found, passed, doubtful in ((3, True, False), (5, True, True), (6, False, True), (7, False, False)):
         broken[:] = -1
         broken[:found] = 1
         asked.clear()
         (check,) = verdicts(trained(), sample(64), checks=["more_steps"])[0].checks
-        assert check.passed is passed and asked == [1] * doubtful and check.figures["found_200"] == found / 64
+        assert check.passed is passed and asked == [found] * doubtful and check.figures["found_200"] == found / 64
         assert ("another start finds" in check.reason) is doubtful
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_the_luck_of_a_start_is_no_fault_of_the_tolerance(hides, monkeypatch):
+    """PGD at another tolerance ends elsewhere on images at the edge; those that a second start breaks prove nothing."""
+    images, broken = sample(64), torch.full((64,), -1)
+    monkeypatch.setattr(subject.Case, "white_box", property(lambda self: SimpleNamespace(broken_by=broken, x_adv=self.x)))
+    monkeypatch.setattr(subject.Case, "lucky", lambda self, rows: min(2, int(rows.sum())))
+
+    def left(self):
+        if len(self.x) < 64:  # another start
+            return torch.arange(len(self.x)) >= 2
+        standing = torch.ones(64, dtype=torch.bool)
+        standing[: 0 if hides else found] = False
+        return standing
+
+    monkeypatch.setattr(subject.Case, "left_by_own", left)
+    for found, passed, doubtful in ((3, True, False), (5, True, True), (6, False, True), (7, False, False)):
+        broken[:] = -1
+        broken[: found if hides else 0] = 0
+        (check,) = verdicts(trained("implicit"), images, checks=["tolerance"])[0].checks
+        assert check.passed is passed and check.figures["robust_moved"] == (found - 2 * doubtful) / 64
+        assert ("another start breaks 2" in check.reason) is doubtful
 
 
 def test_another_start_breaks_what_lies_at_the_edge_alone():
@@ -175,7 +198,7 @@ def test_another_start_breaks_what_lies_at_the_edge_alone():
         net[1].bias[:] = torch.tensor([0.0, 31.5])  # class 1 below a mean of 0.49
     case = subject.Case(net, x, torch.zeros(2, dtype=torch.int64), THREAT, 5, (6,), 10, (), 0, 512)
     case.__dict__["white_box"] = SimpleNamespace(broken_by=torch.tensor([1, 1]))
-    assert case.lucky(1) == 1
+    assert case.lucky(torch.tensor([True, True])) == 1
 
 
 def test_configured_settings_end_with_an_error():
