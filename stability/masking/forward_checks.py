@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from odenets import WarmStart, evaluate, stages, tightened
+from odenets import evaluate, stages, tightened
 from stability.attacks.images import evaluated, split
 from stability.attacks.judge import MISCLASSIFIED
 from stability.masking.roots import off_path, solving
