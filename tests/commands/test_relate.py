@@ -9,7 +9,7 @@ import pytest
 from records import config, measurement, record, verdict
 
 from experiments import relate
-from experiments.harness.report.study import sentences, study, table
+from experiments.harness.report.study import _scatter, sentences, study, table
 from experiments.harness.run.schema import Metric
 
 SCHEMES = ("explicit_euler", "midpoint", "heun", "rk4", "implicit_euler", "trapezoid", "sdirk2", "gauss4")
@@ -86,10 +86,21 @@ def _clean(record):
 
 def test_nets_that_failed_their_audit_are_left_out():
     made, records = run_of("standard")
-    found = study([(made, [replace(records[0], audit=verdict(False)), *records[1:]])])
-    assert (
-        found.left_out == 1 and len(found.nets.robust) == 31 and "1 net failed the audit and is left out." in sentences(found)
-    )
+    found = study([(made, [replace(records[0], audit=verdict(False)), *records[1:-1]])])
+    told = sentences(found)
+    assert len(found.nets.robust) == 30
+    assert "1 net failed the audit and is left out: explicit_euler, seed 0." in told
+    assert "1 net has no record, as training failed or has not ended: gauss4, seed 3." in told
+
+
+def test_a_measure_that_is_infinite_for_some_is_compared_and_drawn_at_the_edge():
+    made, records = run_of("standard")
+    known = [Metric(0, 0, "largest_stable_h", float("inf") if i >= 20 else 1.0 + i) for i in range(len(records))]
+    found = study([(made, [replace(r, stability=(*r.stability, m)) for r, m in zip(records, known)])])
+    relation = next(r for r in found.relations if r.predictor == "largest_stable_h")
+    assert relation.schemes == 8 and relation.between.value < -0.9 and relation.verdict == "refuted"
+    axes = _scatter(found, "largest_stable_h").axes[0]
+    assert "\u221e" in {text.get_text() for text in axes.texts} and np.isfinite(axes.lines[0].get_xydata()).all()
 
 
 def test_the_page_of_finished_runs(tmp_path, capsys):

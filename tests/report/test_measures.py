@@ -84,6 +84,12 @@ def test_correlations_are_those_of_group_means():
     assert (result.n, result.over, result.verdict) == (6, "schemes", "lower")
     broken = replace(records[0].stability[0], value=float("inf"))
     records[0] = replace(records[0], stability=(broken, *records[0].stability[1:]))
+    assert mean_of(records[0], "log_norm") == float("inf") and mean_of(records[0], "kreiss") is None
+    blown = measures.correlations(found(records), 0.1)["log_norm"]
+    last = [float("inf"), *norms[1:]]
+    assert blown.n == 6 and blown.value == pytest.approx(scipy.stats.spearmanr(robust, last).statistic), "a last place"
+    unknown = replace(broken, value=float("nan"))
+    records[0] = replace(records[0], stability=(unknown, *records[0].stability[1:]))
     for kept, n in ((records, 6), (records[2:], 6), (records[3:], 5)):
         assert measures.correlations(found(kept), 0.1)["log_norm"].n == n
     assert measures.correlations(found(records[:12]), 0.1) == {}, "four schemes"

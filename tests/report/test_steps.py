@@ -7,6 +7,7 @@ from records import config, measured, measurement
 
 from experiments.harness.report import comparison as report
 from experiments.harness.report import readings as found_readings
+from experiments.harness.report import step_figures
 from experiments.harness.report import steps as page
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.schema import Record, Refinement
@@ -106,6 +107,19 @@ def test_the_page_and_its_files(found, tmp_path):
     assert len(rows) == 2 * (4 + 4 + 4) and {row["seeds"] for row in rows} == {3}
     swapped = [row for row in rows if row["trained_with"] != row["scheme"] and row["epsilon"] == 0.1]
     assert {row["verdict"] for row in swapped} == {"less robust"} and len(files["convergence.csv"]) == 2 * 3 * 4
+
+
+def test_no_scale_of_the_matrix_goes_beyond_all_images(found):
+    def whole(record):
+        return replace(record, measurements=tuple(measurement(m.attack, m.epsilon, [1] * 9) for m in record.measurements))
+
+    perfect = comparison(found.config, [whole(record) for record in found.records])
+    for shown in (perfect, found):
+        own = [r for r in found_readings.readings(shown) if r.question == found_readings.SWAP]
+        for axes in step_figures.swap(shown, own).axes:
+            scale = [image.get_clim() for image in axes.images]
+            assert all(0 <= low < high <= 100 for low, high in scale)
+            assert not axes.get_label() == "<colorbar>" or axes.get_ylim()[1] <= 100
 
 
 def test_records_of_a_swap_go_through_json():

@@ -95,9 +95,13 @@ def net_values(arm: Arm, metric: str, epsilon: float) -> list[Net]:
 
 
 def mean_of(record: Record, metric: str) -> float | None:
-    """Mean of a measure over the blocks (or stages) of a net; None where it was not measured or is not finite."""
+    """Mean of a measure over the blocks (or stages) of a net: inf where one is infinite, None where it is not known."""
     values = record.values(metric)
-    return float(np.mean(values)) if values and np.isfinite(values).all() else None
+    if not values:
+        return None
+    with np.errstate(invalid="ignore"):
+        mean = float(np.mean(values))
+    return None if np.isnan(mean) else mean
 
 
 @dataclass(frozen=True)

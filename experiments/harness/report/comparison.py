@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 import odenets
-from experiments.harness.report import figures, regions, steps
+from experiments.harness.report import crowd, figures, regions, steps
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.audits import audit_section
 from experiments.harness.report.environment import departures
@@ -45,6 +45,11 @@ COMPARED = {
     "regions": regions.clouds_figure,
     "measure": figures.measure_figure,
     "training": figures.training_figure,
+}
+CROWDED = COMPARED | {
+    "accuracy": crowd.accuracy_figure,
+    "measure": crowd.measure_figure,
+    "training": crowd.training_figure,
 }
 SMOKE = "Smoke run: every path once, in seconds. The numbers mean nothing."
 
@@ -137,8 +142,9 @@ def _plots(found: Comparison) -> Section:
         if not_normal
         else ""
     )
-    drawn = {name: draw(found) for name, draw in (SWEPT if found.rerun else COMPARED).items()}
-    captions = CAPTIONS | {"regions": CAPTIONS["regions"] + warning}
+    many = len(found.arms) > crowd.CROWD
+    drawn = {name: draw(found) for name, draw in (SWEPT if found.rerun else CROWDED if many else COMPARED).items()}
+    captions = CAPTIONS | (crowd.CAPTIONS if many else {}) | {"regions": CAPTIONS["regions"] + warning}
     return Section("Figures", tuple(Figure(name, figure, captions[name]) for name, figure in drawn.items() if figure))
 
 

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -102,15 +103,23 @@ def _series(ax: Axes, artist: Any) -> str:
         return ""
     points = np.asarray(artist.get_xydata() if hasattr(artist, "get_xydata") else artist.get_offsets(), dtype=float)
     points = points[np.isfinite(points).all(1)]
+    if len(points) and _named(ax.yaxis) and not _named(ax.xaxis):
+        low, high = (f"{x:.3g} at {_tick(ax.yaxis, y)}" for x, y in (min(points.tolist()), max(points.tolist())))
+        return f"{artist.get_label()}: lowest {low}, highest {high}"
     joint = ", " if len(points) <= FEW else " to "
     shown = points if len(points) <= FEW else points[[0, -1]]
-    return f"{artist.get_label()} {joint.join(f'{y:.3g} at {_tick(ax, x)}' for x, y in shown)}" if len(points) else ""
+    return f"{artist.get_label()} {joint.join(f'{y:.3g} at {_tick(ax.xaxis, x)}' for x, y in shown)}" if len(points) else ""
 
 
-def _tick(ax: Axes, x: float) -> str:
-    """A place on the horizontal axis as its tick calls it, where ticks have names."""
-    if isinstance(ax.xaxis.get_major_locator(), FixedLocator):
-        return ax.get_xticklabels()[int(np.abs(ax.get_xticks() - x).argmin())].get_text()
+def _named(axis: Axis) -> bool:
+    return isinstance(axis.get_major_locator(), FixedLocator)
+
+
+def _tick(axis: Axis, x: float) -> str:
+    """A place on an axis as its tick calls it, where ticks have names."""
+    if _named(axis):
+        places = axis.get_ticklocs()
+        return axis.get_major_formatter().format_ticks(places)[int(np.abs(places - x).argmin())]
     return f"{x:.3g}"
 
 
@@ -122,7 +131,9 @@ def save(figure: Figure, folder: Path, name: str) -> Picture:
         # Laid out once for all formats: that is most of the work.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        drawn: Any = {"dpi": RESOLUTION, "bbox_inches": "tight", "pad_inches": 0.06}
+        # A box of our own: with "tight" each format would draw the whole figure once more to find it.
+        box = figure.get_tightbbox().padded(0.06)
+        drawn: Any = {"dpi": RESOLUTION, "bbox_inches": box}
         figure.savefig(path := Path(folder, f"{name}.png"), **drawn)
         figure.savefig(Path(folder, f"{name}.pdf"), metadata={"CreationDate": None}, **drawn)
         forms = {"png": path.read_bytes()}

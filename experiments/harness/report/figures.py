@@ -42,8 +42,20 @@ def _percentages(estimates: Iterable[Estimate]) -> np.ndarray:
     return 100 * np.array([(estimate.value, estimate.low, estimate.high) for estimate in estimates]).T
 
 
-def _at(epsilon: float) -> str:
+def at(epsilon: float) -> str:
+    """A radius as a title."""
     return rf"$\varepsilon$ = {radius(epsilon)}" if epsilon else "no attack"
+
+
+def measure_of(found: Comparison) -> str | None:
+    """The measure of the figure of stability against robustness; None where nothing was measured."""
+    known = {row.metric for record in found.records for row in record.stability}
+    return next((name for name in [*MEASURES, *sorted(known)] if name in known), None)
+
+
+def axis_of(metric: str) -> str:
+    """What an axis says of a measure."""
+    return MEASURES.get(metric, metric.replace("_", " "))
 
 
 @matplotlib.rc_context(STYLE)
@@ -135,7 +147,7 @@ def sweep_figure(found: Comparison) -> Figure:
                 )
                 told = f"{scheme.label}{f' trained with {fewest}' * again}"
                 ax.lines[-1].set_label(told)
-        ax.set(title=_at(eps), xscale="log", xlabel="steps for each block")
+        ax.set(title=at(eps), xscale="log", xlabel="steps for each block")
         ax.set_xticks(ticks, [*map(str, ticks)])
         ax.minorticks_off()
     axes[0].set_ylabel(RIGHT)
@@ -147,25 +159,23 @@ def sweep_figure(found: Comparison) -> Figure:
 @matplotlib.rc_context(STYLE)
 def measure_figure(found: Comparison, metric: str | None = None) -> Figure | None:
     """One stability measure of each trained net against robust accuracy, a panel a radius; None without measures."""
-    known = {row.metric for record in found.records for row in record.stability}
-    metric = metric or next((name for name in [*MEASURES, *sorted(known)] if name in known), None)
-    epsilons = found.radii
-    if metric not in known or not epsilons:
+    metric, epsilons = metric or measure_of(found), found.radii
+    if metric is None or not epsilons:
         return None
     figure, axes = panels(len(epsilons), 3.6)
     for ax, eps in zip(axes, epsilons):
         for arm, (colour, _) in zip(found.arms, looks(arm.name for arm in found.arms).values()):
-            nets = net_values(arm, metric, eps)
+            nets = [net for net in net_values(arm, metric, eps) if np.isfinite(net.value)]
             x, y = [net.value for net in nets], [100 * net.robust for net in nets]
             few = len(found.records) <= NUMBERED
             ax.scatter(x, y, 150 if few else 12, colour, edgecolors="white", linewidths=0.8, alpha=0.9, label=arm.label)
             for net, across, up in zip(nets, x, y) if few else ():
                 text = str(net.record.seed)
                 ax.text(across, up, text, fontsize=SMALL, color="white", weight="bold", ha="center", va="center_baseline")
-        ax.set_title(_at(eps))
+        ax.set_title(at(eps))
         ax.margins(0.15)
     axes[0].set_ylabel("robust accuracy, %")
-    figure.supxlabel(f"{MEASURES.get(metric, metric)}, mean over blocks and images", fontsize=9)
+    figure.supxlabel(f"{axis_of(metric)}, mean over blocks and images", fontsize=9)
     legend(figure, _key(found.arms, line="", marks="o"))
     return figure
 

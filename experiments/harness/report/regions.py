@@ -24,6 +24,8 @@ STAGE_COLOURS = ("#111111", "#D0006F", "#F2C300", "#FFFFFF")
 BANDS = np.arange(-3.0, 4.0)
 SHADES = ListedColormap(["#8DB4D9", "#B4CFE8", "#D9E7F4", "#FBF0DC", "#F3DDB4", "#E8C582"], under="#6A98C6", over="#DAAC57")
 DOTS, CROWD = 500, 20_000  # places for dots across a window, where there are more dots than this
+FINE = 200  # points of a grid, beyond which a panel is large
+CROWDED = 5  # columns of many panels
 COMMON_WINDOW = (-5.0, 5.0, -5.0, 5.0)
 
 
@@ -61,7 +63,8 @@ def draw_region(
     with np.errstate(divide="ignore"):
         growth = np.clip(np.log2(modulus), -20, 20).round(9)
     shades = ax.contourf(x, y, growth, BANDS, cmap=SHADES, extend="both")
-    shades.set_rasterized(resolution > 200)  # each costs a canvas of the whole figure
+    large = resolution > FINE
+    shades.set_rasterized(large)  # each costs a canvas of the whole figure
     if growth.min() < 0 < growth.max():
         ax.contour(x, y, growth, [0.0], colors=INK, linewidths=1.8)
     if left < 0 < right:  # A-stability does not speak of the right half-plane: it is veiled
@@ -70,11 +73,11 @@ def draw_region(
         for side, text in (("right", "flow decays "), ("left", " flow grows")):
             ax.text(0, top - 0.015 * (top - bottom), text, ha=side, va="top", fontsize=SMALL, style="italic", color=INK)
     ax.axhline(0, color=INK, lw=0.4)
-    dots: Any = {"s": 6, "edgecolors": INK, "linewidths": 0.2, "alpha": 0.7, "rasterized": True, "zorder": 4}
-    place = (right - left) / DOTS
+    dots: Any = {"s": 6, "edgecolors": INK, "linewidths": 0.2, "alpha": 0.7, "rasterized": large, "zorder": 4}
+    crowd, place = (CROWD, (right - left) / DOTS) if large else (CROWD // 100, 5 * (right - left) / DOTS)
     for stage, points in (cloud or {}).items():
         z = np.reshape(points, (-1, 2)) @ (1, 1j)
-        if len(z) > CROWD:  # of thousands of nets; what lies on top of another dot is not drawn
+        if len(z) > crowd:  # of thousands of nets; what lies on top of another dot is not drawn
             z = np.unique((z / place).round()) * place
         ax.scatter(z.real, z.imag, color=_colour(stage), **dots)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
@@ -98,11 +101,12 @@ def cloud_panels(panels: Mapping[str, tuple[odenets.Scheme, Cloud]]) -> Figure |
     points = np.concatenate([np.zeros((1, 2)), *(values for cloud in clouds for values in cloud.values())])
     left, right = min(-2.6, points[:, 0].min() - 0.3), max(2.4, points[:, 0].max() + 0.3)
     height = max(1.9, np.abs(points[:, 1]).max() + 0.3, (right - left) / 3)
-    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
-    figure, axes = _panels(len(panels), columns, 8.8 / max(columns, 2), 2 * height / (right - left))
+    many = len(panels) > MANY
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), CROWDED if many else 3)
+    figure, axes = _panels(len(panels), columns, 8.8 / max(columns, 2), 2 * height / (right - left), inner=not many)
     for ax, (title, (scheme, cloud)) in zip(axes, panels.items()):
-        shades = draw_region(ax, scheme, cloud, (left, right, -height, height), 481 if len(panels) <= MANY else 161)
-        ax.set_title(title)
+        shades = draw_region(ax, scheme, cloud, (left, right, -height, height), 161 if many else 481)
+        ax.set_title(title.replace("(", "\n(") if many else title)
         _note_extremes(ax, scheme, cloud)
     return _framed(figure, axes, columns, shades, _dots(clouds))
 
@@ -112,7 +116,8 @@ def _note_extremes(ax: Axes, scheme: odenets.Scheme, cloud: Cloud) -> None:
     z = np.concatenate([v for v in cloud.values()] or [np.zeros((0, 2))]) @ (1, 1j)
     if z.size:
         growth = stability.growth_factors(scheme, z).max()
-        text = f"max Re $z$ = {z.real.max():.2f}\nmax |$R(z)$| = {growth:.3g}".replace("-", "\u2212")
+        # Plain letters: a formula takes a hundredth of a second to set, and every panel has two of its own.
+        text = f"max Re z = {z.real.max():.2f}\nmax |R(z)| = {growth:.3g}".replace("-", "\u2212")
         caveat = "" if scheme.analytic else "\n(normal Jacobians only)"
         box = {"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 2}
         ax.text(0.02, 0.03, text + caveat, fontsize=SMALL, transform=ax.transAxes, bbox=box)
@@ -165,13 +170,17 @@ def _square(window: Window, cloud: Cloud) -> Window:
     return (left + right) / 2 - half, (left + right) / 2 + half, -half, half
 
 
-def _panels(count: int, columns: int, width: float, aspect: float) -> tuple[Figure, Any]:
-    """A figure of `count` panels of a width in inches and an aspect (height / width), and their axes."""
+def _panels(count: int, columns: int, width: float, aspect: float, inner: bool = True) -> tuple[Figure, Any]:
+    """A figure of `count` panels of a width in inches and an aspect (height / width), and their axes; inner: all have ticks."""
     rows = -(-count // columns)
-    figure = Figure(figsize=(columns * width + 1.2, rows * (width * aspect + 0.55) + 0.3), layout="compressed")
+    figure = Figure(
+        figsize=(columns * width + 1.2, rows * (width * aspect + (0.55 if inner else 0.33)) + 0.3), layout="compressed"
+    )
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[count:]:
         ax.remove()
+    for index, ax in enumerate(axes[:count]):
+        ax.tick_params(labelbottom=inner or index + columns >= count, labelleft=inner or index % columns == 0)
     return figure, axes[:count]
 
 

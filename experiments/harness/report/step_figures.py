@@ -71,8 +71,8 @@ def swap(found: Comparison, readings: Sequence[Reading]) -> Figure:
             values[at] = 100 * mean.value if mean else np.nan
             shares = [m.untrusted / m.total for r in reading.arm.records for m in r.measurements if m.epsilon == eps]
             lost[at] = max(shares, default=0.0)
-        drawn = axes.imshow(values, cmap="cividis", aspect="auto")
-        middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+        drawn = axes.imshow(values, cmap="cividis", aspect="auto", **_within(values))
+        middle = np.mean(drawn.get_clim())
         for (row, column), value in np.ndenumerate(values):
             text = "" if np.isnan(value) else f"{value:.1f}"
             text += f"\n{100 * lost[row, column]:.0f} % unsolved" if lost[row, column] >= 0.005 else ""
@@ -83,3 +83,9 @@ def swap(found: Comparison, readings: Sequence[Reading]) -> Figure:
         axes.set(title=title, xlabel="run with", ylabel="trained with")
         figure.colorbar(drawn, ax=axes, label="images classified rightly, %")
     return figure
+
+
+def _within(values: np.ndarray) -> dict[str, float]:
+    """Ends of a scale of percentages: those of the values; where they are all the same, room that no per cent lies beyond."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    return {"vmin": low, "vmax": high} if high - low > 0.1 else {"vmin": max(0.0, low - 1), "vmax": min(100.0, high + 1)}

@@ -13,7 +13,8 @@ from experiments.harness.report import measures
 from experiments.harness.report.arms import comparison, mean_of
 from experiments.harness.report.collection import refuse_unlike
 from experiments.harness.report.comparison import SMOKE
-from experiments.harness.report.drawing import SMALL, STYLE, looks
+from experiments.harness.report.crowd import named_scatter
+from experiments.harness.report.drawing import PALETTE, STYLE
 from experiments.harness.report.page import Figure, Page, Section, Table, Terms
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
@@ -28,17 +29,20 @@ NORM, CLEAN = "lipschitz", "clean accuracy"  # what a relation may only reflect:
 STABLER_IF_LARGER = ("largest_stable_h",)
 SAME = ("dataset", "model", "attacks", "epsilons", "threat", "train_limit", "test_limit", "splits", "split_seed")
 DRAWN = 4  # figures, at most
+LISTED = 20  # nets that a sentence names
 
 
 @dataclass(frozen=True)
 class Study:
-    """What was found. runs: the configurations. nets: those compared. left_out: how many failed their audit. values:
-    {predictor: a number for each net, NaN where it is not known}. mixed: {predictor: at equal clean accuracy}."""
+    """What was found. runs: the configurations. nets: those compared. left_out: the names of those that failed their audit.
+    missing: of those that have no record, for their training failed or has not ended. values: {predictor: a number for each
+    net, NaN where it is not known}. mixed: {predictor: at equal clean accuracy}."""
 
     runs: tuple[RunConfig, ...]
     attack: str
     nets: Nets
-    left_out: int
+    left_out: tuple[str, ...]
+    missing: tuple[str, ...]
     values: dict[str, np.ndarray]
     relations: tuple[Relation, ...]
     mixed: dict[str, MixedEffect]
@@ -53,14 +57,17 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
         ValueError: The runs cannot be compared, or there are too few schemes.
     """
     refuse_unlike([config for config, _ in runs], SAME)
-    found, left_out = [], 0
+    found, left_out, missing = [], [], []
     for config, records in runs:
         compared = comparison(config, list(records))
         # Weights that are run otherwise than trained had no predictors measured.
         for arm in (arm for arm in compared.arms if not arm.swapped and arm.substeps == arm.trained_substeps):
             robust, clean = arm.masks(compared.middle), arm.masks(0.0)
+            where = f", {config.settings.training} training" * (len(runs) > 1)
+            have = {record.seed for record in arm.records}
+            missing += [f"{arm.name}, seed {seed}{where}" for seed in config.seeds if seed not in have]
+            left_out += [f"{arm.name}, seed {r.seed}{where}" for r in arm.records if r.verdict == "failed"]
             for record in arm.records:
-                left_out += record.verdict == "failed"
                 if record.seed in robust and record.verdict != "failed":
                     accuracies = robust[record.seed].mean(), clean[record.seed].mean()
                     found.append((record, *accuracies, (record.field, config.settings.training, record.substeps)))
@@ -83,7 +90,7 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
         return np.array([np.nan if value is None else value for value in known])
 
     predictors = {name: values(name) for name in names}
-    predictors = {name: known for name, known in predictors.items() if len(set(known[np.isfinite(known)])) > 1}
+    predictors = {name: known for name, known in predictors.items() if len(set(known[~np.isnan(known)])) > 1}
     records, right, untouched, strata = (list(column) for column in zip(*found))
     nets = Nets(np.array(right), [r.scheme for r in records], strata, [r.seed for r in records])
     given = {CLEAN: np.array(untouched)} | ({NORM: predictors[NORM]} if NORM in predictors else {})
@@ -96,7 +103,9 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
         for name, values in predictors.items()
     }
     attack = compared.attack_at(compared.middle)
-    return Study(tuple(config for config, _ in runs), attack, nets, left_out, predictors, tuple(related), mixed)
+    return Study(
+        tuple(config for config, _ in runs), attack, nets, tuple(left_out), tuple(missing), predictors, tuple(related), mixed
+    )
 
 
 def sentences(found: Study) -> list[str]:
@@ -125,7 +134,15 @@ def sentences(found: Study) -> list[str]:
                 f"{interval(effect, '+')} at equal clean accuracy (mixed model)."
             )
     if found.left_out:
-        told.append(f"{count(found.left_out, 'net')} failed the audit and {'is' if found.left_out == 1 else 'are'} left out.")
+        failed = len(found.left_out)
+        told.append(
+            f"{count(failed, 'net')} failed the audit and {'is' if failed == 1 else 'are'} left out: {_some(found.left_out)}."
+        )
+    if found.missing:
+        told.append(
+            f"{count(len(found.missing), 'net')} {'has' if len(found.missing) == 1 else 'have'} no record, as training failed "
+            f"or has not ended: {_some(found.missing)}."
+        )
     partly = [r for r in found.relations if r.schemes < r.total]
     if partly:
         listing = ", ".join(f"{_name(r.predictor)} on {r.schemes}" for r in partly)
@@ -189,8 +206,8 @@ def write_study(found: Study, folder: Path) -> None:
             file_name(r.predictor),
             _scatter(found, r.predictor),
             f"{_name(r.predictor)} against robust accuracy: rank correlation between schemes "
-            f"{between.value:+.2f}. Large: a scheme, the mean of its nets in one field and training; small: its nets. "
-            "Axes do not start at zero.",
+            f"{between.value:+.2f}. A dot is a scheme, the mean of its nets in a field and training; its cross, their standard "
+            "errors. Axes do not start at zero.",
         )
         for r, between in [(r, r.between) for r in found.relations if r.between][:DRAWN]
     ]
@@ -212,22 +229,24 @@ def write_study(found: Study, folder: Path) -> None:
 
 @matplotlib.rc_context(STYLE)
 def _scatter(found: Study, predictor: str) -> Drawing:
-    drawing = Drawing(figsize=(7.5, 4.4))
-    axes, x, y = drawing.subplots(), found.values[predictor], 100 * found.nets.robust
+    """A panel for each field and training, which differ in robustness whatever the scheme."""
+    x, y = found.values[predictor], 100 * found.nets.robust
     strata: list[Any] = list(dict.fromkeys(found.nets.stratum))
-    of_scheme = np.array(found.nets.scheme, dtype=object)
-    for stratum, (colour, _) in zip(strata, looks(map(str, strata)).values()):
-        own = np.array([s == stratum for s in found.nets.stratum]) & np.isfinite(x)
-        axes.plot(x[own], y[own], ".", color=colour, ms=3, alpha=0.5)
-        schemes = [scheme for scheme in dict.fromkeys(found.nets.scheme) if (own & (of_scheme == scheme)).any()]
-        means = np.array([[values[own & (of_scheme == scheme)].mean() for values in (x, y)] for scheme in schemes])
-        label = f"{stratum[0]}, {stratum[1]} training"
-        axes.plot(*means.T, "o", color=colour, ms=7, mec="white", label=label)
-        for scheme, mean in zip(schemes, means):
-            axes.annotate(str(scheme).split("(")[0], mean, (4, 4), textcoords="offset points", fontsize=SMALL)
-    axes.set(xlabel=_name(predictor), ylabel=f"right under {found.attack}, %")
-    drawing.legend(loc="outside upper left", ncols=2)
+    own = {stratum: np.array([s == stratum for s in found.nets.stratum]) & ~np.isnan(x) for stratum in strata}
+    shown = {stratum: at for stratum, at in own.items() if at.any()}
+    drawing = Drawing(figsize=(10, 4.6 * len(shown)))
+    for axes, (stratum, at), colour in zip(drawing.subplots(len(shown), squeeze=False)[:, 0], shown.items(), PALETTE * 9):
+        title = f"{stratum[0]}, {stratum[1]} training" + f", {count(stratum[2], 'step')}" * (stratum[2] > 1)
+        axes.set(xlabel=_name(predictor), ylabel=f"right under {found.attack}, %", title=title)
+        schemes = [str(scheme).split("(")[0] for scheme, known in zip(found.nets.scheme, at) if known]
+        named_scatter(axes, x[at], y[at], schemes, colour=colour, label="means of schemes")
     return drawing
+
+
+def _some(names: Sequence[str]) -> str:
+    """A list that stays short."""
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return "; ".join(names[:LISTED]) + more
 
 
 def _name(predictor: str) -> str:
