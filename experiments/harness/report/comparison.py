@@ -16,6 +16,7 @@ from experiments.harness.report.measures import fields_section, measures_section
 from experiments.harness.report.page import Code, Figure, Listed, Page, Section, Table, Terms, Text, linked
 from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
 from experiments.harness.run.config import TrainingSettings
+from experiments.harness.run.folder import uncollected
 from experiments.harness.words import count, interval, listed, norm_symbol, percent, points, radius
 
 CAPTIONS = {
@@ -57,16 +58,17 @@ SMOKE = "Smoke run: every path once, in seconds. The numbers mean nothing."
 def write_report(found: Comparison, path: Path) -> None:
     """Write the report of a run to `path`, its figures and tables into folders beside it."""
     config, schemes = found.config, ", ".join(dict.fromkeys(arm.scheme for arm in found.arms))
-    Page(
-        "What do finer steps, and other schemes, do to a network?"
-        if found.rerun
-        else "Is a more stable scheme a more robust network?",
-        f"{schemes} on {config.dataset}, {count(len(config.seeds), 'seed')}, {config.settings.training} training",
-        answer(found),
-        [*(steps.sections(found) if found.rerun else ()), *(section(found) for section in SECTIONS)],
-        SMOKE if config.smoke else "",
-        departures(config),
-    ).write(path)
+    with uncollected():
+        Page(
+            "What do finer steps, and other schemes, do to a network?"
+            if found.rerun
+            else "Is a more stable scheme a more robust network?",
+            f"{schemes} on {config.dataset}, {count(len(config.seeds), 'seed')}, {config.settings.training} training",
+            answer(found),
+            [*(steps.sections(found) if found.rerun else ()), *(section(found) for section in SECTIONS)],
+            SMOKE if config.smoke else "",
+            departures(config),
+        ).write(path)
 
 
 def answer(found: Comparison) -> list[str]:

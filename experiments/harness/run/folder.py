@@ -1,6 +1,7 @@
 """A run's folder: config.json, records.jsonl (one case a line, append-only) and the tables derived from it."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -98,7 +99,8 @@ class Run:
     def records(self) -> list[Any]:
         """Of a large run they are read when somebody asks what they say; whose they are stands first in their lines."""
         texts, self._texts = self._texts, []
-        return [self._record(number, text) for number, text in enumerate(texts, start=1)]
+        with uncollected():
+            return [self._record(number, text) for number, text in enumerate(texts, start=1)]
 
     def record_of(self, case: Any) -> Record | None:
         """The record of a case's own net, without the reruns; None where there is none."""
@@ -224,6 +226,18 @@ def _with_the_worst(measurements: tuple[Measurement, ...]) -> tuple[Measurement,
 
 
 @contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the context nobody looks for cycles among objects that stay: of thousands of records that is most of the work."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@contextmanager
 def saving(path: str | Path) -> Iterator[None]:
     """Within the context an OSError becomes one that says, in a sentence, what could not be written."""
     try:
@@ -303,11 +317,12 @@ def read_run(folder: str | Path) -> tuple[RunConfig, list[Record]]:
     config, records = read_config(folder / "config.json"), []
     if "schemes" not in config:
         raise InputError(f"{folder} holds no run of cases, as compare_schemes.py and sweep_steps.py write them")
-    for number, line in enumerate((folder / "records.jsonl").read_bytes().splitlines(), 1):
-        try:
-            records.append(Record.from_json(json.loads(line)))
-        except ValueError as error:
-            raise InputError(f"{folder / 'records.jsonl'}, line {number}: {error}") from error
+    with uncollected():
+        for number, line in enumerate((folder / "records.jsonl").read_bytes().splitlines(), 1):
+            try:
+                records.append(Record.from_json(json.loads(line)))
+            except ValueError as error:
+                raise InputError(f"{folder / 'records.jsonl'}, line {number}: {error}") from error
     if not records:
         raise InputError(f"{folder} holds no finished case yet")
     return RunConfig.from_json(config), records

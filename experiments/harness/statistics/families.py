@@ -11,7 +11,9 @@ from experiments.harness.statistics.estimates import LEVEL
 from odenets.errors import InputError
 
 DRAWS, SEED, CHUNK = 40_000, 0, 4_000_000
-ENOUGH = 100  # seeds that are simulated where there are more
+# Seeds that are simulated where there are more: of 24 comparisons at correlations 0, 0.5 and 0.9 the level with 50 is within
+# 2.3 % of that with 100, which is what the simulation itself leaves open; with 12 it is up to 18 % smaller, on the safe side.
+ENOUGH = 50
 
 
 def pointwise_level(values: ArrayLike, level: float = LEVEL, looks: Sequence[int] = (), draws: int = DRAWS) -> float:
