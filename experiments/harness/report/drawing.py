@@ -119,7 +119,7 @@ def _tick(axis: Axis, x: float) -> str:
     """A place on an axis as its tick calls it, where ticks have names."""
     if _named(axis):
         places = axis.get_ticklocs()
-        return axis.get_major_formatter().format_ticks(places)[int(np.abs(places - x).argmin())]
+        return axis.get_major_formatter().format_ticks(list(places))[int(np.abs(places - x).argmin())]
     return f"{x:.3g}"
 
 
