@@ -1,16 +1,21 @@
 """The tables of docs/results.md from docs/records: CSV files rebuilt from records.jsonl, figures by the present statistics.
 
     python experiments/benchmarks/records.py docs/records/cifar10-standard
+    python experiments/benchmarks/records.py --index docs/results.md
 
 Rewrites the CSV files that a folder holds and prints, as Markdown, the nets of all folders given together: means over seeds in
 per cent, 95 % intervals over seeds and images, after a stroke those along the detached gradient; differences to the first
-scheme, one family for the table; environment, command and seeds of each folder. Seconds.
+scheme, one family for the table; environment, command and seeds of each folder. With --index it writes nothing but what a
+page says of all records beside it, between the lines <!-- records --> and <!-- end of records -->. Seconds.
 """
 
+import csv
 import json
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -24,13 +29,22 @@ from experiments.harness.run.schema import WORST, Record
 from experiments.harness.words import interval, listed, percent, points, radius
 from odenets.errors import InputError
 
+START, END = "<!-- records -->", "<!-- end of records -->"
+
 
 @run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
     parser = Parser(prog="records.py", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folders", nargs="+", help="finished runs of the same images")
+    parser.add_argument("folders", nargs="*", help="finished runs of the same images")
+    parser.add_argument("--index", metavar="PAGE", help="write environment, command and seeds of all records into this page")
     args, console = parser.parse_args(argv), Console(width=400)
+    if args.index:
+        page = Path(args.index)
+        page.write_text(indexed(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")
+        return 0
+    if not args.folders:
+        raise InputError("name the folders of finished runs, or --index PAGE")
     records: list[Record] = []
     for folder in map(Path, args.folders):
         lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
@@ -47,6 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in markdown(records):
         console.print(f"| {' | '.join(row)} |", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def indexed(text: str, folder: Path) -> str:
+    """The text of a page in a folder with what it says of records/ there, as it should be now."""
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise InputError(f"the page must hold the lines {START} and {END} once each")
+    before, rest = text.split(START)
+    entries = "\n".join(_entry(path) for path in sorted((folder / "records").glob("*/config.json")))
+    return f"{before}{START}\n{entries}{END}{rest.split(END)[1]}"
+
+
+def _entry(path: Path) -> str:
+    """Of a record: its seeds, its environment, its command as it was given, over several lines where it is long."""
+    config, name = read_config(path), path.parent.name
+    made = ", ".join(f"{key} {value}" for key, value in config["environment"].items() if value is not None)
+    lines = textwrap.wrap(config["command"], 124, break_long_words=False, break_on_hyphens=False)
+    command = " \\\n    ".join(lines)
+    return f"**[{name}](records/{name}/config.json)**: {_seeds_of(path.parent, config)}; {made}\n```\n{command}\n```\n"
+
+
+def _seeds_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """Of an evaluation, which has no seeds of its own, those of the nets that it evaluated."""
+    seeds = config.get("seeds")
+    if seeds is None:
+        with open(folder / "accuracy.csv", encoding="utf-8", newline="") as file:
+            seeds = sorted({int(row["seed"]) for row in csv.DictReader(file)})
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
 
 
 def _in_order(folder: Path, records: list[Record]) -> list[Record]:

@@ -16,7 +16,7 @@ from experiments.harness.report.measures import fields_section, measures_section
 from experiments.harness.report.page import Code, Figure, Listed, Page, Section, Table, Terms, Text, linked
 from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
 from experiments.harness.run.config import TrainingSettings
-from experiments.harness.run.folder import uncollected
+from experiments.harness.run.schema import uncollected
 from experiments.harness.words import count, interval, listed, norm_symbol, percent, points, radius
 
 CAPTIONS = {

@@ -1,7 +1,6 @@
 """A run's folder: config.json, records.jsonl (one case a line, append-only) and the tables derived from it."""
 
 import csv
-import gc
 import io
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 import filelock
 
 from experiments.harness.run.config import INCIDENTAL, RunConfig
-from experiments.harness.run.schema import WORST, Measurement, Record, worst_over
+from experiments.harness.run.schema import WORST, Measurement, Record, uncollected, worst_over
 from odenets.errors import InputError
 
 OWN_FILES = (
@@ -223,18 +222,6 @@ def _with_the_worst(measurements: tuple[Measurement, ...]) -> tuple[Measurement,
     """Measurements, and the worst of several attacks where it is not among them."""
     attacks = {measurement.attack for measurement in measurements} - {"clean"}
     return measurements if len(attacks) < 2 or WORST in attacks else measurements + worst_over(measurements)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Within the context nobody looks for cycles among objects that stay: of thousands of records that is most of the work."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 @contextmanager

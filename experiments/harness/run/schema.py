@@ -1,8 +1,10 @@
 """What a run records, as objects. JSON is their edge: `from_json` reads what any version wrote, `to_json` writes today's."""
 
 import dataclasses
+import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -295,3 +297,15 @@ def worst_over(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]
             mask = np.logical_and.reduce([m.mask for m in own])
             found.append(Measurement.of(WORST, epsilon, "all", mask, max(m.untrusted for m in own)))
     return tuple(found)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the context nobody looks for cycles among objects that stay: of thousands of records that is most of the work."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
