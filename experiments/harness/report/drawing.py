@@ -75,7 +75,7 @@ def panels(count: int, height: float, sharey: bool = False) -> tuple[Figure, Seq
     axes = figure.subplots(1, max(2, count), squeeze=False, sharey=sharey)[0]
     for ax in axes[count:]:
         ax.set_axis_off()
-    return figure, axes[:count]
+    return figure, list(axes[:count])
 
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
