@@ -69,6 +69,7 @@ RADII = {
 MODELS = {"l2": "odenets:certifiable_small", "linf": "odenets:certifiable_linf"}  # take size and width beside what all take
 FIELDS = "gradient_flow,monotone,skew"
 SCHEMES = "explicit,splitting(tol=0.01),implicit(tol=0.01),implicit_midpoint(tol=0.01)"
+HUNTED = 100  # images that are hunted together: what a kill loses at most
 SMOKE: dict[str, Any] = {"train_limit": 128, "test_limit": 12, "attack_images": 6, "attacks": ("pgd2",), "hunted": 4}
 
 
@@ -229,20 +230,20 @@ def _steps(run: Run, config: CertifyConfig, test: data.Split) -> Iterator[tuple[
         if (name, "training") not in done:
             yield name, "training", partial(_train, run, config, pair, seed, name)
         path = checkpoint_of(run.folder / _folder(pair), _case(pair, seed))
-        yield from _measured(config, name, pair.label, seed, str(path), test, done)
+        yield from _measured(run, config, name, pair.label, seed, str(path), test, done)
     for text in config.networks:
         for subject in load_subjects(text, config.device):
             meta = subject.meta or {}
             label = f"{meta['field']}, {meta['scheme']}" if meta and len(config.weights) == 1 else subject.name
-            yield from _measured(config, subject.name, label, meta.get("seed", 0), subject.text, test, done)
+            yield from _measured(run, config, subject.name, label, meta.get("seed", 0), subject.text, test, done)
 
 
 def _measured(
-    config: CertifyConfig, name: str, label: str, seed: int, path: str, test: data.Split, done: set[tuple[str, str]]
+    run: Run, config: CertifyConfig, name: str, label: str, seed: int, path: str, test: data.Split, done: set[tuple[str, str]]
 ) -> Iterator[tuple[str, str, Any]]:
     """The steps of one network that are not done: its certificate, attacks at the radii, a hunt inside the certificates."""
     line = partial(Line, network=name, pair=label, seed=seed)
-    attacked = test.first(config.attack_images)
+    attacked, hunted = test.first(config.attack_images), min(config.hunted, len(test))
 
     def certificate() -> Line:
         net = load_subject(path, config.device).net
@@ -254,19 +255,26 @@ def _measured(
         found, seconds = proofs.timed(lambda: proofs.attack(net, judge, attacked, attack, config.norm, radius, seed))
         return line(step=step, seconds=seconds, measurement=found)
 
-    def hunt() -> Line:
-        hunted = test.first(config.hunted)
-        net, judge, radii = _judged(config, path, hunted)
+    def hunt(piece: int, step: str) -> Line:
+        """One of the pieces: neighbours by radius, as the certificates of the run have them, fall into few groups."""
+        known = next(line.certified for line in run.records if line.key == (name, "certificate"))
+        order = sorted(range(hunted), key=lambda index: (known.radii[index], index))
+        own = torch.tensor(order[piece * HUNTED : (piece + 1) * HUNTED], device=test.labels.device)
+        images = data.Split(test.images[own], test.labels[own])
+        net, judge, radii = _judged(config, path, images)
         members = config.attacks if config.smoke else certified.MEMBERS
-        found, seconds = proofs.timed(lambda: proofs.hunt(net, judge, hunted, radii, config.norm, members))
-        return line(step="hunt", seconds=seconds, hunt=found)
+        found, seconds = proofs.timed(lambda: proofs.hunt(net, judge, images, radii, config.norm, members))
+        return line(step=step, seconds=seconds, hunt=found)
 
     steps: list[tuple[str, Any]] = [("certificate", certificate)]
     for attack_name in config.attacks:
         for radius in config.radii:
             step = f"attack {attack_name} at {radius:g}"
             steps.append((step, partial(attack, attack_name, radius, step)))
-    steps += [("hunt", hunt)] if config.hunted else []
+    pieces = -(-hunted // HUNTED)
+    for piece in range(pieces):
+        step = f"hunt {piece + 1} of {pieces}"
+        steps.append((step, partial(hunt, piece, step)))
     yield from ((name, step, work) for step, work in steps if (name, step) not in done)
 
 

@@ -42,6 +42,8 @@ def as_function(field: Field, n: int, running: list[bool] | None, guard: Guard, 
         return slope.movedim(1, -1) if channels_last else slope
 
     vars(f)["autonomous"] = getattr(field, "autonomous", False)
+    if hasattr(field, "as_skew") and not channels_last:
+        vars(f)["as_skew"] = field.as_skew
     if hasattr(field, "parts"):
         vars(f)["parts"] = tuple(as_function(part, n, running, guard, channels_last) for part in field.parts)
     return f

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from odenets.errors import InputError
 from odenets.nets.convolution import operator_bound
 from odenets.nets.layers import Layers, basic_layers
+from odenets.solve.skew import SkewOperator
 from odenets.types import Field, PerSample, State, Time
 
 Shape = tuple[int, int, int]  # of a state: channels, height, width
@@ -79,7 +80,14 @@ class Skew(nn.Module):
 
     def forward(self, t: Time, y: State) -> State:
         """dy/dt at (B, channels, H, W); t is not used."""
-        return F.conv2d(y, self.kernel(), padding=1, groups=self.conv.groups)
+        return self._product(self.kernel(), y)
+
+    def _product(self, kernel: Tensor, y: State) -> State:
+        return F.conv2d(y, kernel, padding=1, groups=self.conv.groups)
+
+    def as_skew(self) -> SkewOperator:
+        """S, as the equations of implicit steps want it: with its weights apart, made once a step."""
+        return SkewOperator(self.kernel(), self._product)
 
     def mu_bound(self, y: State) -> PerSample:
         """(B,) bound of mu_2: 0 at every state."""

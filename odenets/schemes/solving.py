@@ -22,7 +22,9 @@ from odenets.solve.nonlinear import SOLVERS
 from odenets.solve.root import implicit_function
 from odenets.solve.rows import as_rows
 from odenets.solve.scaling import scaled_norm
+from odenets.solve.skew import SkewOperator, skew_root
 from odenets.solve.solution import Solution
+from odenets.solve.transforms import dual_level, transforming
 from odenets.types import Field, PerSample, State, Time
 
 METHODS: dict[str, Callable[..., Callable[..., Solution]]] = {**SOLVERS, "continuation": Continuation}
@@ -37,7 +39,8 @@ class SolvingScheme(Scheme, ABC):
     Args:
         tol: Per sample, ||residual|| <= tol * (residual of the predictor Y = y) + atol, 2-norm, coupled stages stacked.
         max_iterations: Cap on the iterations of a solve, forward and backward.
-        solver: One of broyden, anderson, fixed_point, newton, semismooth, continuation.
+        solver: One of broyden, anderson, fixed_point, newton, semismooth, continuation. With the default the equations of a
+            linear skew field are solved by conjugate gradients.
         on_failure: "record" or "raise".
         fixed: Exactly `max_iterations` iterations, for torch.compile and CUDA graphs.
         backward_tol: Of the linear solve of a backward pass, relative to its right-hand side; 0: tol.
@@ -159,6 +162,12 @@ def solve_stages(
         A list of m stages (B, ...).
     """
     count = len(bases)
+    # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
+    floor = 4 * torch.finfo(y.dtype).eps * scaled_norm(as_rows(y.detach()))
+    skew: Callable[[], SkewOperator] | None = getattr(f, "as_skew", None)
+    default = scheme.solver == SOLVE_DEFAULTS["solver"] and not scheme.fixed and gradient == "exact"
+    if skew and default and count == 1 and isinstance(h, float) and not (transforming() or dual_level()):
+        return [skew_root(skew(), bases[0], h * block[0][0], scheme, floor, record or Record())]
 
     def equations(increments: State, stages: State) -> State:
         each, at = ([v] if count == 1 else v.unbind(1) for v in (increments, stages))
@@ -166,7 +175,5 @@ def solve_stages(
         rows = [combine(increment, -h, row, slopes) for increment, row in zip(each, block)]
         return rows[0] if count == 1 else torch.stack(rows, 1)
 
-    # Adding an increment to the state rounds to the state's precision, and f carries that into the residual.
-    floor = 4 * torch.finfo(y.dtype).eps * scaled_norm(as_rows(y.detach()))
     stages = scheme.solved(equations, bases[0] if count == 1 else torch.stack(list(bases), 1), floor, gradient, record)
     return [stages] if count == 1 else list(stages.unbind(1))

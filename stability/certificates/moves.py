@@ -15,13 +15,13 @@ from odenets.nets.monotone import Constants, GradientFlow, Shape, Skew
 from odenets.nets.stage import ODEStage
 from odenets.schemes import Scheme
 from odenets.schemes.tableau import Tableau
-from odenets.solve.semismooth import ConvexNewton, Semismooth, conjugate_gradients
+from odenets.solve.semismooth import ConvexNewton, Semismooth
+from odenets.solve.skew import solve_skew
 from odenets.types import Field
 from stability.errors import InputError
 from stability.methods.contraction import contraction
 
 ITERATIONS = 1000  # of a solve; what is not solved by then is abstained from
-REFINEMENTS = 3  # of a linear solve: by conjugate gradients anew for what the last one left
 UNIT = torch.finfo(torch.float64).eps
 
 
@@ -83,23 +83,14 @@ class Move:
         return y + increment / weight, residual * (1 + 1e-9)
 
     def _turned(self, y: Tensor, a: float, weight: float, tau: float) -> tuple[Tensor, Tensor]:
-        """As `__call__` on a skew field S, whose equation (I - a S) d = a S y is linear: (I - a^2 S^2) d = (I + a S) a S y is
-        symmetric, positive definite, and what is left of it bounds what is left of the equation, for ||(I + a S)^-1|| <= 1."""
+        """As `__call__` on a skew field S, whose equation d = a S (y + d) is linear."""
 
         def turn(v: Tensor) -> Tensor:
-            return a * self.field(0.0, v.view_as(y)).flatten(1)
+            return a * self.field(0.0, v)
 
-        increment, left = torch.zeros_like(y), turn(y)
-        for _ in range(REFINEMENTS):
-            right = left + turn(left)
-            # Half of tau: the residual that counts is the one that is computed afterwards.
-            tol = tau / 2 / torch.linalg.vector_norm(right, dim=1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
-            found = conjugate_gradients(lambda v: v - turn(turn(v)), right, tol, ITERATIONS)
-            increment = increment + found.view_as(y)
-            left = turn(y + increment) - increment.flatten(1)
-            residual = torch.linalg.vector_norm(left, dim=1)
-            if bool((residual <= tau).all()):
-                break
+        # Half of tau: the residual that counts is the one that is computed afterwards.
+        increment = solve_skew(turn, y, None, 0.0, ITERATIONS, None, tau / 2).value
+        residual = torch.linalg.vector_norm((turn(y + increment) - increment).flatten(1), dim=1)
         return y + increment / weight, residual * (1 + 1e-9)
 
     def bounds(self, norm: float, tau: float) -> Bounds:

@@ -19,6 +19,13 @@ from experiments.harness.training import data
 SMALL = ["--fields", "gradient_flow", "--schemes", "explicit,midpoint", "--smoke", "--seconds", "1"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_pieces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certify, "HUNTED", 3)  # of four images that are hunted: two pieces
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "certify"
@@ -50,13 +57,16 @@ def test_a_run_leaves_its_page_its_tables_and_lines(run):
 
 def test_a_killed_run_goes_on_after_the_last_step(run, capsys):
     lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
-    (run / "records.jsonl").write_text("".join(lines[:2]))
-    assert certify.main(["--train", *SMALL, "--out", str(run), "--resume"]) == 0
-    assert f"{len(lines) - 2} steps, on 12 test images of digits" in (said := capsys.readouterr().out)
-    assert said.count(" took ") == len(lines) - 2
-    again = (run / "records.jsonl").read_text().splitlines(keepends=True)
+    assert [Line.from_json(json.loads(line)).step for line in lines[-2:]] == ["hunt 1 of 2", "hunt 2 of 2"]
     drop = re.compile(r'"seconds": [0-9.]+, ')
-    assert again[:2] == lines[:2] and [drop.sub("", line) for line in again] == [drop.sub("", line) for line in lines]
+    for kept in (2, len(lines) - 1):  # after the certificate, and in the midst of a hunt
+        (run / "records.jsonl").write_text("".join(lines[:kept]))
+        assert certify.main(["--train", *SMALL, "--out", str(run), "--resume"]) == 0
+        said = capsys.readouterr().out
+        assert f"{len(lines) - kept} steps, on 12 test images of digits" in said or kept != 2
+        assert said.count(" took ") == len(lines) - kept
+        again = (run / "records.jsonl").read_text().splitlines(keepends=True)
+        assert again[:kept] == lines[:kept] and [drop.sub("", line) for line in again] == [drop.sub("", line) for line in lines]
 
 
 def test_a_checkpoint_is_certified_by_its_file(run, tmp_path):

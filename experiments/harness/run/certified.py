@@ -170,8 +170,13 @@ class Findings:
 
     @property
     def hunt(self) -> Hunt | None:
-        """None where nothing was hunted."""
-        return next((line.hunt for line in self.lines if line.hunt), None)
+        """All pieces of it together; None where nothing was hunted."""
+        parts = [line.hunt for line in self.lines if line.hunt]
+        if not parts:
+            return None
+        images, groups = sum(part.images for part in parts), sum(part.groups for part in parts)
+        broken, abstained = sum(part.broken for part in parts), sum(part.abstained for part in parts)
+        return Hunt(images, groups, broken, abstained, min(part.nearest for part in parts))
 
     def seconds(self, step: str) -> float:
         """Of the steps whose name begins so."""
