@@ -53,6 +53,20 @@ class PadChannels(nn.Module):
         return F.pad(y, (0, 0, 0, 0, 0, self.channels - y.shape[1]))
 
 
+class MaxMin(nn.Module):
+    """The larger and the smaller one of each pair of channels, c and c + C/2: no distance grows, and gradients keep their norm.
+
+    Source: Anil, Lucas, Grosse (2019), Sorting out Lipschitz function approximation, ICML.
+    """
+
+    def forward(self, y: State) -> State:
+        """(B, C, ...) -> (B, C, ...), C even."""
+        if y.shape[1] % 2:
+            raise InputError(f"MaxMin takes pairs of channels, and {y.shape[1]} came: take an even number")
+        one, other = y.chunk(2, 1)
+        return torch.cat([torch.maximum(one, other), torch.minimum(one, other)], 1)
+
+
 class ScaledPool(nn.Module):
     """size x size average pooling, multiplied by size: of norm 1 in L2, where the plain one has 1/size.
 
@@ -135,6 +149,7 @@ def certifiable_small(
     depths: tuple[int, ...] = (2, 2),
     substeps: int = 1,
     p: float = 2,
+    maxmin: bool = False,
 ) -> nn.Sequential:
     """A network that `stability.certify` proves: pixel-unshuffle, stages of fields with proofs, scaled pooling, unit rows.
 
@@ -151,6 +166,7 @@ def certifiable_small(
         substeps: Steps for each field.
         p: The norm of the certificates, 2 or inf. In L-infinity pooling multiplies distances and the rows of the head count by
             their L1 norm: there is no pooling then, and rows have norm 1 in L1.
+        maxmin: A `MaxMin` behind each field, which then is a stage of its own: skew fields are linear, and need one.
     """
     if size % 2 ** len(depths) or size < 2 ** len(depths):
         raise InputError(f"size must be a multiple of {2 ** len(depths)} for {len(depths)} stages, got {size}")
@@ -163,8 +179,11 @@ def certifiable_small(
         if n:
             layers[f"unshuffle{n}"], layers[f"mix{n}"] = nn.PixelUnshuffle(2), CayleyConv(4 * channels, 2 * channels)
             pixels, channels = pixels // 2, 2 * channels
-        stage = ODEStage([build(basic_layers, channels) for _ in range(depth)], scheme, substeps=substeps)
-        layers[f"stage{n}"] = at_limit(stage, (channels, pixels, pixels))
+        for part in [f"{n}_{k}" for k in range(depth)] if maxmin else [f"{n}"]:
+            fields = [build(basic_layers, channels) for _ in range(1 if maxmin else depth)]
+            layers[f"stage{part}"] = at_limit(ODEStage(fields, scheme, substeps=substeps), (channels, pixels, pixels))
+            if maxmin:
+                layers[f"maxmin{part}"] = MaxMin()
     pool = next(k for k in (3, 2, 1) if pixels % k == 0 and pixels > k) if pixels > 1 and p == 2 else 1
     layers["pool"], layers["flatten"] = ScaledPool(pool), nn.Flatten()
     layers["head"] = UnitRows(channels * (pixels // pool) ** 2, num_classes, p)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from odenets.nets.certifiable import CayleyConv, Centre, PadChannels, ScaledPool, UnitRows
+from odenets.nets.certifiable import CayleyConv, Centre, MaxMin, PadChannels, ScaledPool, UnitRows
 from odenets.nets.monotone import GradientFlow, InfMonotone, Monotone, Shape, Skew
 from odenets.nets.stage import ODEStage
 from odenets.schemes.runge_kutta import RungeKutta
@@ -47,7 +47,7 @@ class Link(ABC):
 
 
 class Isometry(Link):
-    """Moves entries about, or adds zeros: exact in every norm."""
+    """Moves entries about, sorts some, or adds zeros: exact, no distance grows, and norms are kept, in every norm."""
 
     def bounds(self, shape: tuple[int, ...], norm: float, p: float, tau: float) -> Bounds:
         """See `Link.bounds`."""
@@ -127,6 +127,7 @@ KINDS: dict[type, type[Link]] = {
     nn.PixelUnshuffle: Isometry,
     nn.Flatten: Isometry,
     PadChannels: Isometry,
+    MaxMin: Isometry,
     ScaledPool: Pool,
     CayleyConv: Mix,
     ODEStage: Stage,
