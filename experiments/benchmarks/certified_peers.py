@@ -26,11 +26,11 @@ from torch.nn import functional as F
 import odenets
 from experiments.benchmarks.libraries import peer
 from experiments.harness.command import Parser, parse_names, parse_numbers, parse_one, run_cli
-from experiments.harness.experiment import provenance
 from experiments.harness.report import certificates as report
 from experiments.harness.run import proofs
 from experiments.harness.run.certified import Certified, CertifyConfig, Line, by_pair
 from experiments.harness.run.folder import Run
+from experiments.harness.run.machine import provenance
 from experiments.harness.run.schema import Measurement
 from experiments.harness.training import data
 from experiments.harness.training.losses import lowered
@@ -196,7 +196,8 @@ def certified(plain: nn.Sequential, test: data.Split, lipschitz: float) -> Certi
         top, other = logits.topk(2, 1).indices.unbind(1)
         lead = logits.gather(1, top[:, None]) - logits.gather(1, other[:, None])
         (slope,) = torch.autograd.grad(lead.sum(), x)
-    logits, head = logits.detach(), plain[-1].weight
+    last: Any = plain[-1]
+    logits, head = logits.detach(), last.weight
     distances = torch.cdist(head, head)[top]
     gaps = (logits.gather(1, top[:, None]) - logits) / distances.clamp_min(1e-12)
     margin = gaps.scatter(1, top[:, None], math.inf).amin(1)
