@@ -178,7 +178,7 @@ def _of_moves(scheme: Scheme, field: ProvenField, h: float, p: float, shape: Sha
 def _in_L2(tableau: Tableau, constants: Constants, h: float) -> _Proof:
     if not constants.mu <= 0:
         return _Proof(reason=f"the field is not known to have mu <= 0: {constants.reason}")
-    residual = _residual_constant(tableau)
+    residual = inexact(tableau).residual
     if _is_algebraically_stable(tableau):
         return _Proof(
             _strictly(tableau, constants.mu, h),
@@ -238,7 +238,7 @@ def _in_any_norm(tableau: Tableau, constants: Constants, h: float) -> _Proof:
         )
     return _Proof(
         min(max(1.0, factors[s]), _strictly(tableau, constants.mu, h)) if constants.mu < 0 else max(1.0, float(factors[s])),
-        _residual_constant(tableau) if np.count_nonzero(np.diag(tableau.A)) <= 1 else math.inf,
+        inexact(tableau).residual if np.count_nonzero(np.diag(tableau.A)) <= 1 else math.inf,
         f"absolutely monotonic at r = h/h0 = {r:.6g}; {constants.reason}",
         "Spijker (1983); Kraaijevanger (1991), BIT 31, theorem 4.2; Soderlind (2006), BIT 46",
     )
@@ -275,38 +275,78 @@ def cocoercive_limit(tableau: Tableau) -> float:
     return math.inf if least >= -ROUNDING else float(-2 / least)
 
 
-@cache
-def _residual_constant(tableau: Tableau) -> float:
-    """c: residuals of norm rho of the stage equations, all stacked, move the end of a step by at most c rho where mu_2 <= 0.
+@dataclass(frozen=True)
+class Inexact:
+    """What becomes of errors in the stages of a tableau, on fields with mu_2 <= 0, whatever the step size; see `inexact`.
 
-    Let E be the error of the implicit stages, A their part of the tableau and h dF the error of their slopes as the step takes
-    them, out of increments: E = A h dF and A^-1 E = h df + B^-1 rho, B the block diagonal that is solved for. For a diagonal
-    D > 0 monotonicity gives <E, h df>_D <= 0, so alpha ||E||_D^2 <= <E, A^-1 E>_D <= ||E||_D ||D^1/2 B^-1|| ||rho||, alpha
-    being the least eigenvalue of the symmetric part of D^1/2 A^-1 D^-1/2; and the step ends off by (A^-T b)^T E. Any D proves a
-    constant, the best that a search finds is taken. Source: Hairer & Wanner II (1996), section IV.14, for alpha.
+    residual: the end of a step is off by so many times the norm of the residuals of all stage equations. stage: the same for
+    any one implicit stage. start, slope, zero: no stage is longer than start ||y|| + slope ||h f(y)|| + zero ||h f(0)||, with
+    slope of explicit stages in front alone. end_slope: the end is off by so many times an error of h f(y) there. end_zero: the
+    step from 0 is that times ||h f(0)|| long at most. weights: D^1/2 of the implicit stages, with D A^-1 + A^-T D positive
+    definite. Where no such D is found all are inf, and there are no weights.
+    """
+
+    residual: float = math.inf
+    stage: float = math.inf
+    start: float = math.inf
+    slope: float = math.inf
+    zero: float = math.inf
+    end_slope: float = math.inf
+    end_zero: float = math.inf
+    weights: tuple[float, ...] = ()
+
+
+@cache
+def inexact(tableau: Tableau) -> Inexact:
+    """How residuals of the stage equations, and of what stands in front of them, move a step where mu_2 <= 0.
+
+    Let the implicit stages Y = 1 y + e V + A h K hold for the slopes as the step takes them, V = h f(y) that of explicit stages
+    in front, B the block diagonal of A that is solved for, and rho = B (h K - h f(Y)) the residuals, all of them stacked. The
+    difference E to the exact stages Y* has A^-1 E = h (f(Y) - f(Y*)) + B^-1 rho. For a diagonal D > 0 monotonicity, stage by
+    stage, says <E, f(Y) - f(Y*)>_D <= 0, so that alpha ||E||_D^2 <= <E, A^-1 E>_D <= ||E||_D ||D^1/2 B^-1|| ||rho||, alpha
+    being the least eigenvalue of the symmetric part of D^1/2 A^-1 D^-1/2. The step ends off by b^T h (K - K*) = (A^-T b)^T E.
+    In the same way the exact stages, A^-1 (Y* - 1 y - e V) = h f(Y*), are bounded by comparing them with 0. Any D with
+    alpha > 0 proves constants, and the best that a search finds is taken. That diagonally implicit schemes solve one equation
+    after the other does not matter: the proof has them all at once.
+
+    Source: Hairer & Wanner II (1996), section IV.14, for alpha and D; Frank, Schneid, Ueberhuber (1985), Stability properties
+    of implicit Runge-Kutta methods, SIAM J. Numer. Anal. 22, where `stage` and `residual` are BSI- and BS-stability.
     """
     if not tableau.implicit:
-        return 0.0
+        return Inexact(0.0)
     solved = tableau.A.any(axis=1)
     first = int(solved.argmax())
     blocks = [(start, stop) for start, stop in tableau.blocks if stop > first]
-    A, b = tableau.A[first:, first:], tableau.b[first:]
+    A, b, front = tableau.A[first:, first:], tableau.b[first:], tableau.A[first:, :first].sum(1)
     if not solved[first:].all() or any(not tableau.A[i:j, i:j].any() for i, j in blocks):
-        return math.inf  # an explicit stage behind an implicit one: its error has no bound without a Lipschitz constant
-    if len(b) == 1:  # a resolvent: ||E|| <= ||rho|| in every norm
-        return float(abs(b[0] / A[0, 0]))
+        return Inexact()  # an explicit stage behind an implicit one: its error has no bound without a Lipschitz constant
     inverse, B = np.linalg.inv(A), np.zeros_like(A)
     for i, j in blocks:
         B[i - first : j - first, i - first : j - first] = tableau.A[i:j, i:j]
     reach, end = np.linalg.inv(B), inverse.T @ b
 
+    def least(d: np.ndarray) -> float:
+        scaled = d[:, None] * inverse / d
+        return float(np.linalg.eigvalsh((scaled + scaled.T) / 2).min())
+
     def constant(logs: np.ndarray) -> float:
         d = np.exp(logs / 2)
-        scaled = d[:, None] * inverse / d
-        alpha = np.linalg.eigvalsh((scaled + scaled.T) / 2).min()
+        alpha = least(d)
         return np.linalg.norm(end / d) * np.linalg.norm(d[:, None] * reach, 2) / alpha if alpha > 1e-6 else 1e9 - 1e8 * alpha
 
-    starts = np.random.default_rng(0).normal(size=(6, len(b)))
-    options = {"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9}
-    best = min(float(minimize(constant, start, method="Nelder-Mead", options=options).fun) for start in starts)
-    return best * (1 + 1e-9) if best < 1e6 else math.inf
+    if len(b) == 1:  # a resolvent, of which all this holds in every norm
+        d = np.ones(1)
+    else:
+        starts = np.random.default_rng(0).normal(size=(6, len(b)))
+        options = {"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9}
+        best = min((minimize(constant, start, method="Nelder-Mead", options=options) for start in starts), key=lambda r: r.fun)
+        if not best.fun < 1e6:
+            return Inexact()
+        d = np.exp(best.x / 2)
+        d = d / d.min()
+    alpha, last, behind = least(d), np.linalg.norm(end / d), abs(tableau.b[:first].sum() - end @ front)
+    slope, zero = np.linalg.norm(d * (inverse @ front)) / alpha, np.linalg.norm(d) / alpha
+    solving = np.linalg.norm(d[:, None] * reach, 2) / alpha
+    found = solving * last, solving, np.linalg.norm(d * inverse.sum(1)) / alpha, slope, zero, behind + last * slope
+    slack = 1 + 1e-9 * (len(b) > 1)
+    return Inexact(*(float(value) * slack for value in (*found, behind + last * (slope + zero))), tuple(d.tolist()))

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from certified import SHAPE, field, worst_ratio
+from certified import SHAPE, field, size, worst_ratio
 
 import odenets
 import stability
-from stability.methods.contraction import _residual_constant, cocoercive_limit
+from odenets.solve.log import Guesses
+from stability.methods.contraction import cocoercive_limit, inexact
 
 STABLE = ["implicit_euler", "implicit_midpoint", "gauss4", "gauss6", "radau3", "radau5", "lobatto_iiic4", "norsett3"]
 # h L up to which steps on gradient flows are proven, to the digits given: Sanz-Serna & Zygalakis (2020), Dahlquist & Jeltsch.
@@ -188,7 +189,7 @@ def test_strict_monotonicity_contracts():
 def test_residuals_move_the_end_of_a_step_by_no_more_than_their_constant(name):
     """On linear monotone fields the end of a step is linear in the residuals: the norm of that map stays below the constant."""
     tableau = odenets.get_scheme(name).tableau
-    if tableau is None or (constant := _residual_constant(tableau)) == math.inf:
+    if tableau is None or (constant := inexact(tableau).residual) == math.inf:
         return
     first = int(tableau.A.any(axis=1).argmax())  # the stages before are explicit, and exact
     A, b, s = tableau.A[first:, first:], tableau.b[first:], tableau.stages - first
@@ -209,24 +210,106 @@ def test_residuals_move_the_end_of_a_step_by_no_more_than_their_constant(name):
     assert constant <= published.get(name, math.inf)
 
 
+SOLVING = ["implicit_euler", "implicit_midpoint", "norsett3", "gauss4", "gauss6", "radau3", "radau5"]
+
+
+def sums(matrix, vectors):
+    return torch.einsum("kl,bl...->bk...", torch.tensor(matrix), vectors)
+
+
+def of_slopes(tableau, flow, h, y, V):
+    """(the end of a step that takes the slopes V, the norm of the residuals of all its equations)."""
+    off = V - h * torch.stack([flow(0.0, stage) for stage in (y[:, None] + sums(tableau.A, V)).unbind(1)], 1)
+    B = np.zeros_like(tableau.A)
+    for i, j in tableau.blocks:
+        B[i:j, i:j] = tableau.A[i:j, i:j]
+    return y + sums(tableau.b[None], V)[:, 0], sums(B, off).flatten(1).norm(dim=1)
+
+
+def slopes_of_a_solve(tableau, stage, y):
+    """(the end, V) of a step as the stage takes it, from the increments that its solves ended with."""
+    guesses, V = Guesses(), []
+    end = stage(y, guesses=guesses)
+    for (i, j), (increments, _) in zip(tableau.blocks, guesses.found()):
+        V.append(sums(np.linalg.inv(tableau.A[i:j, i:j]), increments[:, None] if j - i == 1 else increments))
+    return end, torch.cat(V, 1)
+
+
 @pytest.mark.parametrize("tol", [1e-3, 0.3])
-@pytest.mark.parametrize("name", ["implicit_euler", "implicit_midpoint"])
+@pytest.mark.parametrize("name", SOLVING)
 def test_what_counts_as_converged_may_expand_and_its_residual_says_by_how_much(name, tol):
     flow, generator = field("gradient_flow", gain=2.0), torch.Generator().manual_seed(0)
-    h, c = 20 * flow.constants(2, SHAPE).forward / 2, _residual_constant(odenets.get_scheme(name).tableau)
+    tableau = odenets.get_scheme(name).tableau
+    h, c = 20 * flow.constants(2, SHAPE).forward / 2, inexact(tableau).residual
     stage = odenets.ODEStage(flow, f"{name}(tol={tol})", interval=h)
-    x, d = torch.randn(2, 300, *SHAPE, generator=generator, dtype=torch.float64)
-    d = d * torch.randn(300, 1, 1, 1, generator=generator, dtype=torch.float64).mul(1.5).sub(1).exp()
+    x, d = torch.randn(2, 100, *SHAPE, generator=generator, dtype=torch.float64)
+    d = d * torch.randn(100, 1, 1, 1, generator=generator, dtype=torch.float64).mul(1.5).sub(1).exp()
 
     def run(y):
-        end = stage(y)
-        inner = y + (end - y) / c  # the stage that the step's end was made of
-        return end, (inner - y - h / c * flow(0.0, inner)).flatten(1).norm(dim=1)
+        end, V = slopes_of_a_solve(tableau, stage, y)
+        again, rho = of_slopes(tableau, flow, h, y, V)
+        torch.testing.assert_close(end, again)
+        return end, rho
 
+    expanded = False
     with torch.no_grad():
         for _ in range(4):
             (a, rho_a), (b, rho_b) = run(x), run(x + d)
             apart, before = (b - a).flatten(1).norm(dim=1), d.flatten(1).norm(dim=1)
             assert ((apart - c * (rho_a + rho_b)) <= before * (1 + 1e-9)).all()
+            expanded |= bool((apart > before * (1 + 1e-9)).any())
             d = (b - a) / apart.clamp_min(1e-12).view(-1, 1, 1, 1) * before.view(-1, 1, 1, 1)
-    assert tol < 0.3 or (apart > before).any()  # a relative tolerance certifies nothing
+    assert tol < 0.3 or expanded  # a relative tolerance certifies nothing
+
+
+@pytest.mark.parametrize("name", SOLVING)
+@pytest.mark.parametrize("spec", ["gradient_flow", "monotone"])
+def test_no_slopes_whatsoever_part_two_states_by_more_than_their_residuals_pay_for(name, spec):
+    """An ascent in both states and in all slopes, from those of loose and of tight solves: no solver could do worse."""
+    flow, generator = field(spec, gain=2.0), torch.Generator().manual_seed(1)
+    tableau = odenets.get_scheme(name).tableau
+    h, c, found = 1.0, inexact(tableau).residual, list[list[torch.Tensor]]()
+    for settings in ("tol=0.3", "tol=1e-9,max_iterations=300,solver=newton"):
+        stage = odenets.ODEStage(flow, f"{name}({settings})", interval=h)
+        x, d = torch.randn(2, 12, *SHAPE, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            found.append([x, d, *(slopes_of_a_solve(tableau, stage, y)[1] for y in (x, x + d))])
+    free = [torch.cat(both) for both in zip(*found)]
+    best, rate = torch.full((24,), -math.inf, dtype=torch.float64), 0.3
+    for _ in range(60):
+        x, d, V, W = free = [v.detach().requires_grad_() for v in free]
+        (a, rho_a), (b, rho_b) = of_slopes(tableau, flow, h, x, V), of_slopes(tableau, flow, h, x + d, W)
+        ratio = (size(b - a, 2) - c * (rho_a + rho_b)) / size(d, 2)
+        best = torch.maximum(best, ratio.detach())
+        gradients = torch.autograd.grad(ratio.sum(), free)
+        with torch.no_grad():  # steps in units of d
+            rates = rate * size(d, 2)
+            for n, (v, g) in enumerate(zip(free, gradients)):
+                free[n] = v + (rates / size(g, 2).clamp_min(1e-30)).view(-1, *[1] * (v.dim() - 1)) * g
+        rate *= 0.93
+    assert 0.3 < best.max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", [*SOLVING, "trapezoid", "tr_bdf2", "sdirk2"])
+def test_stages_and_the_step_from_zero_are_no_longer_than_their_bounds(name):
+    flow, tableau, h = field("gradient_flow", gain=1.5), odenets.get_scheme(name).tableau, 0.5
+    k, y = inexact(tableau), torch.randn(40, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stage = odenets.ODEStage(flow, f"{name}(tol=1e-12,max_iterations=300,solver=newton)", interval=h)
+    zero = size(h * flow(0.0, 0 * y), 2)
+    with torch.no_grad():
+        for scale in (0.0, 1e-2, 1.0):
+            first = int(tableau.A.any(1).argmax())
+            V = [h * flow(0.0, scale * y)] * first
+            for i, j in tableau.blocks[first:]:  # fixed points of the equations, one block after the other
+                base = scale * y[:, None] + sums(tableau.A[i:j, :i], torch.stack(V, 1) if V else y.new_empty(40, 0, *SHAPE))
+                own = torch.zeros(40, j - i, *SHAPE, dtype=torch.float64)
+                for _ in range(400):
+                    stages = base + sums(tableau.A[i:j, i:j], own)
+                    own = own + 0.1 * (h * torch.stack([flow(0.0, s) for s in stages.unbind(1)], 1) - own)
+                V += own.unbind(1)
+            stages = scale * y[:, None] + sums(tableau.A, torch.stack(V, 1))
+            longest = k.start * size(scale * y, 2) + k.slope * size(h * flow(0.0, scale * y), 2) + k.zero * zero
+            assert (stages.flatten(2).norm(dim=2) <= longest[:, None] * (1 + 1e-6)).all()
+            end = stage(scale * y)
+            torch.testing.assert_close(end, scale * y + sums(tableau.b[None], torch.stack(V, 1))[:, 0], rtol=1e-4, atol=1e-5)
+            assert scale or (size(end, 2) <= k.end_zero * zero * (1 + 1e-6)).all()
