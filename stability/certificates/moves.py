@@ -162,7 +162,7 @@ class Move:
 
 def _sums(matrix: np.ndarray, vectors: Tensor) -> Tensor:
     """(B, rows, ...): the rows of a matrix times vectors (B, columns, ...)."""
-    return torch.einsum("kl,bl...->bk...", torch.as_tensor(matrix).to(vectors), vectors)
+    return torch.einsum("kl,bl...->bk...", torch.tensor(matrix).to(vectors), vectors)
 
 
 def moves(stage: ODEStage, shape: Shape, p: float) -> tuple[Move, ...]:
