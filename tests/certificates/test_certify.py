@@ -27,7 +27,6 @@ NETS = {
     "cayley": {"scheme": f"implicit_midpoint({TIGHT})", "field": "skew"},
     "norsett": {"scheme": f"norsett3({TIGHT})", "field": "monotone"},
     "gauss": {"scheme": f"gauss4({TIGHT})", "field": "monotone"},
-    "radau": {"scheme": f"radau3({TIGHT})", "field": "gradient_flow"},
     "tr_bdf2": {"scheme": f"tr_bdf2({TIGHT})", "field": "gradient_flow"},
     "inf": {"scheme": f"implicit({TIGHT})", "field": "inf_monotone"},
 }
