@@ -332,7 +332,9 @@ def inexact(tableau: Tableau) -> Inexact:
     def constant(logs: np.ndarray) -> float:
         d = np.exp(logs / 2)
         alpha = least(d)
-        return np.linalg.norm(end / d) * np.linalg.norm(d[:, None] * reach, 2) / alpha if alpha > 1e-6 else 1e9 - 1e8 * alpha
+        if alpha <= 1e-6:
+            return 1e9 - 1e8 * alpha
+        return float(np.linalg.norm(end / d) * np.linalg.norm(d[:, None] * reach, 2)) / alpha
 
     if len(b) == 1:  # a resolvent, of which all this holds in every norm
         d = np.ones(1)
@@ -344,9 +346,17 @@ def inexact(tableau: Tableau) -> Inexact:
             return Inexact()
         d = np.exp(best.x / 2)
         d = d / d.min()
-    alpha, last, behind = least(d), np.linalg.norm(end / d), abs(tableau.b[:first].sum() - end @ front)
-    slope, zero = np.linalg.norm(d * (inverse @ front)) / alpha, np.linalg.norm(d) / alpha
-    solving = np.linalg.norm(d[:, None] * reach, 2) / alpha
-    found = solving * last, solving, np.linalg.norm(d * inverse.sum(1)) / alpha, slope, zero, behind + last * slope
-    slack = 1 + 1e-9 * (len(b) > 1)
-    return Inexact(*(float(value) * slack for value in (*found, behind + last * (slope + zero))), tuple(d.tolist()))
+    slack = (1 + 1e-9 * (len(b) > 1)) / least(d)
+    last, behind = float(np.linalg.norm(end / d)), abs(float(tableau.b[:first].sum() - end @ front))
+    solving, start = float(np.linalg.norm(d[:, None] * reach, 2)) * slack, float(np.linalg.norm(d * inverse.sum(1))) * slack
+    slope, zero = float(np.linalg.norm(d * (inverse @ front))) * slack, float(np.linalg.norm(d)) * slack
+    return Inexact(
+        residual=solving * last,
+        stage=solving,
+        start=start,
+        slope=slope,
+        zero=zero,
+        end_slope=behind + last * slope,
+        end_zero=behind + last * (slope + zero),
+        weights=tuple(d.tolist()),
+    )
