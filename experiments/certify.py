@@ -5,12 +5,12 @@
     python experiments/certify.py --train --dataset mnist --data-dir data --seconds 60 --seeds 0,1,2,3,4
 
 With --train every field is trained with every scheme with which its steps are proven to contract, at equal parameters and for
-equal seconds. A folder under runs/ receives config.json, records.jsonl, certificates.csv, certificates.tex, figures,
+equal seconds. A folder under runs/ receives config.json, records.jsonl, certificates.csv, tables, figures,
 checkpoints and report.html. What was killed goes on with --resume after the last step that had ended.
 """
 
 import time
-from argparse import BooleanOptionalAction, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,7 +44,7 @@ from experiments.harness.command import (
 )
 from experiments.harness.config import add_options
 from experiments.harness.defaults import defaults_of
-from experiments.harness.options import check_out
+from experiments.harness.options import add_image_options, add_run_options, add_smoke, check_out
 from experiments.harness.report import certificates as report
 from experiments.harness.run import certified, own, proofs, shelf
 from experiments.harness.run.case import TRAINING, Case, Task, checkpoint_of, run_task
@@ -56,7 +56,7 @@ from experiments.harness.run.pairs import pairs_of
 from experiments.harness.run.runner import progress_bars
 from experiments.harness.run.subject import images_for, load_subject, load_subjects, logits_of
 from experiments.harness.training import data
-from experiments.harness.training.brought import FORMS, IMAGE_SIZE
+from experiments.harness.training.brought import FORMS
 from experiments.harness.training.settings import TrainingSettings, training_settings
 from experiments.harness.words import count, duration
 from odenets.errors import InputError
@@ -132,16 +132,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; default: what the networks were trained on, digits"
     )
-    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
-    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
-    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    add_image_options(parser)
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only; default: 1000", default="1000")
     parser.section(RUN)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")
-    parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
+    add_run_options(parser)
+    add_smoke(parser)
     return parser
 
 

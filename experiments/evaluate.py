@@ -10,7 +10,7 @@ goes on with --resume after the last attack that had ended.
 
 import hashlib
 import time
-from argparse import BooleanOptionalAction, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from experiments.harness.command import (
     tell,
 )
 from experiments.harness.defaults import defaults_of
-from experiments.harness.options import check_out
+from experiments.harness.options import add_image_options, add_run_options, check_out
 from experiments.harness.report import evaluation as evaluation_report
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run import own
@@ -51,7 +51,7 @@ from experiments.harness.run.step import Step, do_step
 from experiments.harness.run.subject import Subject, images_for, load_subjects, logits_of
 from experiments.harness.statistics.estimates import middle
 from experiments.harness.training import data
-from experiments.harness.training.brought import FORMS, IMAGE_SIZE
+from experiments.harness.training.brought import FORMS
 from experiments.harness.training.data import Split
 from experiments.harness.words import count, radius
 from odenets.errors import InputError
@@ -129,9 +129,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--dataset", help=f"one of {', '.join(data.DATASETS)}, or {FORMS}; by default the one the network was trained on"
     )
-    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
-    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
-    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    add_image_options(parser)
     parser.add_argument("--test-limit", help="use so many test images only")
     parser.section(ATTACKS)
     parser.add_argument("--attacks", default="pgd20,square200", help=f"of {ATTACK_CHOICE}")
@@ -140,10 +138,8 @@ def _parser() -> Parser:
     parser.add_argument("--audit", nargs="?", const="quick", default="quick", help=f"one of {', '.join(AUDITS)}")
     parser.add_argument("--audit-images", default="64", help="test images that the audit looks at")
     parser.section(RUN)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_run_options(parser)
     add_cluster_options(parser)
-    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it where nothing is there")
     return parser
 
 

@@ -53,9 +53,7 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
     parser.add_argument("--model", default="small", help=f"one of {', '.join(odenets.MODELS)}, or FILE.py:NAME")
     parser.section(DATA)
     parser.add_argument("--dataset", default="digits", help=f"one of {', '.join(DATASETS)}; digits needs no file; or {FORMS}")
-    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
-    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
-    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+    add_image_options(parser)
     parser.add_argument("--train-limit", help="use so many training images only")
     parser.add_argument("--test-limit", help="use so many test images only")
     parser.add_argument(
@@ -108,20 +106,34 @@ def add_arguments(parser: Parser, seeds: str = "0,1,2") -> None:
         "get the checks that take seconds; cheap: these for every net; default: all, with --budget first, or cheap if need be",
     )
     parser.section(RUN)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_run_options(parser, "; it takes further --seeds after those it has")
     add_cluster_options(parser)
     parser.add_argument(
         "--workers",
         help="processes; default: as many as cores and memory carry; on GPUs one for each, several of small nets; more share "
         "them; with --cluster, tasks at once at most",
     )
-    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, or start it where nothing is there; it takes further --seeds after those it has",
-    )
     parser.add_argument("--log", help=f"one of {', '.join(LOGS)}: curves of each training beside the bars, below --out")
+    add_smoke(parser)
+
+
+def add_image_options(parser: Parser) -> None:
+    """Where the images of --dataset come from."""
+    parser.add_argument("--image-size", metavar="N", help=IMAGE_SIZE)
+    parser.add_argument("--data-dir", default="data", help="folder of torchvision's files")
+    parser.add_argument("--download", action=BooleanOptionalAction, default=True, help="fetch missing files")
+
+
+def add_run_options(parser: Parser, resumed: str = "") -> None:
+    """Where a run computes and what becomes of it; `resumed`: what else --resume does."""
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", help="folder of the run; default: a new one under runs/")
+    help = f"go on with the run in --out, or start it where nothing is there{resumed}"
+    parser.add_argument("--resume", action="store_true", help=help)
+
+
+def add_smoke(parser: Parser) -> None:
+    """--smoke."""
     parser.add_argument("--smoke", action="store_true", help="every path in seconds; the numbers mean nothing")
 
 

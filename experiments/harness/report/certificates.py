@@ -1,7 +1,7 @@
 """What certify.py shows: the table of field x scheme, the plot of certificates and attacks, the page, CSV and LaTeX."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +98,6 @@ def tidy(config: CertifyConfig, nets: Nets) -> list[tuple[Any, ...]]:
     return found
 
 
-def latex(table: Sequence[Sequence[str]]) -> str:
-    """A table as LaTeX (booktabs); numbers to the right."""
-    escaped = [[_escaped(cell) for cell in row] for row in table]
-    head, *body = [" & ".join(row) + r" \\" for row in escaped]
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", ""])
-
-
-def _escaped(cell: str) -> str:
-    text = cell.replace("\\", r"\textbackslash{}")
-    for mark in "%_&#":
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("\u2212", "$-$").replace("\u2026", r"\dots ")
-
-
 def sentences(config: CertifyConfig, nets: Nets) -> list[str]:
     """What was found, in words: who proves most at the middle radius, whether anything broke inside, what is refused."""
     middle = statistics.middle(sorted(config.radii))
@@ -145,11 +130,10 @@ def sentences(config: CertifyConfig, nets: Nets) -> list[str]:
 
 
 def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
-    """report.html, certificates.csv, certificates.tex and the figure as PNG."""
+    """report.html with its figure and its tables, and certificates.csv, which is tidy."""
     table = rows(config, nets)
     with open(folder / "certificates.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(tidy(config, nets))
-    (folder / "certificates.tex").write_text(latex(table), encoding="utf-8")
     note = Markup(
         "<b>Certified</b>: right, and no image nearer than the radius is given another class, by theorem, residuals and "
         "rounding included. <b>Under attack</b>: right under every attack of the run, as the certified network judges; an "
