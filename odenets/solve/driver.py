@@ -14,7 +14,7 @@ from odenets.solve.precision import check_precision
 from odenets.solve.rows import as_rows, row_norm
 from odenets.solve.scaling import power_of_two, relative, safe_to_square
 from odenets.solve.solution import Solution, check_settings
-from odenets.solve.transforms import anywhere, everywhere, mapping, over_maps, recording
+from odenets.solve.transforms import anywhere, count, everywhere, mapping, over_maps, recording
 from odenets.types import Rows, State
 
 ALONE = 7 / 8  # of the samples at most are unsolved when the others leave: copying costs something too
@@ -141,7 +141,7 @@ class Solver(ABC):
                     return first
                 best = _best(visited, book.place, news)
                 found, visited, in_units = [], [best], True
-                alive = book.alive()
+                alive = count(book.active)
                 if not alive or n == self.max_iterations:
                     break
                 look = n + (book.next_look(every, n) if batched else 1)
@@ -278,9 +278,9 @@ class _Book:
         for index, norm in enumerate(host, 1):
             better = self.active & (norm < self.best)
             self.best = torch.where(better, norm, self.best)
-            self.place = better.long() * index if self.place is None else torch.where(better, index, self.place)
+            self.place = index * better if self.place is None else torch.where(better, index, self.place)
             self.iterations = self.iterations + self.active
-            self.active = self.active & ~(norm <= self.target)
+            self.active = self.active > (norm <= self.target)  # and not: NaN is unsolved
         if better is None:
             return "none"
         return "last" if everywhere(better) else "some" if anywhere(self.place > 0) else "none"
@@ -290,10 +290,6 @@ class _Book:
         info = torch.finfo(self.first.dtype)
         inside = (self.first > info.tiny**0.25) & (self.first < info.max**0.25)
         return everywhere(inside) or everywhere(safe_to_square(self.first, first.cpu(), self.floor))
-
-    def alive(self) -> int:
-        """Rows unsolved; under torch.func.vmap whether there are any."""
-        return int(anywhere(self.active) if mapping() else self.active.sum())
 
     def next_look(self, every: int, done: int) -> int:
         """Iterations until the next look is due."""

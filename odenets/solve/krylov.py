@@ -16,7 +16,7 @@ from odenets.solve.device import look_every, next_look, upload
 from odenets.solve.rows import row_dot, row_norm
 from odenets.solve.scaling import largest, power_of_two
 from odenets.solve.solution import Solution
-from odenets.solve.transforms import anywhere, recording
+from odenets.solve.transforms import anywhere, count, recording
 from odenets.types import Product, Rows
 
 Vectors = Inexact[Tensor, "batch count unknowns"]
@@ -38,14 +38,18 @@ def orthogonalise(w: Rows, basis: Vectors, again: bool | float = 1.0) -> tuple[R
 
     Source: Giraud, Langou, Rozloznik (2005), twice is enough; Daniel et al. (1976) for the criterion.
     """
-    c = w[:, None] @ basis.mH  # rows from the left: ten times faster on a CPU than columns from the right
-    w = torch.baddbmm(w[:, None], c, basis, alpha=-1)[:, 0]
-    rest = _norm(w)
-    if again if isinstance(again, bool) else anywhere(rest < again * torch.linalg.vector_norm(c, dim=(1, 2))):
-        more = w[:, None] @ basis.mH
-        w, c = torch.baddbmm(w[:, None], more, basis, alpha=-1)[:, 0], c + more
-        rest = _norm(w)
-    return w, c[:, 0], rest
+    w, c, rest = _split(w, basis)
+    if again if isinstance(again, bool) else anywhere(rest < again * row_norm(c)):
+        w, more, rest = _split(w, basis)
+        c = c + more
+    return w, c, rest
+
+
+def _split(w: Rows, basis: Vectors) -> tuple[Rows, Coefficients, Tensor]:
+    row = w[:, None]
+    c = torch.bmm(row, basis.mH)  # rows from the left: ten times faster on a CPU than columns from the right
+    w = torch.baddbmm(row, c, basis, alpha=-1)[:, 0]
+    return w, c[:, 0], _norm(w)
 
 
 def _norm(w: Rows) -> Tensor:
@@ -241,17 +245,17 @@ def _closest(apply: Product, start: Rows, b: Rows) -> tuple[Rows, Rows]:
 class _LeastSquares:
     """min |beta e_1 - H y| for each row, as columns of H come in; on the host, in double precision.
 
-    The unit vector u with u^H H = 0 grows by one rotation a column; the residual is <u, beta e_1> u.
+    The vector q with q_0 = 1 and q^H H = 0 grows by one entry a column; the residual is beta / |q|^2 times q.
     """
 
-    unsolved = True
+    unsolved = True  # whether there are such rows
     scale: Any = None  # (B,) what residuals are relative to; those at the first start unless it is set before
 
     def __init__(self, tol: float, weight: Tensor | None) -> None:
         self.tol = tol
         self.weight: Any = weight  # (B,) units of the rows where they stop together
         self.target: Any = None
-        self.conjugate: Any = None
+        self.conjugate: Any = None  # of q
         self.columns: list[Tensor] = []
         self.rows: Any = None  # their places in the batch, once some have gone
         self.ended: list[tuple[Tensor, ...]] = []  # what is known of those
@@ -275,8 +279,9 @@ class _LeastSquares:
         if self.conjugate is None:
             self._start(*(found.pop(0)[:, 0].abs() for _ in given))
         for column in found:
-            self._rotate(column)
-        self.unsolved = anywhere(self.active)
+            self._extend(column)
+        self.alive = count(self.active)
+        self.unsolved = self.alive > 0
 
     def next_look(self, every: int, products: int) -> int:
         """Products until the next look is due."""
@@ -293,19 +298,20 @@ class _LeastSquares:
                 weight = torch.where(self.scale > 0, self.weight.cpu().double(), 0)
                 self.weight = weight / weight.amax().clamp_min(torch.finfo(weight.dtype).tiny)
             self.active = (self.scale != 0) & ~self._solved()
-        self.beta, self.conjugate, self.before = beta, torch.ones_like(self.residual)[:, None], self.iterations
+        self.beta, self.length, self.before = beta, torch.ones_like(self.residual), self.iterations
+        self.conjugate = self.length[:, None]
 
-    def _rotate(self, column: Tensor) -> None:
-        alpha = (self.conjugate * column.detach()[:, :-1]).sum(1)
-        # Where both are zero the residual stays as it is.
-        rest = column.detach()[:, -1].abs().clamp_min(torch.finfo(column.dtype).tiny)
-        length = torch.hypot(alpha.abs(), rest)
-        share = rest / length
-        self.conjugate = torch.cat([self.conjugate * share[:, None], (alpha / -length)[:, None]], 1)
-        self.residual = torch.where(self.active, self.residual * share, self.residual)
-        self.iterations = self.iterations + self.active
-        self.active = self.active & ~self._solved()
+    def _extend(self, column: Tensor) -> None:
         self.columns.append(column)
+        column = column.detach()
+        # Where both are zero the residual stays as it is.
+        rest = column[:, -1].abs().clamp_min(torch.finfo(column.dtype).tiny)
+        entry = (self.conjugate * column[:, :-1]).sum(1) / rest
+        self.conjugate = torch.cat([self.conjugate, -entry[:, None]], 1)
+        self.length = torch.hypot(self.length, entry.abs())
+        self.residual = torch.where(self.active, self.beta.detach() / self.length, self.residual)
+        self.iterations = self.iterations + self.active
+        self.active = self.active > self._solved()  # and not
 
     def _solved(self) -> Tensor:
         """(B,) bool; NaN is unsolved, and never converges."""
@@ -334,12 +340,12 @@ class _LeastSquares:
 
     def left(self) -> Coefficients:
         """beta e_1 - H y of the rows unsolved, (B, m + 1)."""
-        return torch.where(self.active[:, None], self.residual[:, None] * self.conjugate.conj(), 0)
+        return torch.where(self.active[:, None], (self.residual / self.length)[:, None] * self.conjugate.conj(), 0)
 
     def few(self, least: int) -> bool:
         """Whether so few rows are unsolved that the others should go, `least` of them or more."""
-        rows, alive = len(self.active), int(self.active.sum())
-        return 0 < alive <= min(FEW * rows, rows - least)
+        rows = len(self.active)
+        return 0 < self.alive <= min(FEW * rows, rows - least)
 
     def drop(self) -> tuple[Tensor, Tensor, Tensor]:
         """Go on with the rows unsolved: (which they are, which the others, the places of those in the batch)."""
@@ -347,7 +353,7 @@ class _LeastSquares:
         self.rows = torch.arange(len(self.active)) if self.rows is None else self.rows
         places = self.rows[gone]
         self.ended.append((places, *(v[gone] for v in self._figures())))
-        for name in ("rows", "scale", "target", "residual", "iterations", "before", "active", "beta", "conjugate"):
+        for name in ("rows", "scale", "target", "residual", "iterations", "before", "active", "beta", "length", "conjugate"):
             setattr(self, name, getattr(self, name)[keep])
         self.columns = [column[keep] for column in self.columns]
         return keep, gone, places

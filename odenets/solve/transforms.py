@@ -83,6 +83,11 @@ def anywhere(mask: Tensor) -> bool:
     return bool((bare(mask) if transforming() else mask).any())
 
 
+def count(mask: Tensor) -> int:
+    """Rows where a mask (rows,) holds; over what vmap hides too, whether there are any."""
+    return int(anywhere(mask)) if mapping() else int(mask.sum())
+
+
 def over_maps(tensor: Tensor, combine: Callable[..., Tensor]) -> Tensor:
     """A tensor (B,) without wrappers; what vmap hides is combined into one figure for each sample."""
     tensor = bare(tensor)
