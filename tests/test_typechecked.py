@@ -10,6 +10,7 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturn
 
 import odenets
 from experiments.harness import statistics
+from experiments.harness.report import arms
 from odenets.types import PerSample, State
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,12 @@ def test_the_statistics_are_checked():
     with pytest.raises(BeartypeCallHintParamViolation):
         statistics.wilson(1.5, 4)
     assert statistics.t_interval((0.0, 1.0)).n == 2  # what numpy makes an array of is for numpy to say
+
+
+def test_the_pages_are_checked():
+    """A comparison is of a run: what evaluate.py draws is given one."""
+    with pytest.raises(BeartypeCallHintParamViolation):
+        arms.Comparison({"schemes": ["heun"]}, ())
 
 
 def test_shapes_are_checked_within_a_signature():

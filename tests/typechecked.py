@@ -1,4 +1,4 @@
-"""Annotations that are checked at run time, shapes included, wherever the tests call the libraries or the statistics.
+"""Annotations that are checked at run time, shapes included, wherever tests call the libraries, statistics or pages.
 
 jaxtyping with beartype, behind an import hook of our own: jaxtyping's own hook decorates nested functions too, anew each time
 that they are defined, and a step defines several. Here public functions and the methods of classes are decorated, once, when
@@ -21,7 +21,7 @@ from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintViolat
 from jaxtyping import jaxtyped
 from numpy.typing import ArrayLike
 
-PACKAGES = ("odenets", "stability", "experiments.harness.statistics")
+PACKAGES = ("odenets", "stability", "experiments.harness.statistics", "experiments.harness.report")
 # A whole number is a float, and a number of numpy's is a number. What numpy makes an array of is for numpy to say: at run time
 # its own annotation refuses a tuple.
 CONF = BeartypeConf(
