@@ -1,8 +1,12 @@
 """reproduce_ie_skips.py: what the protocol is, what a user may change, and the whole of it in its smallest size."""
 
 import csv
+import json
+from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
+from records import record
 
 from experiments import reproduce_ie_skips as reproduce
 from experiments.harness.command import Parser
@@ -68,6 +72,23 @@ def test_bad_lines(line, sentence, capsys):
 def test_passes_of_attacks():
     assert passes("fgsm") == 1 and passes("pgd20", 2) == 40 and passes("apgd50-t") == 450
     assert passes("square300", 2) == pytest.approx(100)
+
+
+def test_what_has_ended_is_not_timed_again(tmp_path, monkeypatch, capsys):
+    timed, made = [], options("--seeds", "0,1", "--device", "cpu")
+    forecast = SimpleNamespace(seconds=lambda workers: 60.0)
+    monkeypatch.setattr(reproduce, "forecast", lambda config, cases: timed.append(len(cases)) or forecast)
+    run = Namespace(out=tmp_path, cluster=None, gpus_per_case=None, device="cpu")
+    reproduce._foretell(reproduce.Console(), [run], [made])
+    assert timed.pop() == 4 and f"{tmp_path.name}: 4 nets, about 1 min on " in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps(made.to_json()))
+    ended = [json.dumps(record(scheme, seed).to_json()) + "\n" for scheme in made.schemes for seed in made.seeds]
+    for lines, left in ((ended[:3], [1]), (ended, [])):
+        (tmp_path / "records.jsonl").write_text("".join(lines))
+        reproduce._foretell(reproduce.Console(), [run], [made])
+        assert timed == left
+        timed.clear()
+    assert "1 net, about" in capsys.readouterr().out
 
 
 @pytest.mark.slow
