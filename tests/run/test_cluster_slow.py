@@ -67,7 +67,7 @@ def start(out, *options, script="compare_schemes", arguments=ARGUMENTS):
 def finished(process, out, seconds=600):
     assert process.wait(seconds) == 0, Path(f"{out}.log").read_text()
     printed = Path(f"{out}.log").read_text()
-    assert not re.search(r"^(\[20\d\d-|\*\*\*|\(raylet)|Warning|Traceback", printed, flags=re.M), printed  # of Ray's own
+    assert not re.search(r"^(\[20\d\d-|\*\*\*)|\(raylet\)|Warning|Traceback", printed, flags=re.M), printed  # of Ray's own
     return printed
 
 

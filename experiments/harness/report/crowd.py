@@ -124,9 +124,7 @@ def _mean_history(arm: Arm) -> np.ndarray:
     return np.array(table, dtype=float).mean(0) if table else np.zeros((0, 3))
 
 
-def named_scatter(
-    axes: Axes, x: Sequence[float], y: Sequence[float], groups: Sequence[Hashable], *, colour: str, label: str
-) -> None:
+def named_scatter(axes: Axes, x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable], *, colour: str, label: str) -> None:
     """The mean of each group as a dot with its name, its standard errors over nets as a cross; infinite x at the right edge.
 
     The window is that of the means. The axis is logarithmic where positive values spread over decades.

@@ -33,8 +33,13 @@ from odenets.errors import ROOT, InputError
 
 RETRIES = 3  # of a task whose node or process was lost; nothing else is tried again
 SECONDS = 0.5  # between two reports of a task, and two looks at the nodes
-# Of Ray in this process, which else tries a task for ever that wants more memory, and prints its stack where it is ended.
-RAY_ENVIRONMENT = {"RAY_task_oom_retries": str(RETRIES), "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
+# Of Ray in this process, which else tries a task for ever that wants more memory, and prints its stack where it is ended, and
+# what it does about processes that were lost.
+RAY_ENVIRONMENT = {
+    "RAY_task_oom_retries": str(RETRIES),
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
+}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of HTTP/2, which Ray's head speaks
 
 Supply = Callable[[Any], tuple[Hashable, Callable[[], Any]]]
