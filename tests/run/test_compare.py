@@ -177,6 +177,8 @@ def test_sweep_of_substeps(tmp_path, no_stability):
                 "explicit",
                 "--substeps",
                 "1,2",
+                "--read",
+                "finer,trained",
                 "--smoke",
                 "--epsilons",
                 "0.1",
@@ -211,7 +213,7 @@ def test_weights_run_with_every_other_scheme(tmp_path, capsys, no_stability):
     line += ["--workers", "1", "--out", str(tmp_path / "swap")]
     assert sweep_steps.main(line) == 0
     told = capsys.readouterr().out
-    assert "6 nets to train (explicit_euler, heun, rk4; steps 1; seeds 0, 1), 18 nets to attack: about" in told
+    assert "6 nets to train, 18 to attack (explicit_euler, heun, rk4; seeds 0, 1)" in told
     pairs = {(row["trained_with"], row["scheme"]) for row in rows(tmp_path / "swap" / "accuracy.csv")}
     assert len(pairs) == 9 and (tmp_path / "swap" / "steps.csv").exists()
     lines = (tmp_path / "swap" / "records.jsonl").read_text().splitlines(keepends=True)
