@@ -170,16 +170,9 @@ def parse_predictors(text: str) -> list[str]:
 
 def parse_numbers(text: str, option: str, kind: type[Number], minimum: float) -> list[Number]:
     """Distinct numbers of a comma-separated list, each at least `minimum`, in the order given; floats may be 8/255."""
-    numbers: list[Number] = []
+    wanted, numbers = f"{'whole numbers' if kind is int else 'numbers'} separated by commas", list[Number]()
     for piece in split_top_level(text):
-        wanted = "whole numbers" if kind is int else "numbers"
-        try:
-            above, slash, below = piece.partition("/")
-            number = kind(float(above) / float(below) if slash and kind is float else piece)
-        except (ValueError, ZeroDivisionError):
-            raise InputError(f"{option} takes {wanted} separated by commas, got {piece!r}") from None
-        if not (number >= minimum and math.isfinite(number)):
-            raise InputError(f"{option} must be finite and at least {minimum}, got {piece}")
+        number = _number(piece, option, kind, minimum, wanted)
         if number in numbers:
             raise InputError(f"{option} names {piece} twice")
         numbers.append(number)
@@ -196,10 +189,18 @@ def parse_one(text: str | None, option: str, kind: type[Number], minimum: float)
     """One number, or None where `text` is None."""
     if text is None:
         return None
-    numbers = parse_numbers(text, option, kind, minimum)
-    if len(numbers) > 1:
-        raise InputError(f"{option} takes one number, got {text!r}")
-    return numbers[0]
+    return _number(text.strip(), option, kind, minimum, "one whole number" if kind is int else "one number")
+
+
+def _number(piece: str, option: str, kind: type[Number], minimum: float, wanted: str) -> Number:
+    try:
+        above, slash, below = piece.partition("/")
+        number = kind(float(above) / float(below) if slash and kind is float else piece)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{option} takes {wanted}, got {piece!r}") from None
+    if not (number >= minimum and math.isfinite(number)):
+        raise InputError(f"{option} must be finite and at least {minimum}, got {piece}")
+    return number
 
 
 def parse_duration(text: str | None, option: str) -> float | None:

@@ -154,11 +154,11 @@ def make_config(
     before = _before(args)
     budget = parse_duration(args.budget, "--budget")
     at_most = parse_one(args.seeds_at_most, "--seeds-at-most", int, FEWEST)
-    splits = args.splits or before.get("splits") or "fixed"
+    splits = (before.get("splits") or "fixed") if args.splits is None else args.splits
     parse_choice(splits, "--splits", SPLITS)
     if splits == "per-seed" and not can_be_resplit(dataset):
         raise InputError(
-            f"--splits per-seed needs one of {', '.join(RESPLIT)}, or your own: {dataset} has test images of its own"
+            f"--splits per-seed takes {', '.join(RESPLIT)} or data of your own, which are split here: {dataset} has test images"
         )
     looks = _looks(args, before, at_most)
     substeps, fields = tuple(substeps), tuple(fields)
@@ -179,7 +179,7 @@ def make_config(
     middle = statistics.middle(sorted(epsilons))
     margin = parse_one(args.margin, "--margin", float, 0)
     if not 0 < margin < 100:
-        raise InputError(f"--margin lies between 0 and 100 points, got {args.margin}")
+        raise InputError(f"--margin lies above 0 and below 100 points, got {args.margin}")
     train_epsilon = middle if args.threat == "linf" else defaults["linf"][1]
     config = RunConfig(
         experiment=script,

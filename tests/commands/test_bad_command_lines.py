@@ -33,23 +33,26 @@ LINES = {
 --schemes explicit --seeds=-1 ; --seeds must be finite and at least 0, got -1
 --schemes explicit --seeds 3,3 ; --seeds names 3 twice
 --schemes explicit --margin nan ; --margin must be finite
+--schemes explicit --margin 2% ; --margin takes one number, got '2%'
+--schemes explicit --splits '' ; unknown --splits ''; choose from fixed, per-seed
+--budget 5m --seeds-at-most 3.5 ; --seeds-at-most takes one whole number, got '3.5'
 --schemes explicit --margin=-2 ; --margin must be finite and at least 0, got -2
 --schemes explicit --budget -5m ; expected one argument
 --schemes explicit --budget '' ; --budget takes a time such as 30s
 --schemes explicit --budget 1e3s ; --budget takes a time such as 30s
 --schemes explicit --until-clear ; --schemes explicit leaves nothing to compare
 --schemes explicit,heun --until-clear --seeds-at-most 100000 ; takes 1000 seeds at most, got 100000
---schemes explicit --margin 0 ; --margin lies between 0 and 100 points, got 0
---schemes explicit --margin 100 ; --margin lies between 0 and 100 points
+--schemes explicit --margin 0 ; --margin lies above 0 and below 100 points, got 0
+--schemes explicit --margin 100 ; --margin lies above 0 and below 100 points
 --schemes explicit --splits often ; unknown --splits 'often'; choose from fixed, per-seed
---schemes explicit --splits per-seed --dataset mnist ; mnist has test images of its own
---schemes explicit --margin wide ; --margin takes numbers
+--schemes explicit --splits per-seed --dataset mnist ; --splits per-seed takes digits or data of your own, which are split here: mnist has test images
+--schemes explicit --margin wide ; --margin takes one number, got 'wide'
 --schemes explicit,heun --until-clear --seeds 0,1 ; --seeds makes no sense with it
 --schemes explicit,heun --until-clear --smoke ; --smoke makes no sense with it
 --schemes explicit,heun --until-clear --seeds-at-most 2 ; --seeds-at-most must be finite and at least 3
---schemes explicit --workers 1e9 ; --workers takes whole numbers
+--schemes explicit --workers 1e9 ; --workers takes one whole number
 --schemes explicit --batch-size 0 ; --batch-size must be finite and at least 1
---schemes explicit --train-limit '' ; --train-limit is empty
+--schemes explicit --train-limit '' ; --train-limit takes one whole number, got ''
 --schemes explicit --attacks pgd-5 ; unknown attack 'pgd-5'
 --schemes 'implicit_euler(tol=-1)' ; tol
 --schemes 'implicit_euler(tol=nan)' ; tol
@@ -84,7 +87,7 @@ own.py: --dataset digits ; has no attribute ''
 .:make --dataset digits ; .:make cannot be had
 own..x:make --dataset digits ; ModuleNotFoundError
 own.py:one --dataset digits ; at least 2 classes apart, its logits have 1
-own.py:linear --dataset digits --test-limit x ; --test-limit takes whole numbers
+own.py:linear --dataset digits --test-limit x ; --test-limit takes one whole number
 own.py:linear --dataset digits --audit-images 0 ; --audit-images must be finite and at least 1
 own.py:linear --dataset digits --epsilons 2/x ; --epsilons takes numbers
 own.py:linear --dataset digits --attacks square0 ; unknown attack 'square0'
@@ -111,7 +114,7 @@ own.py:resnet ; names no data set
 own.py:resnet --shape 3,32 ; --shape takes channels,height,width, got '3,32'
 own.py:resnet --shape a,b,c ; --shape takes whole numbers
 own.py:resnet --shape 1,8,8 --images 1 ; own.py:resnet cannot take images of shape (1, 8, 8): RuntimeError: Given groups=1
-own.py:resnet --shape 3,8,8 --images x ; --images takes whole numbers
+own.py:resnet --shape 3,8,8 --images x ; --images takes one whole number
 own.py:resnet --shape 3,8,8 --epsilon 0 ; --epsilon must be finite
 own.py:resnet --shape 3,8,8 --scheme zzz ; unknown scheme 'zzz'
 own.py:resnet --shape 3,8,8 --block 1 ; --block takes stage,block, got '1'
@@ -124,7 +127,7 @@ broken ; broken/config.json is damaged
 empty ; empty/config.json is not that of a run of compare_schemes.py (schemes, dataset
 junk --tol 0 ; --tol must be finite and at least 1e-12
 junk --tol 1e-3,1e-4 ; --tol takes one number
-junk --images x ; --images takes whole numbers
+junk --images x ; --images takes one whole number
 """,
 }
 CASES = [(script, *line.split(" ; ")) for script, lines in LINES.items() for line in lines.strip().splitlines()]

@@ -49,6 +49,7 @@ def test_runs_stand_side_by_side_each_with_its_own_family(folders, tmp_path, cap
         ({"threat": "l2"}, "threat 'linf' and 'l2'"),
         ({"test_limit": 100}, "test_limit None and 100"),
         ({"splits": "per-seed"}, "splits 'fixed' and 'per-seed'"),
+        ({"split_seed": 3}, "split_seed 20 and 3"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(changes, sentence, tmp_path, capsys):
@@ -61,9 +62,10 @@ def test_what_cannot_be_compared_is_refused_by_name(changes, sentence, tmp_path,
 
 
 def test_several_data_sets_with_radii_of_their_own_when_asked_for(tmp_path, capsys):
-    folders = [write(tmp_path / "a"), write(tmp_path / "b", dataset="mnist", epsilons=(0.1, 0.2))]
+    folders = [write(tmp_path / "a"), write(tmp_path / "b", dataset="mnist", epsilons=(0.1, 0.2), model="resnet18")]
     assert collect.main([*folders, "--across", "--out", str(tmp_path / "out")]) == 0
-    assert "mnist, standard" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "mnist, standard" in told and "Networks differ (small and resnet18)" in told
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from experiments.harness.run.schema import Record
 from experiments.harness.words import count, interval, listed, percent, points
 from odenets.errors import InputError
 
-DATA = ("dataset", "train_limit", "test_limit", "splits")
+DATA = ("dataset", "train_limit", "test_limit", "splits", "split_seed")
 ATTACKED = ("attacks", "epsilons", "threat")
 DRAWN = 60  # differences, beyond which a figure is no longer read
 
@@ -106,6 +106,9 @@ def sentences(found: Collection) -> list[str]:
     unlike = _environments(found)
     if unlike:
         told.append(f"Environments differ ({unlike}): compare across these runs with care.")
+    models = list(dict.fromkeys(run.config.model for run in found.runs.values()))
+    if len(models) > 1:
+        told.append(f"Networks differ ({' and '.join(models)}): compare across these runs with care.")
     read = [str(folder) for folder in found.runs if folder in found.older]
     return [*told, *([f"Written by an earlier version, and read as today's: {listed(read)}."] if read else [])]
 
