@@ -45,7 +45,7 @@ LINES = {
 --schemes explicit --margin 0 ; --margin lies above 0 and below 100 points, got 0
 --schemes explicit --margin 100 ; --margin lies above 0 and below 100 points
 --schemes explicit --splits often ; unknown --splits 'often'; choose from fixed, per-seed
---schemes explicit --splits per-seed --dataset mnist ; --splits per-seed takes digits or data of your own, which are split here: mnist
+--schemes explicit --splits per-seed --dataset mnist ; digits or data of your own, which are split here: mnist has
 --schemes explicit --margin wide ; --margin takes one number, got 'wide'
 --schemes explicit,heun --until-clear --seeds 0,1 ; --seeds makes no sense with it
 --schemes explicit,heun --until-clear --smoke ; --smoke makes no sense with it

@@ -5,27 +5,33 @@ import io
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from browsed import WIDTHS, measured
 from browsed import run as chromium
 from matplotlib.figure import Figure as Drawing
 from records import compared, config, measurement, record, run
+from records import measured as measured_net
 
-from experiments.harness.report import collection, environment, evaluation, reproduction, study
+import odenets
+from experiments.harness.report import certificates, collection, environment, evaluation, reproduction, study, survey
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import comparison
 from experiments.harness.report.drawing import described
 from experiments.harness.report.page import Figure, Folded, Page, Section, Table, Text, tex
+from experiments.harness.run.certified import CertifyConfig, Line, Pair, by_pair
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.schema import Metric
+from experiments.harness.training.settings import TrainingSettings
 
 SCHEMES = ("explicit_euler", "implicit_euler", "ie_skip(gamma=0.05,iterations=2)", "rk4", "heun")
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """{name: a page of every kind that a run can end in}, but for the survey of a network."""
+    """{name: a page of every kind that a run can end in}; of many schemes too."""
     folder = tmp_path_factory.mktemp("pages")
     found = compared(SCHEMES, seeds=(0, 1), failed=("rk4",))
     (folder / "run").mkdir()
@@ -35,8 +41,7 @@ def pages(tmp_path_factory):
     related = [
         replace(r, stability=(Metric(0, 0, "log_norm", i + 0.1 * r.seed), Metric(0, 0, "kreiss", 2 + r.seed)))
         for i, scheme in enumerate(SCHEMES)
-        for r in records[:2]
-        for r in [replace(r, scheme=scheme)]
+        for r in (measured_net(scheme, seed, gap=0.01 * i) for seed in (0, 1))
     ]
     study.write_study(study.study([(config(SCHEMES, (0, 1)), related)]), folder)
     skips = [
@@ -50,9 +55,24 @@ def pages(tmp_path_factory):
     given = ("dataset", "attacks", "epsilons", "threat", "audit", "audit_epsilon", "audit_images", "data", "environment")
     own = EvaluationConfig(network="a net", weights={"net": "ab" * 32}, **{name: getattr(made, name) for name in given})
     evaluation.write(own, [replace(r, network=f"net {r.seed}") for r in records[3:]], folder / "evaluation.html")
-    names = {"run": "run/report.html", "collected": "collected.html", "relation": "relation.html"}
-    names |= {"reproduction": "reproduction.html", "evaluation": "evaluation.html"}
-    return {name: folder / path for name, path in names.items()}
+    many = [measured_net(s, seed, total=60, stages=1) for s in odenets.list_schemes()[:-1] for seed in (0, 1)]
+    (folder / "many").mkdir()
+    everything = comparison(config(odenets.list_schemes(), (0, 1)), many)
+    report.write_report(everything, folder / "many" / "report.html")
+    net, images = odenets.ode_resnet_small(10, 1), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    (folder / "survey").mkdir()
+    survey.write_page(survey.survey(net, images, None, 0.1), "a net", "2 random images", folder / "survey")
+    proofs = Path(__file__).parents[2] / "docs/records/certify-mnist-linf"
+    lines = [Line.from_json(json.loads(line)) for line in (proofs / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    given = json.loads((proofs / "config.json").read_text(encoding="utf-8"))
+    given |= {"pairs": tuple(Pair(**pair) for pair in given["pairs"]), "settings": TrainingSettings(**given["settings"])}
+    (folder / "certify").mkdir()
+    certificates.write(
+        CertifyConfig(**{k: v for k, v in given.items() if k != "experiment"}), by_pair(lines), folder / "certify"
+    )
+    names = {name: f"{name}/report.html" for name in ("run", "many", "survey", "certify")}
+    whole = ("collected", "relation", "reproduction", "evaluation")
+    return {name: folder / path for name, path in (names | {name: f"{name}.html" for name in whole}).items()}
 
 
 def test_every_page_on_a_desk_on_a_phone_and_on_paper(pages, tmp_path):
@@ -64,7 +84,8 @@ def test_every_page_on_a_desk_on_a_phone_and_on_paper(pages, tmp_path):
         wrong = {key: page[key] for key in ("silent", "boxes", "headings", "twice", "headers", "unnamed", "open")}
         assert not any(wrong.values()), (name, medium, wrong)
         assert page["mains"] == 1 and page["first"] == "skip"
-    assert found["run", "phone"]["figures"] == 4
+    assert [found[name, "phone"]["figures"] for name in ("run", "many", "survey", "certify")] == [4, 4, 3, 1]
+    assert found["relation", "print"]["figures"] >= 1
 
 
 def test_a_page_is_printed(pages, tmp_path):

@@ -145,13 +145,40 @@ def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
         "Certified accuracy and accuracy under attack against the radius. Solid: certified. Broken lines: under attack. "
         "The area between the certificate and the worst attack is what neither knows."
     )
-    figure, shown = Figure("certificates", _figure(config, nets), caption), Table("certificates", table[0], table[1:], note)
+    figure = Figure("certificates", _figure(config, nets), caption)
     Page(
         "What cannot be broken",
         f"{config.dataset}, {norm_symbol(config.norm)} balls, {config.data['test']} test images",
         sentences(config, nets),
-        [Section("Certificates", (figure, shown)), _hunts(nets), _protocol(config)],
+        [Section("Certificates", (figure, *_narrow(config, table, note))), _hunts(nets), _protocol(config)],
     ).write(folder / "report.html")
+
+
+def _narrow(config: CertifyConfig, table: Sequence[Sequence[str]], note: str) -> tuple[Table, Table]:
+    """The rows as two tables that fit on paper: accuracies, a row for each radius, and what the nets cost."""
+    header, *found = table
+    first, beyond = 7, 7 + 4 * len(config.radii)
+    middle, none = statistics.middle(sorted(config.radii)), ("", "", "")
+    accuracies = []
+    for row in found:
+        accuracies.append((row[0], "clean", *row[5:first], "", "", *none))
+        for start, r in zip(range(first, beyond, 4), config.radii):
+            compared = row[beyond : beyond + 3] if r == middle else none
+            accuracies.append((row[0], radius(r), *row[start : start + 4], *compared))
+    columns = (
+        "radius",
+        "certified, %",
+        "interval",
+        *header[first + 2 : first + 4],
+        "difference, points",
+        "interval",
+        "verdict",
+    )
+    costs = [(row[0], *row[1:5], *row[beyond + 3 :]) for row in found]
+    return (
+        Table("certificates", (header[0], *columns), accuracies, note, keys=2),
+        Table("cost", (header[0], *header[1:5], *header[beyond + 3 :]), costs),
+    )
 
 
 def show(config: CertifyConfig, nets: Nets, console: Console) -> None:
