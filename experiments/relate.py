@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with saving(out / "relation.html"):
         write_study(found, out)
     write_atomically(out / "relation.csv", whole.csv())
-    rows = [(*row[:5], *row[-3:]) for row in (whole.columns, *whole.rows)]
+    rows = [(*row[:6], *row[-2:]) for row in (whole.columns, *whole.rows)]
     wide = show_table(Console(), "Predictors of robustness", rows, keys=1)
     conclude(wide, sentences(found), "Page", out / "relation.html")
     return code

@@ -51,7 +51,7 @@ def test_a_predictor_that_is_there_is_supported_and_the_answer_names_its_size():
     header, rows = table(found).columns, table(found).rows
     assert {len(row) for row in rows} == {len(header)}
     for row in rows:
-        assert not row[4] or row[2], "no p-value without an effect"
+        assert not row[5] or row[3], "no p-value without an effect"
 
 
 def test_what_is_known_for_half_of_the_schemes_is_compared_there():
@@ -109,7 +109,7 @@ def test_the_page_of_finished_runs(tmp_path, capsys):
     page = (tmp_path / "out" / "relation.html").read_text(encoding="utf-8")
     assert "supported: log norm" in page and "log_norm.png" in {p.name for p in (tmp_path / "out" / "figures").iterdir()}
     rows = list(csv.reader((tmp_path / "out" / "relation.csv").read_text(encoding="utf-8").splitlines()))
-    assert rows[1][0] == "log norm" and rows[1][-1] == "supported"
+    assert rows[1][0] == "log norm" and rows[1][1] == "supported"
     assert "relation.html" in capsys.readouterr().out
 
 

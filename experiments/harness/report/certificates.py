@@ -1,7 +1,7 @@
 """What certify.py shows: the table of field x scheme, the plot of certificates and attacks, the page, CSV and LaTeX."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 

@@ -149,6 +149,8 @@ def named_scatter(axes: Axes, x: ArrayLike, y: ArrayLike, groups: Sequence[Hasha
     axes.margins(0.06, 0.08)
     axes.autoscale_view()
     axes.autoscale(False)
+    if np.isinf(x).any():  # no number stands where the infinite ones do
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= finite.max(initial=0.0) and tick >= axes.get_xlim()[0]])
     axes.hlines(means[:, 1], *ends[..., 0], color=colour, lw=0.7, alpha=0.5)
     axes.vlines(means[:, 0], *ends[..., 1], color=colour, lw=0.7, alpha=0.5)
     label_dots(axes, means, [str(name) for name in names])

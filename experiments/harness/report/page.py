@@ -22,7 +22,7 @@ from experiments.harness.command import show_table
 from experiments.harness.report.drawing import described, save
 
 FAINT = ("cannot tell", "cannot tell yet", "reference", "not applicable", "passes")
-FIRM = ("more robust", "less robust", "more accurate", "less accurate", "masks", "breaks more", "fails")
+FIRM = ("more robust", "less robust", "more accurate", "less accurate", "masks", "breaks more", "fails", "supported", "refuted")
 NUMBER = re.compile(r"$|[-+\u2212\u2213\[(]*(\d|\u221e|nan|inf)")
 LONG = 44  # characters, beyond which a column of LaTeX breaks into lines
 TEX = str.maketrans(

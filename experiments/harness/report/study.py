@@ -160,6 +160,7 @@ def table(found: Study) -> Table:
     names = {CLEAN: "given clean accuracy", NORM: "given \u2016hJ\u2016"}
     columns = (
         "predictor",
+        "verdict",
         "schemes",
         "between schemes",
         "interval, all together",
@@ -169,11 +170,11 @@ def table(found: Study) -> Table:
         *(names[other] for other in others),
         "points a standard deviation",
         "unseen pairs ordered rightly, %",
-        "verdict",
     )
     rows = [
         (
             _name(r.predictor),
+            r.verdict,
             f"{r.schemes} of {r.total}" if r.schemes < r.total else str(r.schemes),
             f"{r.between.value:+.2f}" if r.between else "",
             _interval(r.between),
@@ -183,7 +184,6 @@ def table(found: Study) -> Table:
             *(_both(r.given.get(other)) for other in others),
             _effect(found.mixed[r.predictor].estimate),
             "" if r.order is None else f"{100 * r.order:.0f}",
-            r.verdict,
         )
         for r in found.relations
     ]
