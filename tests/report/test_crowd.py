@@ -32,6 +32,13 @@ def test_many_schemes_get_figures_of_their_own(found):
     assert not any(part.caption.startswith("A row for each scheme") for part in few.parts)
 
 
+def test_the_radius_of_the_answer_is_shown_and_the_others_when_asked_for(found):
+    shown, folded = report._results(found).parts
+    assert len(shown.rows) == len(SCHEMES) - 1 and {row[0] for row in shown.rows} == {found.attack_at(found.middle)}
+    (whole,) = folded.parts
+    assert len(whole.rows) == 4 * len(shown.rows) and set(shown.rows) <= set(whole.rows)
+
+
 def test_a_row_for_each_scheme_and_who_has_no_net_is_named(found):
     figure = crowd.accuracy_figure(found)
     left, right = figure.axes

@@ -1,6 +1,7 @@
 """report.html: one file that opens anywhere, whose sentences are made from the numbers and claim no more than these."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.audits import audit_section
 from experiments.harness.report.environment import departures
 from experiments.harness.report.measures import fields_section, measures_section
-from experiments.harness.report.page import Code, Figure, Listed, Page, Section, Table, Terms, Text, linked
+from experiments.harness.report.page import Code, Figure, Folded, Listed, Page, Section, Table, Terms, Text, linked
 from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
 from experiments.harness.run.config import TrainingSettings
 from experiments.harness.run.schema import uncollected
@@ -90,7 +91,13 @@ def further_files(found: Comparison) -> dict[str, list[tuple]]:
 
 
 def _results(found: Comparison) -> Section:
-    return Section("Accuracy", (summary_table(found),))
+    whole = summary_table(found)
+    if len(found.arms) <= crowd.CROWD:
+        return Section("Accuracy", (whole,))
+    # Of many schemes the radius of the answer is shown, and all of them when asked for.
+    middle = [row for row in whole.rows if row[0] == found.attack_at(found.middle)]
+    shown = Table("accuracy-middle", whole.columns, middle, whole.caption, keys=2)
+    return Section("Accuracy", (shown, Folded("At every radius, and without an attack", (replace(whole, caption=""),))))
 
 
 def _looks(found: Comparison) -> Section | None:
