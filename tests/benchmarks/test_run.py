@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from experiments.benchmarks import memory, page, run
+from experiments.benchmarks import cost, memory, page, run
 from experiments.benchmarks.timing import Row, Times, share
 
 SLOW = {"phases", "schemes", "cluster", *(name for parts in run.LONG.values() for name in parts)}
@@ -179,6 +179,19 @@ def test_what_is_unknown_is_refused(words, capsys):
 def test_a_part_that_fails_is_told():
     (row,), seconds = run.measured("no such part", [], True)
     assert "FAILED" in row.figure and row.measured is None and seconds is None
+
+
+def test_trainings_follow_the_gradient_that_their_row_names(monkeypatch):
+    followed, train = list[str](), cost.training.train
+
+    def recorded(net, data, settings, *rest, **more):
+        followed.append(settings.train_gradient)
+        return train(net, data, settings, *rest, **more)
+
+    monkeypatch.setattr(cost.training, "train", recorded)
+    rows = list(cost.training_cost(torch.device("cpu"), True))
+    assert followed == ["exact", "detached", "exact", "exact"]
+    assert "ie_skip, detached" in rows[0].figure
 
 
 def test_peak_counts_what_is_alive_at_once(device):
