@@ -22,7 +22,7 @@ from experiments.harness.training import data
 from experiments.harness.training import loop as training
 from stability.types import Threat
 
-STEPS, IMAGES = 20, 225  # of PGD; of the page's comparison with the reference
+STEPS, IMAGES = 20, 150  # of PGD; of the page's comparison with the reference
 # How a net was trained, the radius it is attacked with, the target for time, what becomes of the images.
 CASES = (("standard", 0.25, 0.6, "most fall early"), ("standard", 0.1, None, "some fall"), ("pgd", 0.05, None, "few fall"))
 Crafting = Callable[[], Tensor]

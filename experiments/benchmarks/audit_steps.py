@@ -98,9 +98,9 @@ def masked(device: torch.device, smoke: bool) -> Iterator[Row]:
     for seed in SEEDS[: 1 if smoke else 3]:
         for base in (perceptron, convolutional)[: 1 if smoke else 2]:
             for mask in [*(masks if seed == SEEDS[0] else []), *noisy]:
+                net = trained(base, 1 if smoke else 8, None, seed)
                 torch.manual_seed(seed)  # of the masks that draw noise
-                net = mask(trained(base, 1 if smoke else 8, None, seed))
-                asked.append(_ask(net, 0.1, 1 if smoke else SETS, device))
+                asked.append(_ask(mask(net), 0.1, 1 if smoke else SETS, device))
     for low, high in ((0.0, 0.02), (0.02, 0.05), (0.05, 0.1), (0.1, 1.0)):
         own = [one for one in asked if low < one.found <= high or one.found == low == 0.0]
         name = f"more_steps on masked nets where 200 steps find {100 * low:g} to {100 * high:g} % of the images: alarms"
