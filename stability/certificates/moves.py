@@ -64,7 +64,7 @@ class Move:
     @property
     def solves(self) -> bool:
         """Whether it has an equation to solve."""
-        return self.residual > 0
+        return self.tableau.implicit
 
     @property
     def _blocks(self) -> list[np.ndarray]:

@@ -245,11 +245,11 @@ def _in_any_norm(tableau: Tableau, constants: Constants, h: float) -> _Proof:
 
 
 def _strictly(tableau: Tableau, mu: float, h: float) -> float:
-    """The factor of one stage, whose resolvent contracts by 1/(1 - a h mu): |1 - 1/a| + (1/a)/(1 - a h mu), or 1."""
+    """The factor of one stage, whose resolvent contracts by 1/(1 - a h mu): |1 - b/a| + (b/a)/(1 - a h mu), or 1."""
     if tableau.stages > 1 or not tableau.implicit:
         return 1.0
-    a = float(tableau.A[0, 0])
-    return min(1.0, abs(1 - 1 / a) + 1 / a / (1 - a * h * mu))
+    a, share = float(tableau.A[0, 0]), float(tableau.b[0] / tableau.A[0, 0])
+    return min(1.0, abs(1 - share) + abs(share) / (1 - a * h * mu)) if a > 0 else 1.0
 
 
 def _is_algebraically_stable(tableau: Tableau) -> bool:
@@ -320,6 +320,8 @@ def inexact(tableau: Tableau) -> Inexact:
     A, b, front = tableau.A[first:, first:], tableau.b[first:], tableau.A[first:, :first].sum(1)
     if not solved[first:].all() or any(not tableau.A[i:j, i:j].any() for i, j in blocks):
         return Inexact()  # an explicit stage behind an implicit one: its error has no bound without a Lipschitz constant
+    if np.linalg.eigvals(A).real.min() <= ROUNDING:
+        return Inexact()  # no D can be: it puts the eigenvalues of A to the right. One stage with a < 0 is no resolvent
     inverse, B = np.linalg.inv(A), np.zeros_like(A)
     for i, j in blocks:
         B[i - first : j - first, i - first : j - first] = tableau.A[i:j, i:j]

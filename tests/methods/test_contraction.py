@@ -210,6 +210,16 @@ def test_residuals_move_the_end_of_a_step_by_no_more_than_their_constant(name):
     assert constant <= published.get(name, math.inf)
 
 
+@pytest.mark.parametrize(
+    ("A", "b"),
+    [([[-0.1]], [1]), ([[0, 0], [1, -0.1]], [0.6, 0.4]), ([[1, 0], [1, 0]], [0.5, 0.5]), ([[0, 1], [-1, 0]], [0.5, 0.5])],
+)
+def test_no_constant_where_an_equation_is_no_resolvent(A, b):
+    """With a < 0 the equation is not monotone, and its error E = a h df + rho is longer than rho; singular blocks likewise."""
+    constants = inexact(odenets.Tableau("own", A, b, order=1, structure="coupled", source="for the test"))
+    assert constants.residual == math.inf and not constants.weights
+
+
 SOLVING = ["implicit_euler", "implicit_midpoint", "norsett3", "gauss4", "gauss6", "radau3", "radau5"]
 
 
