@@ -12,7 +12,7 @@ from torch import nn
 
 import odenets
 import stability
-from odenets.nets.certifiable import CayleyConv, Centre, PadChannels, ScaledPool, UnitRows, at_limit
+from odenets.nets.certifiable import CayleyConv, Centre, MaxMin, PadChannels, ScaledPool, UnitRows, at_limit
 from stability.certificates import moves
 from stability.certificates.links import KINDS
 
@@ -350,3 +350,21 @@ def test_the_factor_of_a_layer_is_the_norm_of_its_matrix(layer, p):
     norm = torch.linalg.matrix_norm(matrix, p).item()
     factor = KINDS[type(layer)]("layer", layer).bounds((4, 4, 4), 8.0, p, 1e-7).factor
     assert norm <= factor * (1 + 1e-12) and factor <= norm * (1 + 1e-9)
+
+
+def test_sorted_pairs_part_no_two_states_and_their_nets_are_certified():
+    x, y = torch.randn(2, 200, 6, 2, 2, dtype=torch.float64)
+    for p in (2, math.inf):
+        apart = torch.linalg.vector_norm((MaxMin()(x) - MaxMin()(y)).flatten(1), p, dim=1)
+        assert (apart <= torch.linalg.vector_norm((x - y).flatten(1), p, dim=1) * (1 + 1e-12)).all()
+    torch.testing.assert_close(MaxMin()(x).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    with pytest.raises(odenets.InputError, match="pairs of channels, and 3 came"):
+        MaxMin()(x[:, :3])
+    torch.manual_seed(0)
+    net = odenets.certifiable_small(size=8, width=8, depths=(2,), field="skew", scheme="implicit_midpoint", maxmin=True).eval()
+    assert [name for name, _ in net.named_children()][3:7] == ["stage0_0", "maxmin0_0", "stage0_1", "maxmin0_1"]
+    images = digits()[0][:8]
+    certificate = stability.certify(net, images)
+    assert (certificate.radius > 0).all() and certificate.budget.factor <= 1 + 1e-8
+    attacked = ascend(certificate, net, images, 0.999 * certificate.radius, 2, steps=5)
+    assert torch.equal(certificate.predict(attacked), certificate.predicted)
