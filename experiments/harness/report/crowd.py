@@ -107,7 +107,7 @@ def training_figure(found: Comparison) -> Figure:
             ax.plot(x, y, color=colour, lw=1.3)
             ax.plot(x[[0, -1]], y[[0, -1]], ls="", label=name)
         ax.autoscale()
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].set(title="Training loss", xlabel="epoch", ylabel="mean loss of an epoch", yscale="log")
     axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel=RIGHT)
     handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(lowest, PALETTE)]

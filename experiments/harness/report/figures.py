@@ -203,6 +203,6 @@ def training_figure(found: Comparison) -> Figure:
     axes[1].set(title="Accuracy on held-out images", xlabel="epoch", ylabel=RIGHT)
     for ax in axes:
         ax.autoscale()
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     legend(figure, _key(found.arms, marks=""))
     return figure
