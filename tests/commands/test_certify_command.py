@@ -50,7 +50,7 @@ def test_a_run_leaves_its_page_its_tables_and_lines(run):
     page = (run / "report.html").read_text()
     assert "What cannot be broken" in page and "gradient_flow, midpoint is not trained" in page and "proven up to h = 0" in page
     tex = (run / "tables" / "certificates.tex").read_text()
-    assert r"gradient\_flow, explicit\_euler" in tex and r"clean, \%" in tex
+    assert r"gradient\_flow, explicit\_euler" in tex and r"certified, \%" in tex
     assert (run / "figures" / "certificates.png").stat().st_size > 5000
 
 

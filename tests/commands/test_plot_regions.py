@@ -195,7 +195,7 @@ def test_what_a_scheme_says_of_its_R_is_so(name):
 
 def test_the_bold_line_is_where_r_has_modulus_one():
     ax = Figure().subplots()
-    regions.draw_region(ax, "rk4", cloud={"0": [[-1.0, 0.5]]}, window=(-4, 1, -3.5, 3.5))
+    regions.draw_region(ax, "rk4", cloud={"0": np.array([[-1.0, 0.5]])}, window=(-4, 1, -3.5, 3.5))
     boundary = next(c for c in ax.collections if list(getattr(c, "levels", [])) == [0.0])
     points = np.concatenate([path.vertices for path in boundary.get_paths()]) @ (1, 1j)
     assert np.abs(np.abs(odenets.get_scheme("rk4").amplification(points)) - 1).max() < 0.01

@@ -138,8 +138,11 @@ def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
         "<b>Certified</b>: right, and no image nearer than the radius is given another class, by theorem, residuals and "
         "rounding included. <b>Under attack</b>: right under every attack of the run, as the certified network judges; an "
         "upper bound of what is true, where the certificate is a lower one: their quotient says how tight both are. "
-        "Abstentions count as wrong in both. <b>Gradient kept</b>: share of a margin's gradient that reaches the image. "
-        "Seconds are of this machine; epochs were chosen so that every training takes about as long."
+        "Abstentions count as wrong in both."
+    )
+    cost = Markup(
+        "<b>Gradient kept</b>: share of a margin's gradient that reaches the image. Seconds are of this machine; epochs were "
+        "chosen so that every training takes about as long."
     )
     caption = (
         "Certified accuracy and accuracy under attack against the radius. Solid: certified. Broken lines: under attack. "
@@ -150,11 +153,11 @@ def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
         "What cannot be broken",
         f"{config.dataset}, {norm_symbol(config.norm)} balls, {config.data['test']} test images",
         sentences(config, nets),
-        [Section("Certificates", (figure, *_narrow(config, table, note))), _hunts(nets), _protocol(config)],
+        [Section("Certificates", (figure, *_narrow(config, table, note, cost))), _hunts(nets), _protocol(config)],
     ).write(folder / "report.html")
 
 
-def _narrow(config: CertifyConfig, table: Sequence[Sequence[str]], note: str) -> tuple[Table, Table]:
+def _narrow(config: CertifyConfig, table: Sequence[Sequence[str]], note: str, cost: str) -> tuple[Table, Table]:
     """The rows as two tables that fit on paper: accuracies, a row for each radius, and what the nets cost."""
     header, *found = table
     first, beyond = 7, 7 + 4 * len(config.radii)
@@ -177,7 +180,7 @@ def _narrow(config: CertifyConfig, table: Sequence[Sequence[str]], note: str) ->
     costs = [(row[0], *row[1:5], *row[beyond + 3 :]) for row in found]
     return (
         Table("certificates", (header[0], *columns), accuracies, note, keys=2),
-        Table("cost", (header[0], *header[1:5], *header[beyond + 3 :]), costs),
+        Table("cost", (header[0], *header[1:5], *header[beyond + 3 :]), costs, cost),
     )
 
 

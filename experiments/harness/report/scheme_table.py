@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import odenets
@@ -78,7 +79,7 @@ def _assignments(parameters: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={number(value) if isinstance(value, float) else value}" for key, value in parameters.items())
 
 
-def replaced(text: str, path: str) -> str:
+def replaced(text: str, path: str | Path) -> str:
     """A page's text with the table of today between its markers; ValueError where they do not stand once, in order."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
