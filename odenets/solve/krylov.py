@@ -206,7 +206,7 @@ def gmres(
     again = torch.finfo(b.dtype).eps > 1e-2 * tol**2 and (every > 1 or 0.1)
     narrow = None if every > 1 or stop == "batch" or recording() else narrowed
     system = _LeastSquares(tol, unit[:, 0] if stop == "batch" else None)
-    if start is not None:
+    if start is not None and max_iterations > 1:  # it costs one
         system.scale, products = row_norm(r), 1
         x, r = _closest(apply, start, r)
     value, spent = None, float(products)

@@ -47,6 +47,8 @@ def test_a_guess_that_says_nothing_does_no_harm(system):
     for start in (torch.zeros_like(b), 1e-200 * torch.randn_like(b), torch.randn_like(b)):
         found = gmres(_product(matrices), b, 1e-6, 40, start=start)
         assert found.converged.all() and (_left(matrices, found.value, b) <= 1.01e-6).all()
+    one = gmres(_product(matrices), b, 1e-6, 1, start=torch.randn_like(b))
+    torch.testing.assert_close(one.value, gmres(_product(matrices), b, 1e-6, 1).value, msg="one product buys no guess")
     b[3] = 0
     found = gmres(_product(matrices), b, 1e-6, 40, start=torch.randn_like(b))
     assert (found.value[3] == 0).all() and found.converged.all()
