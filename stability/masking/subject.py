@@ -131,9 +131,9 @@ class Case:
         return int((again.judged([("few", again.attack())]).broken_by == 0).sum())
 
     def left_by_own(self) -> Flags:
-        """(B,) bool: right, and still right after PGD with `steps` steps, all of it at the network's own settings."""
+        """(B,) bool: right after PGD with `steps` steps, both at the network's own settings."""
         adversarial = self.few(WarmStart(self.net), self.x, self.y, torch.arange(len(self.x)))
-        return (self.evaluated(self.x)[0].argmax(1) == self.y) & (self.evaluated(adversarial)[0].argmax(1) == self.y)
+        return self.evaluated(adversarial)[0].argmax(1) == self.y
 
     def broken_further(self, attacks: list[tuple[str, Callable[..., Any]]]) -> list[int]:
         """For each attack, how many images it breaks of those that the white-box ones and those before it left."""

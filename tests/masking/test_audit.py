@@ -169,7 +169,8 @@ def test_the_luck_of_a_start_is_no_lack_of_steps(monkeypatch):
 @pytest.mark.parametrize("hides", [True, False])
 def test_the_luck_of_a_start_is_no_fault_of_the_tolerance(hides, monkeypatch):
     """PGD at another tolerance ends elsewhere on images at the edge; those that a second start breaks prove nothing."""
-    images, broken = sample(64), torch.full((64,), -1)
+    net, (x, _), broken = trained("implicit"), sample(64), torch.full((64,), -1)
+    images = x, net(x).argmax(1)
     monkeypatch.setattr(subject.Case, "white_box", property(lambda self: SimpleNamespace(broken_by=broken, x_adv=self.x)))
     monkeypatch.setattr(subject.Case, "lucky", lambda self, rows: min(2, int(rows.sum())))
 
@@ -184,7 +185,7 @@ def test_the_luck_of_a_start_is_no_fault_of_the_tolerance(hides, monkeypatch):
     for found, passed, doubtful in ((3, True, False), (5, True, True), (6, False, True), (7, False, False)):
         broken[:] = -1
         broken[: found if hides else 0] = 0
-        (check,) = verdicts(trained("implicit"), images, checks=["tolerance"])[0].checks
+        (check,) = verdicts(net, images, checks=["tolerance"])[0].checks
         assert check.passed is passed and check.figures["robust_moved"] == (found - 2 * doubtful) / 64
         assert ("another start breaks 2" in check.reason) is doubtful
 
