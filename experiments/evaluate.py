@@ -113,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.write_tables()
     with saving(run.path("report.html")):
         evaluation_report.write(config, run.records, run.path("report.html"))
-    evaluation_report.show(config, run.records, console)
-    tell(console, f"Report: {run.path('report.html').resolve()}")
+    evaluation_report.show(config, run.records, console, run.path("report.html"))
     return 0
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 import experiments.harness.statistics as statistics
-from experiments.harness.command import Parser, run_cli
+from experiments.harness.command import Parser, run_cli, tell
 from experiments.harness.report.arms import Arm
 from experiments.harness.report.evaluation import merged
 from experiments.harness.run.folder import read_config, tables_of, write_csv
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_csv(folder / name, header, rows)
         records += own
         for line in _provenance(folder, own):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            tell(console, line)
     sizes = {m.total for record in records for m in record.measurements}
     if len(sizes) != 1:
         raise InputError(f"these runs are of different test images: {listed(sorted(sizes))} of them")
     for row in markdown(records):
-        console.print(f"| {' | '.join(row)} |", markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"| {' | '.join(row)} |")
     return 0
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from experiments.benchmarks import attacks, audit, audit_steps, cluster, cost, layout, peers, spectra, work
 from experiments.benchmarks.page import Bench, by_name, code, header, lines, summary
 from experiments.benchmarks.timing import Part, Row, small_step
-from experiments.harness.command import Parser, parse_device, parse_one, run_cli, split_top_level
+from experiments.harness.command import Parser, parse_device, parse_one, run_cli, split_top_level, tell
 from experiments.harness.run.machine import available_cores, provenance
 from experiments.harness.run.places import WORKER_ENVIRONMENT
 from experiments.harness.words import count, duration
@@ -150,9 +150,7 @@ def _measure(bench: Bench, names: list[str], workers: int, args: Any, options: l
     """Measure parts, print and write each as it ends; returns what failed."""
     console, failed, then = Console(), list[Row](), by_name(before) if before else None
     clock, lock = _Clock(names, workers, parse_device(args.device)), threading.Lock()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say = partial(tell, console)
 
     def end(name: str) -> None:
         start = time.monotonic()

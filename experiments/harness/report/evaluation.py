@@ -9,6 +9,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 import experiments.harness.statistics as statistics
+from experiments.harness.command import conclude
 from experiments.harness.report import figures
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.audits import audit_section
@@ -119,11 +120,10 @@ def sentences(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def show(config: EvaluationConfig, records: Sequence[Record], console: Console) -> None:
-    """The table and the sentences, in the terminal; wide enough for a pipe."""
+def show(config: EvaluationConfig, records: Sequence[Record], console: Console, path: Path) -> None:
+    """The table, the sentences, and where the report lies, in the terminal; wide enough for a pipe."""
     wide = table(records).show(console, f"Accuracy, {config.threat} ball, intervals over images")
-    for sentence in sentences(records):
-        wide.print(sentence, markup=False, highlight=False)
+    conclude(wide, sentences(records), "Report", path)
 
 
 def write(config: EvaluationConfig, records: Sequence[Record], path: Path) -> None:
