@@ -59,7 +59,8 @@ def pages(tmp_path_factory):
     (folder / "many").mkdir()
     everything = comparison(config(odenets.list_schemes(), (0, 1)), many)
     report.write_report(everything, folder / "many" / "report.html")
-    net, images = odenets.ode_resnet_small(10, 1), torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)  # of states so small that a Kreiss constant is enclosed in a second, whatever the weights
+    net, images = odenets.ode_resnet_small(10, 1), torch.rand(2, 1, 4, 4)
     (folder / "survey").mkdir()
     survey.write_page(survey.survey(net, images, None, 0.1), "a net", "2 random images", folder / "survey")
     proofs = Path(__file__).parents[2] / "docs/records/certify-mnist-linf"
