@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import eigvals
+from scipy.linalg import eigvals, solve, svdvals
 
 from stability.linear.pseudospectra import Smallest
 
@@ -23,6 +23,7 @@ MARGIN = 1e-2  # what the bound may lie above the supremum found, as a share
 SLACK = 1e-3  # the same, of the largest resolvent norm of a line
 EVALUATIONS = 250  # lines after which the search gives up
 NEAR = 1e-6  # distance from the line, relative to the norm, within which rounding may have moved an eigenvalue
+APART = 1e-6  # of a centre of inversion from the eigenvalues, as a gap between singular values
 
 
 def crossings(A: np.ndarray, s: float, position: float, disc: bool) -> np.ndarray:
@@ -31,12 +32,23 @@ def crossings(A: np.ndarray, s: float, position: float, disc: bool) -> np.ndarra
     eye = np.eye(n)
     if disc:
         B, s = A / position, s / position
-        z = eigvals(np.block([[B, s * eye], [0 * eye, eye]]), np.block([[eye, 0 * eye], [s * eye, B.T]]))
+        z = _pencil(np.block([[B, s * eye], [0 * eye, eye]]), np.block([[eye, 0 * eye], [s * eye, B.T]]), B, s)
         z = z[np.isfinite(z) & (z.imag >= 0)]
         return np.angle(z[abs(abs(z) - 1) <= NEAR * (1 + np.linalg.norm(B))])
     B = A - position * eye
     z = eigvals(np.block([[B, s * eye], [-s * eye, -B.T]]))
     return z.imag[(abs(z.real) <= NEAR * np.linalg.norm(B)) & (z.imag >= 0)]
+
+
+def _pencil(P: np.ndarray, Q: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
+    """The z with det(P - z Q) = 0, by inversion about a point c of the circle: 1 / (z - c) are eigenvalues of a matrix, in a
+    tenth of the time that the pencil takes. P - c Q is singular where s is a singular value of c I - B, and by a permutation
+    a symmetric matrix whose eigenvalues are s plus and minus those: their gap says whether c may serve."""
+    for c in (-1.0, 1.0, 1j):
+        if abs(svdvals(B - c * np.eye(len(B))) - s).min() > APART * (1 + np.linalg.norm(B)):
+            inverted = eigvals(solve(P - c * Q, Q))
+            return c + 1 / inverted[inverted != 0]
+    return eigvals(P, Q)
 
 
 def resolvent_peak(A: np.ndarray, smallest: Smallest, position: float, disc: bool, t: np.ndarray) -> tuple[float, float, float]:

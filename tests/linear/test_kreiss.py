@@ -159,6 +159,16 @@ def test_crossings_are_where_the_grid_changes_sides(disc):
         assert len(steps[0]) and all(abs(change - (t[i] + t[i + 1]) / 2).min() < 2 * t[1] for i in steps[0])
 
 
+@pytest.mark.parametrize("s", [0.1, 0.1 + 1e-9, 0.12, 0.4])
+def test_crossings_of_a_normal_matrix_beside_every_centre_of_inversion(s):
+    # Eigenvalues .9, -.9, .9i, -.9i: with s = .1 the circle is touched at 1, -1 and i, where nothing may be inverted about.
+    A = scipy.linalg.block_diag(0.9, -0.9, [[0, 0.9], [-0.9, 0]])
+    half = np.arccos((1 + 0.81 - s**2) / 1.8)  # |e^{it} - .9| = s there
+    expected = np.array([half, np.pi / 2 - half, np.pi / 2 + half, np.pi - half])
+    found = crossings_of(A, s, 1.0, True)
+    assert (abs(expected[:, None] - found).min(1) < 1e-7).all() and (abs(expected[:, None] - found).min(0) < 1e-7).all()
+
+
 def test_thresholds_shift_and_scale():
     A = stable(7, 1)
     assert kreiss(A + 0.7 * np.eye(7), threshold=0.7) == pytest.approx(kreiss(A), rel=1e-7)
