@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from experiments import compare_schemes
+from experiments import compare_schemes, sweep_steps
 from experiments.harness.run import checkpoints, kept
 from experiments.harness.run import measure as evaluation
 from experiments.harness.run.schema import AuditResult, CheckResult, Measurement, Metric
@@ -105,37 +105,41 @@ def start_and_kill(context, out, delay, log, states=1):
     return process.exitcode
 
 
-def conduct_noting(out, log, killed_in=None):
+def conduct_noting(main, arguments, log, killed_in=None):
     """A run that notes the phases it begins, and is killed when it begins one; dynamics and audit are made up."""
-    from experiments.harness.run import case
+    from experiments.harness.run import runner
 
-    def noting(phase, work):
-        def noted(given):
-            with open(log, "a") as file:
-                file.write(f"{given.case.scheme.split('(')[0]} {phase}\n")
-            if phase == killed_in:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return work(given)
-
-        return noted
+    def noted(config, disk, task, *rest, run_task=runner.run_task):
+        with open(log, "a") as file:
+            file.write(f"{task.case.scheme.split('(')[0]} {task.phase}\n")
+        if task.phase == killed_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run_task(config, disk, task, *rest)
 
     torch.set_num_threads(1)
     evaluation.measure_stability = lambda *arguments, **settings: ((Metric(0, 1, "mu", 0.5),), {"0": [[0.5, 1.0]]})
     evaluation.measure_audit = lambda *arguments, **settings: AuditResult(True, 3, 0.1, (CheckResult("c", True, "r", {}, {}),))
-    case.PHASES.update({phase: noting(phase, work) for phase, work in case.PHASES.items()})
-    compare_schemes.main([*ARGUMENTS, "--out", str(out)])
+    runner.run_task = noted
+    main(arguments)
+
+
+def phases_begun(context, tmp_path, main, arguments, *killed_in):
+    """A run killed in these phases, one after the other, and gone on with, then one that nothing interrupts: their folders, and
+    for each start the phases that it began, as (scheme, phase)."""
+    run, whole, begun = tmp_path / "run", tmp_path / "whole", []
+    for number, (out, kill) in enumerate([*((run, phase) for phase in killed_in), (run, None), (whole, None)]):
+        log = tmp_path / str(number)
+        process = context.Process(target=conduct_noting, args=(main, [*arguments, "--out", str(out)], log, kill))
+        process.start()
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if kill else 0)
+        begun.append([line.split(maxsplit=1) for line in log.read_text().splitlines()])
+    return run, whole, begun
 
 
 def test_phases_that_had_ended_are_not_done_again(context, tmp_path):
-    out, whole, logs = tmp_path / "run", tmp_path / "whole", [tmp_path / name for name in ("0", "1", "2", "3")]
-    codes = []
-    for arguments in ((out, logs[0], "stability"), (out, logs[1], "audit"), (out, logs[2]), (whole, logs[3])):
-        process = context.Process(target=conduct_noting, args=arguments)
-        process.start()
-        process.join()
-        codes.append(process.exitcode)
-    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
-    first, second, third, once = ([line.split() for line in log.read_text().splitlines()] for log in logs)
+    out, whole, begun = phases_begun(context, tmp_path, compare_schemes.main, ARGUMENTS, "stability", "audit")
+    first, second, third, once = begun
     mine, *_ = first[0]
     phases = [phase for scheme, phase in once if scheme == mine]
     assert phases == ["training", "attacks", "solver", "stability", "audit"]
@@ -146,20 +150,35 @@ def test_phases_that_had_ended_are_not_done_again(context, tmp_path):
     assert [path.suffix for path in (out / "checkpoints").iterdir()] == [".pt", ".pt"]
 
 
+def test_each_way_to_run_a_net_is_kept_for_itself(context, tmp_path):
+    arguments = [*ARGUMENTS[2:], "--schemes", "explicit,heun", "--substeps", "1,2,4", "--audit", "none"]
+    out, whole, begun = phases_begun(context, tmp_path, sweep_steps.main, arguments, "4 steps", "as explicit_euler")
+    first, second, third, once = begun
+    phases = ["training", "attacks", "refinement", "solver", "stability", "2 steps", "4 steps", "as explicit_euler"]
+    assert first == [["heun", phase] for phase in phases[:-1]], "the dear net first"
+    assert second == [["heun", phase] for phase in phases[-2:]]
+    assert third == [["heun", phases[-1]], *(["explicit_euler", phase] for phase in [*phases[:-1], "as heun"])]
+    assert once == [*(["heun", phase] for phase in phases), *third[1:]]
+    assert results(out) == results(whole) and len(results(out)[1]) == 8, "two nets, run in four ways each"
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in ("steps.csv", "convergence.csv"))
+    assert [path.suffix for path in (out / "checkpoints").iterdir()] == [".pt", ".pt"]
+
+
 def test_what_was_found_on_another_net_is_found_again(tmp_path):
-    found = {
-        "seconds": 1.0,
-        "again": {("heun", 2): {"measurements": (Measurement("clean", 0.0, "exact", 1, 1, 0, "80"),), "solver": None}},
-    }
+    found = {"seconds": 1.0, "measurements": (Measurement("clean", 0.0, "exact", 1, 1, 0, "80"),), "solver": None}
     (tmp_path / "net.pt").write_bytes(bytes(40))
-    kept.save(tmp_path, "net", "reruns", found)
-    kept.save(tmp_path, "other", "reruns", found)  # of a net that is not there
-    assert kept.load(tmp_path, "net", ["attacks", "reruns"]) == {"reruns": found}
+    kept.save(tmp_path, "net", "2 steps", found)
+    kept.save(tmp_path, "other", "2 steps", found)  # of a net that is not there
+    assert kept.load(tmp_path, "net", ["attacks", "2 steps"]) == {"2 steps": found}
     (tmp_path / "net.attacks.found.json").write_text("{")
-    assert kept.load(tmp_path, "net", ["attacks", "reruns"]) == {"reruns": found}
+    assert kept.load(tmp_path, "net", ["attacks", "2 steps"]) == {"2 steps": found}
+    path = tmp_path / "net.2 steps.found.json"
+    of_before = json.loads(path.read_text())
+    path.write_text(json.dumps(of_before | {"found": of_before["found"] | {"again": []}}))
+    assert kept.load(tmp_path, "net", ["2 steps"]) == {"2 steps": found}, "as an earlier version wrote it"
     (tmp_path / "net.pt").write_bytes(bytes([1] * 40))
-    assert kept.load(tmp_path, "net", ["attacks", "reruns"]) == {}
-    kept.remove(tmp_path, "net", ["attacks", "reruns"])
+    assert kept.load(tmp_path, "net", ["attacks", "2 steps"]) == {}
+    kept.remove(tmp_path, "net", ["attacks", "2 steps"])
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 

@@ -50,8 +50,13 @@ class Case:
     @property
     def walks(self) -> tuple[tuple[str, int], ...]:
         """(scheme, substeps) that its weights are run with, a record each; first those of its training."""
-        again = ((self.scheme, steps) for steps in self.rerun_with)
-        return (self.scheme, self.substeps), *again, *((scheme, self.substeps) for scheme in self.rerun_as)
+        return (self.scheme, self.substeps), *self.reruns.values()
+
+    @property
+    def reruns(self) -> dict[str, tuple[str, int]]:
+        """{phase: (scheme, substeps)} that its weights are run with beside those of its training."""
+        finer = {f"{steps} steps": (self.scheme, steps) for steps in self.rerun_with}
+        return finer | {f"as {scheme}": (scheme, self.substeps) for scheme in self.rerun_as}
 
     @property
     def name(self) -> str:
@@ -147,7 +152,7 @@ def run_task(
         config: The run's `RunConfig`.
         shelf: Training puts the weights there, and so it does with its own state, from which it goes on if that is there. The
             other phases take the weights from there.
-        task: The case and the phase, one of `PHASES`.
+        task: The case and the phase, one of `PHASES` or of the case's reruns.
         progress: Called with (done, total).
         say: Called with a sentence that the user should read, and with each `Epoch` of a training.
         images: The data of the run; by default they are loaded.
@@ -157,7 +162,8 @@ def run_task(
     """
     own.refuse_changes(config.own, config.parts, "this run began")
     start, images = time.perf_counter(), images or load_data(config, task.case.seed)
-    found = PHASES[task.phase](Work(config, shelf, task.case, images, progress, say))
+    work, walk = Work(config, shelf, task.case, images, progress, say), task.case.reruns.get(task.phase)
+    found = _rerun(work, *walk) if walk else PHASES[task.phase](work)
     return {"seconds": round(time.perf_counter() - start, 2), "made": provenance_of(config.device), **found}
 
 
@@ -213,17 +219,14 @@ def _check(work: Work) -> dict[str, Any]:
     return {"audit": evaluation.measure_audit(work.net(), work.test, work.config.audit_epsilon, count, threat, CHEAP)}
 
 
-def _rerun(work: Work) -> dict[str, Any]:
-    """The same weights with other numbers of steps, or other schemes."""
-    net, case = work.net(), work.case
-    again: dict[tuple[str, int], dict[str, Any]] = {}
-    found: dict[str, Any] = {"again": again}
-    if case.rerun_with:
-        found["refinement"] = evaluation.measure_refinement(net, work.test.images[: work.config.probe_images])
-    for scheme, substeps in case.walks[1:]:
-        odenets.set_scheme(net, scheme, substeps=substeps)
-        again[scheme, substeps] = {"measurements": _accuracy(work, net), "solver": evaluation.measure_solver(net, work.test)}
-    return found
+def _refine(work: Work) -> dict[str, Any]:
+    return {"refinement": evaluation.measure_refinement(work.net(), work.test.images[: work.config.probe_images])}
+
+
+def _rerun(work: Work, scheme: str, substeps: int) -> dict[str, Any]:
+    """The same weights with another number of steps, or another scheme: what its record says."""
+    odenets.set_scheme(net := work.net(), scheme, substeps=substeps)
+    return {"measurements": _accuracy(work, net), "solver": evaluation.measure_solver(net, work.test)}
 
 
 def _accuracy(work: Work, net: nn.Module) -> tuple:
@@ -232,12 +235,12 @@ def _accuracy(work: Work, net: nn.Module) -> tuple:
 
 
 # In the order in which they run where one process does them all; the first makes what the others look at. "checks" are the
-# cheap ones of the audit, for a net that is not audited whole.
+# cheap ones of the audit, for a net that is not audited whole. After them come the reruns of a case, a phase each.
 TRAINING = "training"
 PHASES: dict[str, Callable[[Work], dict[str, Any]]] = {
     TRAINING: _train,
     "attacks": _attack,
-    "reruns": _rerun,
+    "refinement": _refine,
     "solver": _solve,
     "stability": _stability,
     "checks": _check,
@@ -247,13 +250,18 @@ PHASES: dict[str, Callable[[Work], dict[str, Any]]] = {
 
 def phases_of(case: Case, audit: str | None, stability: bool = True) -> list[str]:
     """The phases that a case shall have; audit: "audit", "checks" or None."""
-    wanted = {TRAINING, "attacks", "solver", audit, *(["stability"] * stability), *(["reruns"] * (len(case.walks) > 1))}
-    return [phase for phase in PHASES if phase in wanted]
+    wanted = {TRAINING, "attacks", "solver", audit, *(["stability"] * stability), *(["refinement"] * bool(case.rerun_with))}
+    return [phase for phase in every_phase(case) if phase in wanted or phase in case.reruns]
 
 
-def phases_had(record: Record) -> set[str]:
-    """The phases that a record is of."""
-    known = {TRAINING, "attacks", "solver", "reruns"} | ({"stability"} if "stability" in record.seconds else set())
+def every_phase(case: Case) -> list[str]:
+    """All phases that a case may have, in their order."""
+    return [*PHASES, *case.reruns]
+
+
+def phases_had(case: Case, record: Record) -> set[str]:
+    """The phases that a case has which has this record."""
+    known = {TRAINING, "attacks", "solver", "refinement", *case.reruns} | ({"stability"} & {*record.seconds})
     if record.audit:
         known |= {"checks"} if record.audit.extent == CHEAP else {"checks", "audit"}
     return known
@@ -267,9 +275,9 @@ def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], 
         found: {phase: what `run_task` returned}.
         before: The case's record where only what it lacked was run; the reruns are then not among the records returned.
     """
-    found = {phase: found[phase] for phase in PHASES if phase in found}  # a whole audit says more than the cheap checks
-    fields = {key: value for part in found.values() for key, value in part.items()}
-    again, unsolved = fields.pop("again", {}), fields.pop("unsolved in training", {})
+    found = {phase: found[phase] for phase in every_phase(case) if phase in found}  # a whole audit tells more than cheap checks
+    fields = {key: value for phase, part in found.items() if phase not in case.reruns for key, value in part.items()}
+    unsolved = fields.pop("unsolved in training", {})
     fields["made"] = made_of({phase: part["made"] for phase, part in found.items() if "made" in part}, before)
     fields["seconds"] = {phase: part["seconds"] for phase, part in found.items()}
     if before:
@@ -279,10 +287,10 @@ def records_of(config: RunConfig, case: Case, found: dict[str, dict[str, Any]], 
     record = Record(**shared, rerun_with=case.rerun_with, **fields)
     rest: dict[str, Any] = {"history": (), "stability": (), "cloud": {}, "unsolved": None, "audit": None, "seconds": {}}
     rest["refinement"] = None
-    others = (
-        replace(record, scheme=scheme, substeps=steps, swapped=scheme != case.scheme, **rest, **measured)
-        for (scheme, steps), measured in again.items()
-    )
+    others = []
+    for phase, (scheme, steps) in case.reruns.items():
+        measured = {key: found[phase][key] for key in ("measurements", "solver")}
+        others.append(replace(record, scheme=scheme, substeps=steps, swapped=scheme != case.scheme, **rest, **measured))
     return [record, *others]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.harness.run.folder import write_atomically
 from experiments.harness.run.schema import VERSION, parts_of
+from experiments.harness.words import file_name
 
 DIGEST = 32  # bytes at the end of a checkpoint: its SHA-256
 
@@ -19,8 +20,7 @@ def save(folder: Path, name: str, phase: str, found: Mapping[str, Any]) -> None:
     """Keep what a phase found on the net that lies there; OSError where it cannot be written."""
     if not Path(folder, f"{name}.pt").is_file():
         return
-    again = [[*walk, part] for walk, part in found.get("again", {}).items()]  # JSON knows no tuples as keys
-    content = {"version": VERSION, "net": _digest(folder, name), "found": {**found, "again": again}}
+    content = {"version": VERSION, "net": _digest(folder, name), "found": found}
     write_atomically(_path(folder, name, phase), json.dumps(content, default=dataclasses.asdict))
 
 
@@ -45,7 +45,7 @@ def remove(folder: Path, name: str, phases: list[str]) -> None:
 
 
 def _path(folder: Path, name: str, phase: str) -> Path:
-    return Path(folder, f"{name}.{phase}.found.json")
+    return Path(folder, f"{name}.{file_name(phase)}.found.json")
 
 
 def _digest(folder: Path, name: str) -> str:
@@ -56,6 +56,6 @@ def _digest(folder: Path, name: str) -> str:
 
 
 def _parsed(found: dict[str, Any]) -> dict[str, Any]:
-    again = {(scheme, steps): parts_of(part) for scheme, steps, part in found.pop("again")}
+    found.pop("again", None)  # an earlier version kept the reruns of a net together
     where = {"made": found.pop("made")} if "made" in found else {}  # not yet as a record has it
-    return {**parts_of(found), **({"again": again} if again else {}), **where}
+    return {**parts_of(found), **where}

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.harness.command import tell
 from experiments.harness.run import kept, own, shelf
 from experiments.harness.run.budget import Budget, Planner
-from experiments.harness.run.case import PHASES, Case, Task, checkpoint_of, load_data, phases_had, records_of, run_task
+from experiments.harness.run.case import Case, Task, checkpoint_of, every_phase, load_data, phases_had, records_of, run_task
 from experiments.harness.run.cluster import Cluster, Nodes, workers_on
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.failures import Failure, forget, keep
@@ -69,7 +69,7 @@ def run_cases(
     for case, had in recorded.items():  # of a run that was killed in between
         shelf.remove(checkpoints, case.name)
         kept.remove(checkpoints, case.name, list(had))
-    ended = {case: kept.load(checkpoints, case.name, list(PHASES)) for case in cases}
+    ended = {case: kept.load(checkpoints, case.name, every_phase(case)) for case in cases}
     schedule.add(order, lambda case: {*recorded.get(case, ()), *ended[case]})
     begun = [case for case in cases if schedule.left(case) or ended[case] or case in missing]
     if len(begun) < len(cases):
@@ -125,7 +125,7 @@ def do_on_node(config: RunConfig, disk: shelf.Shelf, task: Task, report: Report,
 def _had(run: Run, case: Case) -> set[str]:
     """The phases of a case that has a record; all where its net is not there to be looked at again."""
     record = run.record_of(case)
-    return phases_had(record) if record and checkpoint_of(run.folder, case).is_file() else set(PHASES)
+    return phases_had(case, record) if record and checkpoint_of(run.folder, case).is_file() else {*every_phase(case)}
 
 
 class Ledger:

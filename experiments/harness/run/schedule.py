@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.harness.run.case import PHASES, TRAINING, Case, Task, phases_of
+from experiments.harness.run.case import TRAINING, Case, Task, every_phase, phases_of
 
 AUDITED = ("all", "first", "cheap", "none")
 PACKED = 2  # nets for each worker at the end of a run, which take their turns by length: more of them gain less than 2 %
@@ -70,7 +70,7 @@ class Schedule:
 
     def failed(self, case: Case) -> None:
         """Nothing more of a case."""
-        self.had[case] = set(PHASES)
+        self.had[case] = {*every_phase(case)}
 
     def complete(self, case: Case) -> bool:
         """Whether nothing of a case is left or running."""
