@@ -8,7 +8,7 @@ from records import compared, config, measured
 import odenets
 from experiments.compare_schemes import cases_of
 from experiments.harness.report import comparison as report
-from experiments.harness.report import figures, regions
+from experiments.harness.report import drawing, figures, regions, sentences
 from experiments.harness.run import folder, schema
 from experiments.harness.run.folder import Run
 from experiments.harness.statistics import families
@@ -67,3 +67,40 @@ def test_masks_are_unpacked_once_and_families_simulate_no_more_seeds_than_enough
     )
     report.summary_table(found)
     assert simulated == [(families.ENOUGH,)]
+
+
+class Counted(tuple):
+    """Records that count how often somebody goes through them."""
+
+    looks = 0
+
+    def __iter__(self):
+        self.looks += 1
+        return super().__iter__()
+
+
+def looks_at_records(schemes, seeds):
+    """How often the sentences and the table of a report go through the records: of the run, and of all arms."""
+    found = compared(schemes, tuple(range(seeds)), total=20)
+    whole = vars(found)["records"] = Counted(found.records)
+    own = [Counted(arm.records) for arm in found.arms]
+    for arm, counted in zip(found.arms, own):
+        object.__setattr__(arm, "records", counted)
+    report.summary_table(found)
+    report.answer(found)
+    sentences.caveats(found)
+    return whole.looks, sum(counted.looks for counted in own)
+
+
+def test_how_often_records_are_gone_through_does_not_grow_with_their_number():
+    few, many = (looks_at_records(("explicit_euler", "heun"), seeds) for seeds in (8, 24))
+    assert few == many
+    assert looks_at_records(("explicit_euler", "heun", "midpoint", "rk4"), 8)[0] == few[0] < 20
+
+
+def test_a_figure_that_is_laid_out_is_drawn_once_for_each_format(tmp_path, monkeypatch):
+    figure, drawn = figures.training_figure(compared(total=20)), []
+    draw = type(figure).draw
+    monkeypatch.setattr(type(figure), "draw", lambda self, renderer: drawn.append(renderer) or draw(self, renderer))
+    drawing.save(figure, tmp_path, "training")
+    assert len(drawn) == 1 + 3, "for the layout, and as PNG, PDF and SVG"

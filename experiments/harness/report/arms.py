@@ -39,7 +39,7 @@ class Arm:
         """Whether its weights were trained with another scheme."""
         return self.trained_with not in ("", self.scheme)
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The name, with a dagger where one of the nets failed its audit."""
         failed = any(record.verdict == "failed" for record in self.records)
@@ -127,9 +127,17 @@ class Comparison:
         return tuple(record for arm in self.arms for record in arm.records)
 
     @cached_property
+    def _attacked(self) -> dict[float, set[str]]:
+        """{radius: names of the attacks there}, looked up once: a run may have thousands of nets."""
+        found: dict[float, set[str]] = {}
+        for epsilon, attack in {(m.epsilon, m.attack) for record in self.records for m in record.measurements}:
+            found.setdefault(epsilon, set()).add(attack)
+        return found
+
+    @cached_property
     def radii(self) -> list[float]:
         """Radii of the attacks, ascending, without 0."""
-        return sorted({m.epsilon for record in self.records for m in record.measurements} - {0.0})
+        return sorted(self._attacked.keys() - {0.0})
 
     @property
     def middle(self) -> float:
@@ -154,7 +162,7 @@ class Comparison:
         """The attack behind the accuracies at a radius, for tables and sentences."""
         if not epsilon:
             return "no attack"
-        names = sorted({m.attack for record in self.records for m in record.measurements if m.epsilon == epsilon})
+        names = sorted(self._attacked[epsilon])
         strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 

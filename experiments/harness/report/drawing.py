@@ -127,10 +127,10 @@ def save(figure: Figure, folder: Path, name: str) -> Picture:
     """Write folder/name.png and folder/name.pdf; the picture for a page is SVG or PNG, whichever is shorter."""
     FigureCanvasAgg(figure)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        # Laid out once for all formats: that is most of the work.
+    with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": False}):
+        # Laid out once for all formats. After "none", which holds the place of the engine, each would draw the figure twice.
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         # A box of our own: with "tight" each format would draw the whole figure once more to find it.
         box = figure.get_tightbbox().padded(0.06)
         drawn: Any = {"dpi": RESOLUTION, "bbox_inches": box}

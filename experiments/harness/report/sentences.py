@@ -208,8 +208,9 @@ def caveats(found: Comparison) -> list[str]:
     missing = [
         f"{arm.name}, seed {seed}"
         for arm in found.arms
+        for had in [{record.seed for record in arm.records}]
         for seed in config.seeds
-        if seed not in {record.seed for record in arm.records}
+        if seed not in had
     ]
     overfitted = [
         f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records if any(epoch.overfitting for epoch in r.history)
