@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,9 +171,40 @@ def test_another_environment_than_that_of_the_docs_is_said(tmp_path, monkeypatch
     def departures(**versions):
         other = replace(made, environment={**made.environment, **versions})
         (tmp_path / "compare" / "config.json").write_text(json.dumps(other.to_json()))
-        return environment.departures(made)
+        return environment.departures([("this run", made)])
 
     (told,) = departures(torch="2.10.0")
-    assert told.startswith("docs/records/compare was made with torch 2.10.0; this is torch 2.11.0.")
+    assert told.startswith("docs/records/compare was made with torch 2.10.0, this run with torch 2.11.0. Other builds")
     assert departures() == [] and departures(python="3.9") == []
-    assert environment.departures(replace(made, dataset="mnist")) == []
+    departures(torch="2.10.0")
+    assert environment.departures([("this run", replace(made, dataset="mnist"))]) == []
+    shutil.copytree(tmp_path / "compare", tmp_path / "twelve")
+    (told,) = environment.departures([("a", made), ("b", made)])
+    assert told.startswith("docs/records/compare, docs/records/twelve were made with torch 2.10.0, a, b with torch 2.11.0.")
+
+
+def test_every_page_of_runs_warns_of_another_environment_than_that_of_the_docs(tmp_path, monkeypatch):
+    made, records = run(("explicit_euler", "heun", "midpoint", "rk4", "ssprk33", "ralston2"))
+    before = replace(made, environment={**made.environment, "torch": "2.10.0"})
+    (tmp_path / "records" / "twelve").mkdir(parents=True)
+    (tmp_path / "records" / "twelve" / "config.json").write_text(json.dumps(before.to_json()))
+    monkeypatch.setattr(environment, "RECORDS", tmp_path / "records")
+    report.write_report(comparison(made, records), tmp_path / "report.html")
+    runs = {tmp_path / "mine": (made, records)}
+    collection.write_collection(collection.collection(runs), tmp_path)
+    other = replace(made, environment=before.environment, seeds=(3,))
+    study.write_study(study.study([(made, records), (other, again(records))]), tmp_path)
+    warning = "docs/records/twelve was made with torch 2.10.0, {} with torch 2.11.0. Other builds"
+    named = {"report": "this run", "collected": tmp_path / "mine", "relation": "the run of standard training"}
+    for page, name in named.items():
+        text = (tmp_path / f"{page}.html").read_text(encoding="utf-8")
+        assert f'<p class="notice">{warning.format(name)}' in text, page
+    assert "Environments differ (torch 2.11.0 and 2.10.0)" in text and text.count(made.command) == 2
+    monkeypatch.setattr(environment, "RECORDS", tmp_path / "none")
+    collection.write_collection(collection.collection(runs), tmp_path)
+    assert 'class="notice"' not in (tmp_path / "collected.html").read_text(encoding="utf-8")
+
+
+def again(records):
+    """The nets of another seed."""
+    return [replace(r, seed=3) for r in records if r.seed == 0]

@@ -15,6 +15,7 @@ from rich.console import Console
 import experiments.harness.statistics as statistics
 from experiments.harness.command import show_table
 from experiments.harness.report.drawing import INK, PALETTE, STYLE
+from experiments.harness.report.environment import departures, made_with
 from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
 from experiments.harness.run.certified import INSIDE, CertifyConfig, Findings
 from experiments.harness.words import count, interval, norm_symbol, percent, points, radius
@@ -154,6 +155,7 @@ def write(config: CertifyConfig, nets: Nets, folder: Path) -> None:
         f"{config.dataset}, {norm_symbol(config.norm)} balls, {config.data['test']} test images",
         sentences(config, nets),
         [Section("Certificates", (figure, *_narrow(config, table, note, cost))), _hunts(nets), _protocol(config)],
+        notices=departures([("this run", config)]),
     ).write(folder / "report.html")
 
 
@@ -290,6 +292,6 @@ def _protocol(config: CertifyConfig) -> Section:
         "Tolerance": f"\u03c4 = {config.tau:g}, absolute, for every equation of every prediction",
         **({"Training": f"{config.settings}"} if config.settings else {}),
         **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config.weights.items()},
-        **{name: str(value) for name, value in config.environment.items() if value is not None},
+        **made_with(config),
     }
     return Section("Protocol", (Terms(shown), Code(config.command)))

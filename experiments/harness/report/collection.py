@@ -14,6 +14,7 @@ import experiments.harness.statistics as statistics
 from experiments.harness.report.arms import Arm, Comparison, comparison
 from experiments.harness.report.comparison import SMOKE
 from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
+from experiments.harness.report.environment import departures, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
 from experiments.harness.report.sentences import headline
 from experiments.harness.run.config import RunConfig
@@ -103,9 +104,7 @@ def grid(found: Collection) -> Table:
 def sentences(found: Collection) -> list[str]:
     """What each run says, and what keeps the runs apart."""
     told = [f"{folder}: {headline(run)[bool(run.config.smoke)]}" for folder, run in found.runs.items()]
-    unlike = _environments(found)
-    if unlike:
-        told.append(f"Environments differ ({unlike}): compare across these runs with care.")
+    told += unlike([run.config for run in found.runs.values()])
     models = list(dict.fromkeys(run.config.model for run in found.runs.values()))
     if len(models) > 1:
         told.append(f"Networks differ ({' and '.join(models)}): compare across these runs with care.")
@@ -129,6 +128,7 @@ def write_collection(found: Collection, folder: Path) -> None:
         sentences(found),
         [Section("Accuracy and verdicts", (grid(found),)), *figures, Section("The runs", _sources(found, folder))],
         SMOKE if any(config.smoke for config in configs) else "",
+        departures((str(place), run.config) for place, run in found.runs.items()),
     ).write(folder / "collected.html")
 
 
@@ -138,21 +138,13 @@ def _sources(found: Collection, folder: Path) -> tuple:
     for place, run in found.runs.items():
         page = place / "report.html"
         link = Markup('<a href="{}">its page</a>').format(Path(os.path.relpath(page, folder)).as_posix())
-        made = {key: str(value) for key, value in run.config.environment.items() if value is not None}
-        terms = Terms({"seeds": listed(run.config.seeds), **made})
+        terms = Terms({"seeds": listed(run.config.seeds), **made_with(run.config)})
         parts += [
             Text(Markup("<b>{}</b>: {}").format(place, link if page.exists() else "it has no page")),
             Code(run.config.command),
             Folded("Its answer, seeds and environment", (*map(Text, headline(run)), terms)),
         ]
     return tuple(parts)
-
-
-def _environments(found: Collection) -> str:
-    known = [run.config.environment for run in found.runs.values()]
-    keys = dict.fromkeys(key for environment in known for key in environment)
-    values = {key: list(dict.fromkeys(str(environment.get(key)) for environment in known)) for key in keys}
-    return "; ".join(f"{key} {' and '.join(found)}" for key, found in values.items() if len(found) > 1)
 
 
 @matplotlib.rc_context(STYLE)

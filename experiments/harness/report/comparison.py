@@ -12,7 +12,7 @@ import odenets
 from experiments.harness.report import crowd, figures, regions, steps
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.audits import audit_section
-from experiments.harness.report.environment import departures
+from experiments.harness.report.environment import departures, made_with
 from experiments.harness.report.measures import fields_section, measures_section
 from experiments.harness.report.page import Code, Figure, Folded, Listed, Page, Section, Table, Terms, Text, linked
 from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
@@ -68,7 +68,7 @@ def write_report(found: Comparison, path: Path) -> None:
             answer(found),
             [*(steps.sections(found) if found.rerun else ()), *(section(found) for section in SECTIONS)],
             SMOKE if config.smoke else "",
-            departures(config),
+            departures([("this run", config)]),
         ).write(path)
 
 
@@ -285,7 +285,7 @@ def _protocol(found: Comparison) -> Section:
         "Judge": "all test images, for every scheme the same; each adversarial image is classified again from a "
         "cold start at tolerance 1e-6, and counts as broken where that does not converge or does not end at "
         "the root connected to the state",
-        **{key: str(value) for key, value in config.environment.items() if value is not None},
+        **made_with(config),
     }
     links = linked(("accuracy.csv", "stability.csv", "audit.csv", "records.jsonl", "config.json"))
     text = Markup(

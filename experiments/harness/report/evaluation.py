@@ -13,7 +13,7 @@ from experiments.harness.command import conclude
 from experiments.harness.report import figures
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.audits import audit_section
-from experiments.harness.report.environment import departures
+from experiments.harness.report.environment import departures, made_with
 from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
 from experiments.harness.run.config import EvaluationConfig
 from experiments.harness.run.schema import WORST, Record, worst_over
@@ -134,7 +134,7 @@ def write(config: EvaluationConfig, records: Sequence[Record], path: Path) -> No
         "Radii": ", ".join(map(radius, config.epsilons)),
         "Audit": config.audit,
         **{name: f"SHA-256 of the weights {digest[:16]}" for name, digest in config.weights.items()},
-        **{name: str(value) for name, value in config.environment.items() if value is not None},
+        **made_with(config),
     }
     Page(
         "How robust is this network?",
@@ -146,7 +146,7 @@ def write(config: EvaluationConfig, records: Sequence[Record], path: Path) -> No
             audit_section((marked(record), record) for record in records),
             Section("Protocol", (Terms(shown), Code(config.command))),
         ],
-        notices=departures(config),
+        notices=departures([("this evaluation", config)]),
     ).write(path)
 
 

@@ -9,6 +9,7 @@ import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.comparison import SMOKE
+from experiments.harness.report.environment import departures
 from experiments.harness.report.page import Code, Listed, Page, Section, Table, Text
 from experiments.harness.run.config import RunConfig
 from experiments.harness.statistics.masks import Gap, Masks
@@ -141,6 +142,7 @@ def write_reproduction(found: Sequence[Comparison], folder: Path) -> None:
         sentences(found),
         [*sections, Section("What the columns are", (Text(note, note=True),))],
         SMOKE if any(run.config.smoke for run in found) else "",
+        departures((_title(run), run.config) for run in found),
     ).write(folder / "reproduction.html")
 
 

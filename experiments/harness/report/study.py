@@ -15,7 +15,8 @@ from experiments.harness.report.collection import refuse_unlike
 from experiments.harness.report.comparison import SMOKE
 from experiments.harness.report.crowd import named_scatter
 from experiments.harness.report.drawing import PALETTE, STYLE
-from experiments.harness.report.page import Figure, Page, Section, Table, Terms
+from experiments.harness.report.environment import departures, made_with, unlike
+from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST
@@ -151,6 +152,7 @@ def sentences(found: Study) -> list[str]:
     for predictor, fit in found.mixed.items():
         if fit.note:
             reasons.setdefault(fit.note, []).append(_name(predictor))
+    told += unlike(found.runs)
     return told + [f"Mixed model of {', '.join(names)}: {reason}." for reason, names in reasons.items()]
 
 
@@ -212,7 +214,10 @@ def write_study(found: Study, folder: Path) -> None:
         for r, between in [(r, r.between) for r in found.relations if r.between][:DRAWN]
     ]
     meanings = {_name(r.predictor): measures.meaning(r.predictor) for r in found.relations}
-    commands = {f"{c.settings.training} training": c.command for c in found.runs}
+    sources = [
+        (Code(c.command), Terms({"training": c.settings.training, "seeds": listed(c.seeds), **made_with(c)}))
+        for c in found.runs
+    ]
     Page(
         "Does the stability of a scheme go with robustness?",
         f"{count(len(set(found.nets.scheme)), 'scheme')} on {found.runs[0].dataset}",
@@ -221,9 +226,10 @@ def write_study(found: Study, folder: Path) -> None:
             Section("Predictors", (table(found),)),
             Section("Figures", tuple(parts)),
             Section("What they are", (Terms(meanings),)),
-            Section("Runs", (Terms(commands),)),
+            Section("Runs", tuple(part for parts in sources for part in parts)),
         ],
         SMOKE if any(c.smoke for c in found.runs) else "",
+        departures((f"the run of {c.settings.training} training", c) for c in found.runs),
     ).write(folder / "relation.html")
 
 
