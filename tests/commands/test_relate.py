@@ -93,6 +93,11 @@ def test_nets_that_failed_their_audit_are_left_out():
     assert "1 net has no record, as training failed or has not ended: gauss4, seed 3." in told
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(1, True), (2, False)])
+def test_one_net_a_scheme_is_said_to_be_one(seeds, said):
+    assert any(text.startswith("One net for each scheme") for text in sentences(study([run_of("standard", seeds)]))) == said
+
+
 def test_a_measure_that_is_infinite_for_some_is_compared_and_drawn_at_the_edge():
     made, records = run_of("standard")
     known = [Metric(0, 0, "largest_stable_h", float("inf") if i >= 20 else 1.0 + i) for i in range(len(records))]

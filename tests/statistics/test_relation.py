@@ -28,6 +28,16 @@ def test_the_family_makes_claims_dearer():
     assert alone.between.value == found[0].between.value
 
 
+@pytest.mark.parametrize("draw", range(12))
+def test_few_schemes_are_claimed_only_where_the_adjusted_p_says_so(draw):
+    # Six schemes have 720 orders: the level of the family falls between two p-values that there are.
+    random = np.random.default_rng(draw)
+    y = random.normal(size=6)
+    known = {str(i): 3 * y + random.normal(size=6) for i in range(9)}
+    for found in relations(known, Nets(y, list(range(6)), [0] * 6, [0] * 6), given={}, expected=dict.fromkeys(known, 1)):
+        assert found.verdict != "supported" or found.p <= 0.05, found
+
+
 def test_a_stratum_moves_all_schemes_and_nothing_else():
     """A training that makes every net more robust and every predictor larger is no relation."""
     random = np.random.default_rng(0)

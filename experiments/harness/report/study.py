@@ -134,6 +134,8 @@ def sentences(found: Study) -> list[str]:
                 f"A standard deviation of {_name(r.predictor)} goes with {points(effect.value)} points of robust accuracy "
                 f"{interval(effect, '+')} at equal clean accuracy (mixed model)."
             )
+    if len(set(found.nets.seed)) == 1:
+        told.append("One net for each scheme: what is said of a scheme may be so of that net alone.")
     if found.left_out:
         failed = len(found.left_out)
         told.append(

@@ -1,14 +1,15 @@
 """Does a predictor go with robustness? Between schemes, within them, given what else differs, and on schemes not seen."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from experiments.harness.statistics.association import FEWEST, cluster_bootstrap, group_means, rank_association
+from experiments.harness.statistics.association import EXACT, FEWEST, cluster_bootstrap, group_means, rank_association
 from experiments.harness.statistics.estimates import LEVEL, Estimate
 from odenets.errors import InputError
 
@@ -101,7 +102,7 @@ def relations(
                 len(set(schemes)),
                 total,
                 expected.get(name, -1),
-                rank_association(x, y, schemes, 1 - each) if len(x) else None,
+                _claimed(rank_association(x, y, schemes, 1 - each) if len(x) else None, adjusted[name], 1 - level),
                 cluster_bootstrap(x, y, schemes, level) if len(x) else None,
                 adjusted[name],
                 within_groups(x, y, list(zip(schemes, strata)), schemes, seeds, level),
@@ -194,6 +195,13 @@ def _partial(x: NDArray, y: NDArray, given: NDArray, schemes: Sequence[Hashable]
     return rank_association(x[known], y[known], [s for s, k in zip(schemes, known) if k], level, given=given[known])
 
 
+def _claimed(found: Estimate | None, p: float | None, alpha: float) -> Estimate | None:
+    """Zero is outside where the adjusted p says so too: of many schemes both tests draw their orders, each its own."""
+    if found is None or p is None or p <= alpha:
+        return found
+    return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
+
+
 def _family(
     predictors: Mapping[str, NDArray], robust: NDArray, schemes: Sequence[Hashable], alpha: float
 ) -> tuple[float, dict[str, float | None]]:
@@ -203,7 +211,10 @@ def _family(
     y = np.array([outcome[s] for s in names])
     random, draws = np.random.default_rng(SEED), []
     tails: dict[str, NDArray | None] = {}
-    orders = np.vstack([np.arange(len(y)), np.argsort(random.random((DRAWS, len(y))), axis=1)])
+    if len(y) <= EXACT:
+        orders = np.array(list(permutations(range(len(y)))))
+    else:
+        orders = np.vstack([np.arange(len(y)), np.argsort(random.random((DRAWS, len(y))), axis=1)])
     for name, values in predictors.items():
         known = np.isfinite(values)
         x = dict(
@@ -226,5 +237,7 @@ def _family(
     if not draws:
         return alpha, dict.fromkeys(predictors)
     smallest = np.min(draws, axis=0)
-    each = min(alpha, float(np.quantile(smallest, alpha, method="lower")))
+    values, counts = np.unique(smallest, return_counts=True)
+    held = values[counts.cumsum() <= alpha * len(smallest)]  # few orders of few schemes: a level between two that there are
+    each = min(alpha, float(held[-1] if len(held) else values[0] / 2))
     return each, {name: None if own is None else float((smallest <= own[0]).mean()) for name, own in tails.items()}
