@@ -106,7 +106,7 @@ def mean_of(record: Record, metric: str) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run as its arms, in the order of the report; all are compared with the first."""
+    """A run as its arms, in the order of the report; all are compared with the first that has a net."""
 
     config: RunConfig
     arms: tuple[Arm, ...]
@@ -121,10 +121,19 @@ class Comparison:
         """The other arms that have a net."""
         return tuple(arm for arm in self.arms if arm.records and arm is not self.reference)
 
+    def standing(self, arm: Arm) -> str:
+        """In place of a verdict, of an arm that has no difference."""
+        return "reference" if arm is self.reference else "no seed in common"
+
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """Of all arms, in their order."""
         return tuple(record for arm in self.arms for record in arm.records)
+
+    @property
+    def nets(self) -> tuple[Record, ...]:
+        """The records of nets that run as they were trained: one of each net."""
+        return tuple(record for record in self.records if record.walk == (record.trained_with, record.trained_substeps))
 
     @cached_property
     def _attacked(self) -> dict[float, set[str]]:
@@ -167,7 +176,7 @@ class Comparison:
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 
     def _gaps(self, seeds: Collection[int]) -> dict[tuple[str, float], statistics.Gap]:
-        first, config = self.arms[0], self.config
+        first, config = self.reference, self.config
 
         def masks(arm: Arm, eps: float) -> dict[int, np.ndarray]:
             return {seed: mask for seed, mask in arm.masks(eps).items() if seed in seeds}
@@ -182,7 +191,7 @@ class Comparison:
 
     @cached_property
     def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
-        """{(arm, radius): its paired difference to the first arm}: one family, whose intervals cover together."""
+        """{(arm, radius): its paired difference to the reference}: one family, whose intervals cover together."""
         return self._gaps({record.seed for record in self.records})
 
     @cached_property
@@ -198,7 +207,7 @@ class Comparison:
         return all(gap.verdict != statistics.OPEN for (_, eps), gap in self.gaps.items() if eps == self.middle)
 
     def gap(self, arm: Arm, epsilon: float) -> statistics.Gap | None:
-        """The paired difference of an arm to the first; None for the first itself or where no seed is common."""
+        """The paired difference of an arm to the reference; None for that itself or where no seed is common."""
         return self.gaps.get((arm.name, epsilon))
 
     def accuracy(self, arm: Arm, epsilon: float, gradient: str = "exact") -> Estimate | None:
@@ -217,13 +226,15 @@ class Comparison:
 
 def comparison(config: RunConfig, records: list[Record]) -> Comparison:
     """The arms of a run: a scheme each, on each field and with each number of substeps where it has several of these."""
-    steps = sorted({(record.trained_substeps, record.substeps) for record in records})
-    swept, fields = len(steps) > 1, config.fields
-    groups: dict[tuple, list[Record]] = {}
-    if not swept:
-        # A scheme whose cases all failed is an arm too: it is missing, and named.
-        groups = {(field, scheme, scheme, *steps[0]): [] for field in fields for scheme in config.schemes}
-    for record in records:
+    swept, fields = len({(record.trained_substeps, record.substeps) for record in records}) > 1, config.fields
+    trained = config.substeps if "trained" in config.reads else config.substeps[:1]
+    # A scheme whose cases all failed is an arm too: it is missing, and named.
+    groups: dict[tuple, list[Record]] = {
+        (field, scheme, scheme, n, n): [] for field in fields for scheme in config.schemes for n in trained
+    }
+    # By seeds as the run has them, not as they ended: a look takes the first so many.
+    position = {seed: index for index, seed in enumerate(config.seeds)}
+    for record in sorted(records, key=lambda record: position.get(record.seed, len(position))):
         walked = record.trained_substeps, record.substeps
         groups.setdefault((record.field, record.trained_with, record.scheme, *walked), []).append(record)
 
@@ -232,16 +243,16 @@ def comparison(config: RunConfig, records: list[Record]) -> Comparison:
         others = -1 if scheme == trained_with else config.schemes.index(scheme)
         return fields.index(field), config.schemes.index(trained_with), *walked, others
 
-    def name(field: str, trained_with: str, scheme: str, trained: int, run: int) -> str:
-        first = [trained_with] * (trained_with != scheme) + [str(trained)] * (trained != run)
+    def name(field: str, trained_with: str, scheme: str, steps: int, run: int) -> str:
+        first = [trained_with] * (trained_with != scheme) + [str(steps)] * (steps != run)
         suffix = f" (trained with {', '.join(first)})" if first else ""
         walked = f", {run} step{'s' * (run > 1)}{suffix}" if swept else suffix
         return f"{scheme}{f' on {field}' if len(fields) > 1 else ''}{walked}"
 
     arms = []
     for key in sorted(groups, key=order):
-        field, trained_with, scheme, trained, run = key
-        arms.append(Arm(name(*key), scheme, field, trained, run, tuple(groups[key]), trained_with))
+        field, trained_with, scheme, steps, run = key
+        arms.append(Arm(name(*key), scheme, field, steps, run, tuple(groups[key]), trained_with))
     return Comparison(config, tuple(arms))
 
 

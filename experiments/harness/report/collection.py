@@ -89,7 +89,9 @@ def grid(found: Collection) -> Table:
     rows = []
     for run, arm in found.arms():
         clean, robust, gap = run.measured(arm, 0.0), run.accuracy(arm, run.middle), run.gap(arm, run.middle)
-        compared = (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict) if gap else ("", "", "reference")
+        compared = (
+            (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict) if gap else ("", "", run.standing(arm))
+        )
         cells = (percent(robust.value), interval(robust), *compared) if robust else ("",) * 5
         what = f"{run.config.dataset}, {run.config.settings.training}"
         rows.append((what, arm.label, percent(clean.value), *cells, str(len(arm.records)), names[id(run)]))

@@ -111,7 +111,7 @@ def _looks(found: Comparison) -> Section | None:
     ]
     reached = len(found.config.seeds)
     ending = (
-        "It ended because every difference had a verdict."
+        f"It ended because {'every difference had a verdict' if found.gaps else 'one scheme alone has nets'}."
         if found.clear
         else f"It ended at {count(reached, 'seed')} without a verdict for each: "
         + ("that was the most it may take." if reached >= found.config.looks[-1] else "the time was over. --resume goes on.")

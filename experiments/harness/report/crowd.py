@@ -72,7 +72,7 @@ def _draw_differences(ax: Axes, found: Comparison) -> None:
     ax.plot([100 * gap.estimate.value for gap in gaps.values()], [*gaps], ls="", label="difference")
     ax.axvline(0, color=INK, lw=1)
     ax.axvspan(-100 * found.config.margin, 100 * found.config.margin, color=FAINT, alpha=0.12, lw=0, zorder=0)
-    ax.set(title=f"Difference to {found.arms[0].label}, {at(found.middle)}", xlabel="percentage points")
+    ax.set(title=f"Difference to {found.reference.label}, {at(found.middle)}", xlabel="percentage points")
     ax.tick_params(axis="y", length=0)
 
 

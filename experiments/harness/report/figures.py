@@ -90,7 +90,7 @@ def accuracy_figure(found: Comparison) -> Figure:
 
 
 def _draw_differences(ax: Axes, found: Comparison, epsilons: Sequence[float]) -> None:
-    first, *others = found.arms
+    first, others = found.reference, [arm for arm in found.arms if arm is not found.reference]
     shown = looks(arm.name for arm in found.arms)
     spread = 0.7 * len(others) / (len(others) + 1)
     for arm, offset in zip(others, np.linspace(-spread / 2, spread / 2, len(others)) if len(others) > 1 else [0.0]):
@@ -127,6 +127,7 @@ def sweep_figure(found: Comparison) -> Figure:
                     arm.substeps: arm
                     for arm in found.arms
                     if arm.scheme == scheme.scheme
+                    and arm.records
                     and not arm.swapped
                     and arm.trained_substeps == (fewest if again else arm.substeps)
                 }

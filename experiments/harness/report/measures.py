@@ -180,7 +180,7 @@ def measures_section(found: Comparison) -> Section | None:
         counted = f"{len(groups)} {what if len(groups) > 1 else what.removesuffix('s')}"
         told = (
             "This run cannot tell. Nets that differ in their seed alone are alike, so that its "
-            f"{len(found.records)} nets are {counted}, and {_orders(len(groups))} From {FEWEST} on the question can be asked."
+            f"{len(found.nets)} nets are {counted}, and {_orders(len(groups))} From {FEWEST} on the question can be asked."
         )
         return Section(title, (Text(told),))
     if not related:

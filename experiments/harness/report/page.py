@@ -21,7 +21,7 @@ from rich.console import Console
 from experiments.harness.command import show_table
 from experiments.harness.report.drawing import described, save
 
-FAINT = ("cannot tell", "cannot tell yet", "reference", "not applicable", "passes")
+FAINT = ("cannot tell", "cannot tell yet", "reference", "no seed in common", "not applicable", "passes")
 FIRM = ("more robust", "less robust", "more accurate", "less accurate", "masks", "breaks more", "fails", "supported", "refuted")
 NUMBER = re.compile(r"$|[-+\u2212\u2213\[(]*(\d|\u221e|nan|inf)")
 LONG = 44  # characters, beyond which a column of LaTeX breaks into lines

@@ -163,9 +163,10 @@ def _training(run: Comparison) -> str:
 
 
 def _net(arm: Arm, run: Comparison) -> str:
-    if arm is run.reference:
+    first, *others = run.config.schemes
+    if arm.scheme == first:
         return "ResNet"
-    return "IE-ResNet" if len(run.others) == 1 else f"IE-ResNet, {arm.scheme}"
+    return "IE-ResNet" if len(others) == 1 else f"IE-ResNet, {arm.scheme}"
 
 
 def _audited(arm: Arm) -> str:

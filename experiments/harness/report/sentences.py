@@ -36,7 +36,7 @@ def summary_table(found: Comparison) -> Table:
             arm.label,
             percent(mean.value),
             interval(mean),
-            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", "reference")),
+            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", found.standing(arm))),
             percent(_untrusted(arm, eps)),
         )
         for eps in [0.0, *found.radii]
@@ -67,6 +67,8 @@ def _meaning(found: Comparison) -> str:
         if config.looks
         else ""
     )
+    alone = len(seeds) > 1 and any(len(arm.records) == 1 for arm in found.arms)
+    looked += " Of a scheme with one net left the interval is over its images alone." * alone
     margin = f"{100 * config.margin:g} points"
     return Markup(
         f"{meaning}{looked} <b>Equivalent</b>: the interval lies within {margin} of zero. <b>Cannot tell yet</b>: it covers "
@@ -74,7 +76,7 @@ def _meaning(found: Comparison) -> str:
         "counted as broken because a cold re-solve at tolerance 10\u207b\u2076 did not converge, or ended at "
         "another root than the one connected to the state, so that the answer hangs on the solver. All comparisons are "
         "with {}."
-    ).format(found.arms[0].name)
+    ).format(found.reference.name)
 
 
 def compared(gap: statistics.Gap, eps: float) -> tuple[str, ...]:
@@ -94,12 +96,11 @@ def headline(found: Comparison) -> list[str]:
     gaps = {arm.name: (arm, gap) for arm in found.others if (gap := found.gap(arm, eps))}
     words = (statistics.MORE, statistics.LESS, statistics.EQUIVALENT, statistics.OPEN)
     named = {verdict: [name for name, (_, gap) in gaps.items() if gap.verdict == verdict] for verdict in words}
+    verbs = {verdict: "is" if len(names) == 1 else "are" for verdict, names in named.items()}
     if len(gaps) > MANY:
         named = {verdict: [f"{len(names)} of {len(gaps)} schemes"] if names else [] for verdict, names in named.items()}
     parts = [
-        f"{', '.join(named[verdict])} {'is' if len(named[verdict]) == 1 else 'are'} {verdict} than {first.name}"
-        for verdict in words[:2]
-        if named[verdict]
+        f"{', '.join(named[verdict])} {verbs[verdict]} {verdict} than {first.name}" for verdict in words[:2] if named[verdict]
     ]
     if named[statistics.EQUIVALENT]:
         equal = ", ".join(named[statistics.EQUIVALENT])
@@ -111,7 +112,8 @@ def headline(found: Comparison) -> list[str]:
         f"{where}: {'; '.join(parts)}{'; another seed may turn this round' * fragile}."
         if gaps
         else f"{where}: {first.name} classifies {percent(reference.value)} % rightly, 95 % interval "
-        f"{interval(reference)}. One scheme alone compares with nothing."
+        f"{interval(reference)}. "
+        + ("No other scheme has a seed in common with it." if found.others else "One scheme alone compares with nothing.")
     )
     for name, (arm, gap) in gaps.items() if len(gaps) <= MANY else ():
         own, estimate = found.measured(arm, eps), gap.estimate
@@ -121,7 +123,7 @@ def headline(found: Comparison) -> list[str]:
             f"{' of one seed' * (estimate.over == 'images')}: {gap.verdict}."
         )
     sentences += _further(found, gaps)
-    return [*sentences, *measures.field_sentences(found), *_masking(found), *_audited(found)]
+    return [*sentences, *measures.field_sentences(found), *_masking(found), *audited(found)]
 
 
 def _further(found: Comparison, gaps: Mapping[str, tuple[Arm, statistics.Gap]]) -> Iterator[str]:
@@ -158,13 +160,13 @@ def _masking(found: Comparison) -> Iterator[str]:
         )
 
 
-def _audited(found: Comparison) -> Iterator[str]:
+def audited(found: Comparison) -> Iterator[str]:
     """How many nets were audited, and who failed."""
-    audits = [record.audit for record in found.records if record.audit]
+    audits = [record.audit for record in found.nets if record.audit]
     cheap = sum(audit.extent == CHEAP for audit in audits)
     if all(audit.passed for audit in audits):
-        known = f"{len(audits) - cheap} of {len(found.records)} nets were audited, and"
-        if len(audits) - cheap == len(found.records):
+        known = f"{len(audits) - cheap} of {len(found.nets)} nets were audited, and"
+        if len(audits) - cheap == len(found.nets):
             known = f"All {len(audits)} nets" if len(audits) > 1 else "The net"
         passed = (
             f"{known} passed the audit."
@@ -202,7 +204,7 @@ def _untrusted(arm: Arm, eps: float) -> float:
 
 def caveats(found: Comparison) -> list[str]:
     """Sentences on what the figures of this run do not show; each only where it applies."""
-    config, n, records = found.config, len(found.config.seeds), found.records
+    config, n, nets = found.config, len(found.config.seeds), found.nets
     earlier = [seeds for seeds in config.reported if seeds < n]
     attacks = sorted(found.attacks())
     missing = [
@@ -215,7 +217,7 @@ def caveats(found: Comparison) -> list[str]:
     overfitted = [
         f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records if any(epoch.overfitting for epoch in r.history)
     ]
-    cheap = sum(record.audit is not None and record.audit.extent == CHEAP for record in records)
+    cheap = sum(record.audit is not None and record.audit.extent == CHEAP for record in nets)
     unmeasured = [
         f"{arm.name}, seed {r.seed}" for arm in found.arms for r in arm.records if r.seconds and "stability" not in r.seconds
     ]
@@ -223,7 +225,7 @@ def caveats(found: Comparison) -> list[str]:
     rightmost = max((stability.snapped(values @ (1, 1j)).real.max(initial=-np.inf) for values in clouds), default=-np.inf)
     no_region = [arm.name for arm in found.arms if not arm.behind.has_R]
     not_normal = without_spectrum(found)
-    first = found.arms[0]
+    first = found.reference
     candidates = [
         (
             missing,
@@ -288,10 +290,10 @@ def caveats(found: Comparison) -> list[str]:
         ),
         (
             True,
-            f"A relation between a stability measure and robustness across {len(records)} nets is no cause: "
+            f"A relation between a stability measure and robustness across {len(nets)} nets is no cause: "
             "whatever else differs between schemes differs with it.",
         ),
-        (not all(record.audit for record in records), "Only the nets in the audit table were audited."),
+        (not all(record.audit for record in nets), "Only the nets in the audit table were audited."),
         (
             cheap,
             f"{count(cheap, 'net')} had the checks of the audit that take seconds, and these alone: gradients that only longer "

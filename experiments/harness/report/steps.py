@@ -8,6 +8,7 @@ from experiments.harness.report import figures, step_figures
 from experiments.harness.report.arms import Comparison
 from experiments.harness.report.page import Figure, Section, Table
 from experiments.harness.report.readings import FINER, SWAP, TRAINED, Convergence, Reading, convergences, readings
+from experiments.harness.report.sentences import audited
 from experiments.harness.statistics import Estimate
 from experiments.harness.statistics.convergence import SLOWER, slope
 from experiments.harness.words import count, interval, percent, points
@@ -92,7 +93,7 @@ def headline(found: Comparison) -> list[str]:
             f"Not every net converges as it is run: {lost.arm.name} leaves up to {percent(lost.untrusted)} % of the images "
             "without an answer to trust. They count as wrong."
         )
-    return told
+    return [*told, *audited(found)]
 
 
 def _converging(row: Convergence) -> str:

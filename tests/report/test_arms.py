@@ -1,0 +1,82 @@
+"""What is compared with what where cases are missing, came in another order, or are read again otherwise than trained."""
+
+import random
+from dataclasses import replace
+
+from records import compared, run, verdict
+from test_steps import sweep
+
+from experiments.harness.report import comparison as report
+from experiments.harness.report import sentences, steps
+from experiments.harness.report.arms import comparison
+
+THREE = ("explicit_euler", "heun", "rk4")
+
+
+def of(schemes, keep, **changes):
+    """A run of which only the cases are there that `keep(scheme, seed)`."""
+    made, records = run(schemes)
+    return comparison(replace(made, **changes), [r for r in records if keep(r.scheme, r.seed)])
+
+
+def test_a_look_takes_the_first_seeds_in_whatever_order_they_ended():
+    made, records = run(seeds=tuple(range(7)))
+    made, ended = replace(made, looks=(5, 8)), random.Random(1).sample(records, len(records))
+    assert comparison(made, ended) == comparison(made, records)
+    assert comparison(made, ended).gaps == comparison(made, records).gaps
+
+
+def test_where_the_first_scheme_has_no_net_the_next_is_the_reference_and_is_named():
+    found = of(THREE, lambda scheme, seed: scheme != "explicit_euler")
+    table = sentences.summary_table(found)
+    assert [row[1] for row in table.rows if row[7] == "reference"] == ["heun"] * 4
+    assert "All comparisons are with heun." in table.caption
+    said = sentences.headline(found)
+    assert "rk4 against heun" in said[0] and "alone" not in said[0] and not found.clear
+    assert any(f"explicit_euler, seed {seed}" in text for seed in range(3) for text in sentences.caveats(found))
+    assert "Difference to heun" in report.COMPARED["accuracy"](found).axes[1].get_title("left")
+    assert "Difference to heun" in report.CROWDED["accuracy"](found).axes[1].get_title("left")
+
+
+def test_what_shares_no_seed_with_the_reference_is_no_reference():
+    found = of(THREE, lambda scheme, seed: (seed == 2) == (scheme == "heun"))
+    table = sentences.summary_table(found)
+    assert [row[7] for row in table.rows if row[1] == "heun"] == ["no seed in common"] * 4
+    assert "Of a scheme with one net left the interval is over its images alone." in table.caption
+    assert "one net left" not in sentences.summary_table(compared(THREE)).caption
+    alone = of(THREE[:2], lambda scheme, seed: (seed == 2) == (scheme == "heun"))
+    assert sentences.headline(alone)[0].endswith("No other scheme has a seed in common with it.")
+
+
+def test_a_run_with_one_scheme_left_did_not_end_because_all_was_clear():
+    found = of(THREE[:2], lambda scheme, seed: scheme == "heun", looks=(3, 5))
+    assert "It ended because one scheme alone has nets." in report._looks(found).parts[0].text
+
+
+def test_a_scheme_of_a_sweep_of_which_nothing_is_left_is_named():
+    found = sweep()
+    left = comparison(found.config, [r for r in found.records if r.trained_with != "rk4"])
+    assert any(text.startswith("Cases are missing (rk4, 1 step, seed 0; ") for text in sentences.caveats(left))
+    assert steps.sections(left), "the page is drawn without it"
+
+
+def test_nets_are_counted_once_however_often_they_are_read():
+    found = sweep()
+    read = [r.swapped or r.substeps != r.trained_substeps for r in found.records]
+    records = [r if again else replace(r, audit=verdict(r.seed > 0)) for r, again in zip(found.records, read)]
+    found = comparison(found.config, records)
+    assert len(found.nets) == 12 and len(found.records) == 24
+    said = sentences.caveats(found)
+    assert (
+        any("across 12 nets is no cause" in text for text in said)
+        and "Only the nets in the audit table were audited." not in said
+    )
+    assert any(text.startswith("Not to be trusted: explicit_euler, 1 step") for text in steps.headline(found))
+    passed = [replace(r, audit=r.audit and verdict()) for r in records]
+    assert "All 12 nets passed the audit." in steps.headline(comparison(found.config, passed))
+
+
+def test_many_schemes_are_more_robust_and_one_is():
+    names = ("explicit_euler", "heun", "midpoint", "rk4", "ssprk33", "ralston2", "kutta3", "implicit_euler", "trapezoid")
+    told = sentences.headline(compared(names, seeds=tuple(range(12))))[0]
+    assert "8 of 8 schemes are less robust than explicit_euler" in told
