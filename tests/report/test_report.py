@@ -130,7 +130,8 @@ def test_a_difference_inside_its_interval_is_never_claimed():
     for gap, seeds, said in (
         (0.0, (0, 1, 2), "cannot tell yet"),
         (0.03, (0, 1, 2), "less robust"),
-        (-0.03, (0,), "more robust"),
+        (-0.03, (0, 1, 2), "more robust"),
+        (-0.2, (0,), "cannot tell yet"),  # another seed might turn it round
     ):
         config, records = run(seeds=seeds)
         records = [measured(r.scheme, r.seed, gap=gap * (r.scheme != "explicit_euler")) for r in records]
@@ -138,7 +139,6 @@ def test_a_difference_inside_its_interval_is_never_claimed():
         assert sentences[0].startswith(f"On digits, {len(seeds)} seed") and "\u03b5 = 0.1" in sentences[0]
         assert said in sentences[0] and sentences[1].endswith(f"{said}.")
         assert ("over 450 images of one seed" if len(seeds) == 1 else "over 3 seeds") in sentences[1]
-        assert ("another seed may turn this round" in sentences[0]) == (len(seeds) == 1)
         claims = {"less robust", "is more robust than", "equivalent"} - {said, f"is {said} than"}
         assert not any(claim in " ".join(sentences) for claim in claims)
 

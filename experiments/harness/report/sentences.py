@@ -107,9 +107,8 @@ def headline(found: Comparison) -> list[str]:
         parts.append(f"{equal} against {first.name}: equivalent within {100 * config.margin:g} points")
     if named[statistics.OPEN]:
         parts.append(f"{', '.join(named[statistics.OPEN])} against {first.name}: cannot tell yet which is more robust")
-    fragile = any(gap.estimate.over == "images" and gap.verdict != statistics.OPEN for _, gap in gaps.values())
     sentences.append(
-        f"{where}: {'; '.join(parts)}{'; another seed may turn this round' * fragile}."
+        f"{where}: {'; '.join(parts)}."
         if gaps
         else f"{where}: {first.name} classifies {percent(reference.value)} % rightly, 95 % interval "
         f"{interval(reference)}. "
@@ -250,7 +249,8 @@ def caveats(found: Comparison) -> list[str]:
         (config.dataset == "digits", "Digits are 1,797 grey scans of 8\u00d78 pixels. Nothing here speaks of natural images."),
         (
             n == 1,
-            "One seed: another draw of weights and batches may reverse a difference, however narrow its interval over images.",
+            "One seed: another draw of weights and batches may reverse a difference, however narrow its interval over images, "
+            "so that no scheme has a verdict.",
         ),
         (
             1 < n < 6,
