@@ -40,6 +40,15 @@ def test_runs_stand_side_by_side_each_with_its_own_family(folders, tmp_path, cap
     assert [row.split(",")[-1] for row in rows[1:]] == ["pgd", "pgd", "standard", "standard"]
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+    folders = [write(tmp_path / "a" / "run"), write(tmp_path / "b" / "run", "pgd"), write(tmp_path / "b" / "other", "trades")]
+    assert collect.main([*folders, "--out", str(tmp_path / "out")]) == 0
+    rows = (tmp_path / "out" / "tables" / "collected.csv").read_text(encoding="utf-8").splitlines()
+    assert {row.split(",")[-1] for row in rows[1:]} == {folders[0], folders[1], "other"}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

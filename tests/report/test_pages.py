@@ -24,7 +24,7 @@ from experiments.harness.report.drawing import described
 from experiments.harness.report.page import Figure, Folded, Page, Section, Table, Text, tex
 from experiments.harness.run.certified import CertifyConfig, Line, Pair, by_pair
 from experiments.harness.run.config import EvaluationConfig
-from experiments.harness.run.schema import Metric
+from experiments.harness.run.schema import Made, Metric
 from experiments.harness.training.settings import TrainingSettings
 
 SCHEMES = ("explicit_euler", "implicit_euler", "ie_skip(gamma=0.05,iterations=2)", "rk4", "heun")
@@ -203,6 +203,28 @@ def test_every_page_of_runs_warns_of_another_environment_than_that_of_the_docs(t
     monkeypatch.setattr(environment, "RECORDS", tmp_path / "none")
     collection.write_collection(collection.collection(runs), tmp_path)
     assert 'class="notice"' not in (tmp_path / "collected.html").read_text(encoding="utf-8")
+
+
+def test_nets_that_were_made_in_another_environment_than_the_page_names_are_counted(tmp_path):
+    made, records = run()
+
+    def by(torch, device="cpu", phases=("training",)):
+        return Made("node", device, {"python": "3.9", "torch": torch}, phases)
+
+    def told(*records):
+        return environment.elsewhere([("this run", made, records)])
+
+    same = [replace(r, made=(by("2.11.0+cpu"),)) for r in records]
+    assert told(*same) == [] and told(*records) == []
+    resumed = [*same[:4], *(replace(r, made=(by("2.10.0+cu130"), *r.made)) for r in same[4:])]
+    (said,) = told(*resumed)
+    assert said.startswith("2 nets of this run were made, wholly or in part, with torch 2.10.0, and not with torch 2.11.0")
+    (said,) = told(*same[1:], replace(records[0], made=(by("2.11.0", "H100"),)))
+    assert said.startswith("1 net of this run was made, wholly or in part, with device H100, and not with device cpu")
+    report.write_report(comparison(made, resumed), tmp_path / "report.html")
+    collection.write_collection(collection.collection({tmp_path / "mine": (made, resumed)}), tmp_path)
+    for page, name in (("report", "this run"), ("collected", tmp_path / "mine")):
+        assert f'<p class="notice">2 nets of {name} were made' in (tmp_path / f"{page}.html").read_text(encoding="utf-8")
 
 
 def again(records):

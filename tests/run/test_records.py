@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from records import config as run_config
-from records import measurement, record, run
+from records import measurement, record, run, verdict
 
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import comparison
 from experiments.harness.run.case import Case
 from experiments.harness.run.config import RunConfig
-from experiments.harness.run.folder import Run
-from experiments.harness.run.schema import VERSION, Record
+from experiments.harness.run.folder import Run, tables_of
+from experiments.harness.run.schema import VERSION, Metric, Record
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +35,18 @@ def test_the_table_has_a_row_for_the_worst_of_several_attacks(tmp_path):
     with open(tmp_path / "run" / "accuracy.csv", newline="") as file:
         rows = [(row["seed"], row["attack"], row["accuracy"]) for row in csv.DictReader(file)]
     assert rows == [("1", "pgd20", "0.75"), ("1", "square9", "0.75"), ("1", "worst", "0.5"), ("2", "pgd20", "0.75")]
+
+
+def test_a_row_of_any_table_says_whose_it_is(tmp_path):
+    nets = [{"seed": 1}, {"seed": 1, "substeps": 2}, {"seed": 1, "field": "monotone"}]
+    measured = {
+        "audit": verdict(),
+        "stability": (Metric(0, 0, "log_norm", 1.0),),
+        "measurements": (measurement("clean", 0, [1]),),
+    }
+    for name, (header, *rows) in tables_of([record(**net, **measured) for net in nets]).items():
+        keys = [header.index(key) for key in ("scheme", "seed", "substeps", "field")]
+        assert len({tuple(row[key] for key in keys) for row in rows}) == 3, name
 
 
 def test_a_case_without_its_reruns_runs_again(tmp_path):

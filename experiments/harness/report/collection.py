@@ -14,7 +14,7 @@ import experiments.harness.statistics as statistics
 from experiments.harness.report.arms import Arm, Comparison, comparison
 from experiments.harness.report.comparison import SMOKE
 from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
-from experiments.harness.report.environment import departures, made_with, unlike
+from experiments.harness.report.environment import departures, elsewhere, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
 from experiments.harness.report.sentences import headline
 from experiments.harness.run.config import RunConfig
@@ -73,7 +73,8 @@ def collection(
 
 def grid(found: Collection) -> Table:
     """A row for each data set, training and scheme, at the middle radius."""
-    names = {id(run): folder.name or str(folder) for folder, run in found.runs.items()}
+    last = [folder.name for folder in found.runs]
+    names = {id(run): folder.name if last.count(folder.name) == 1 else str(folder) for folder, run in found.runs.items()}
     columns = (
         "data, training",
         "scheme",
@@ -130,7 +131,10 @@ def write_collection(found: Collection, folder: Path) -> None:
         sentences(found),
         [Section("Accuracy and verdicts", (grid(found),)), *figures, Section("The runs", _sources(found, folder))],
         SMOKE if any(config.smoke for config in configs) else "",
-        departures((str(place), run.config) for place, run in found.runs.items()),
+        [
+            *departures((str(place), run.config) for place, run in found.runs.items()),
+            *elsewhere((str(place), run.config, run.records) for place, run in found.runs.items()),
+        ],
     ).write(folder / "collected.html")
 
 

@@ -12,7 +12,7 @@ import odenets
 from experiments.harness.report import crowd, figures, regions, steps
 from experiments.harness.report.arms import Arm, Comparison
 from experiments.harness.report.audits import audit_section
-from experiments.harness.report.environment import departures, made_with
+from experiments.harness.report.environment import departures, elsewhere, made_with
 from experiments.harness.report.measures import fields_section, measures_section
 from experiments.harness.report.page import Code, Figure, Folded, Listed, Page, Section, Table, Terms, Text, linked
 from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
@@ -68,7 +68,7 @@ def write_report(found: Comparison, path: Path) -> None:
             answer(found),
             [*(steps.sections(found) if found.rerun else ()), *(section(found) for section in SECTIONS)],
             SMOKE if config.smoke else "",
-            departures([("this run", config)]),
+            [*departures([("this run", config)]), *elsewhere([("this run", config, found.records)])],
         ).write(path)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from experiments.harness.run.certified import CertifyConfig
 from experiments.harness.run.config import EvaluationConfig, RunConfig, migrated
-from experiments.harness.words import listed
+from experiments.harness.run.schema import Record
+from experiments.harness.words import count, listed
 
 RECORDS = Path(__file__).parents[3] / "docs" / "records"  # in an installation there are none, and nothing is said
 SAME = ("experiment", "dataset", "model", "training")
@@ -43,6 +44,28 @@ def departures(runs: Iterable[tuple[str, Config]]) -> list[str]:
         f"{listed(dict.fromkeys(ours))} with {this}. Other builds round otherwise, which training amplifies: single accuracies "
         "may differ by points from the figures of the docs."
         for (was, this), (records, ours) in told.items()
+    ]
+
+
+def elsewhere(runs: Iterable[tuple[str, Config, Sequence[Record]]]) -> list[str]:
+    """A sentence for each environment that nets were made in, by their records, and that is not what the page says of the run.
+
+    A run that was gone with in another environment, or on the nodes of a cluster, has nets of several.
+    """
+    told: dict[tuple[str, str, str], set[tuple]] = {}
+    for run, config, records in runs:
+        now = {**config.environment, "device": config.environment.get("gpu") or "cpu"}
+        for record in records:
+            for made in record.made:
+                # A build's own suffix, as in 2.11.0+cpu, is not in the version that a package has.
+                here = {key: version.split("+")[0] for key, version in made.versions.items()} | {"device": made.device}
+                differ = [key for key in (*MOVES, "device") if key in here and key in now and here[key] != now[key]]
+                if differ:
+                    told.setdefault((run, _named(here, differ), _named(now, differ)), set()).add(record.key)
+    return [
+        f"{count(len(nets), 'net')} of {run} {'was' if len(nets) == 1 else 'were'} made, wholly or in part, with {was}, "
+        f"and not with {this}: records.jsonl says which."
+        for (run, was, this), nets in told.items()
     ]
 
 

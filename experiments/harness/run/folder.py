@@ -194,7 +194,9 @@ def tables_of(records: Sequence[Record]) -> dict[str, list[Sequence[object]]]:
     stability: list[Sequence[object]] = [
         ("scheme", "seed", "stage", "block", "metric", "value", "substeps", "audit", "field"),
     ]
-    audit: list[Sequence[object]] = [("scheme", "seed", "check", "passed", "reason", "figures", "thresholds")]
+    audit: list[Sequence[object]] = [
+        ("scheme", "seed", "check", "passed", "reason", "figures", "thresholds", "substeps", "field", "extent"),
+    ]
     words = {True: "yes", False: "no", None: "not applicable"}
     for r in records:
         own = [getattr(r, key) for key in shared]
@@ -205,7 +207,8 @@ def tables_of(records: Sequence[Record]) -> dict[str, list[Sequence[object]]]:
             stability.append([r.scheme, r.seed, row.stage, row.block, row.metric, row.value, r.substeps, r.verdict, r.field])
         for c in r.audit.checks if r.audit else ():
             figures, thresholds = json.dumps(c.figures), json.dumps(c.thresholds)
-            audit.append([r.scheme, r.seed, c.name, words[c.passed], c.reason, figures, thresholds])
+            told = [r.scheme, r.seed, c.name, words[c.passed], c.reason, figures, thresholds]
+            audit.append([*told, r.substeps, r.field, r.audit and r.audit.extent])
     return {"accuracy.csv": accuracy, "stability.csv": stability, "audit.csv": audit}
 
 
