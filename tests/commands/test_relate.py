@@ -11,6 +11,7 @@ from records import config, measurement, record, verdict
 from experiments import relate
 from experiments.harness.report.study import _scatter, sentences, study, table
 from experiments.harness.run.schema import Metric
+from odenets.errors import InputError
 
 SCHEMES = ("explicit_euler", "midpoint", "heun", "rk4", "implicit_euler", "trapezoid", "sdirk2", "gauss4")
 N = 300
@@ -116,6 +117,22 @@ def test_the_page_of_finished_runs(tmp_path, capsys):
     rows = list(csv.reader((tmp_path / "out" / "relation.csv").read_text(encoding="utf-8").splitlines()))
     assert rows[1][0] == "log norm" and rows[1][1] == "supported"
     assert "relation.html" in capsys.readouterr().out
+
+
+def test_nets_of_one_training_that_were_trained_otherwise_are_not_pooled():
+    """Half of the schemes trained for three epochs, the others for fifteen: epochs would pass for a property of schemes."""
+    made, records = run_of("standard")
+    short = replace(made, settings=replace(made.settings, epochs=3))
+    with pytest.raises(InputError, match="these runs cannot be compared: epochs 15 and 3"):
+        study([(made, records[:16]), (short, records[16:])])
+    kept = replace(made, settings=replace(made.settings, checkpoint_seconds=9.0))
+    assert len(study([(made, records[:16]), (kept, records[16:])]).nets.robust) == 32
+
+
+def test_a_small_p_value_is_not_zero():
+    found = study([run_of("standard")])
+    few = replace(found, relations=(replace(found.relations[0], p=0.0002), replace(found.relations[1], p=0.25)))
+    assert [row[5] for row in table(few).rows] == ["2e-04", "0.250"]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,22 @@ def test_every_page_of_runs_warns_of_another_environment_than_that_of_the_docs(t
     assert 'class="notice"' not in (tmp_path / "collected.html").read_text(encoding="utf-8")
 
 
+def test_a_page_takes_away_what_the_page_of_before_had_beside_it(tmp_path):
+    def write(name, *parts):
+        Page("T", "s", ["Yes."], [Section("What is it?", parts)]).write(tmp_path / name)
+
+    drawing = Drawing()
+    drawing.subplots().plot([1, 2])
+    write("other.html", Table("others", ("a",), [("1",)]))
+    write("page.html", Table("failed", ("a",), [("1",)]), Table("passed", ("a",), [("1",)]), Figure("mu", drawing, "Caption."))
+    (tmp_path / "figures" / "mine.png").touch()
+    write("page.html", Table("passed", ("a",), [("2",)]))
+    assert {p.name for p in (tmp_path / "tables").iterdir()} == {
+        f"{n}.{s}" for n in ("passed", "others") for s in ("csv", "tex")
+    }
+    assert [p.name for p in (tmp_path / "figures").iterdir()] == ["mine.png"]
+
+
 def test_nets_that_were_made_in_another_environment_than_the_page_names_are_counted(tmp_path):
     made, records = run()
 

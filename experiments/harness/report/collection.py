@@ -19,6 +19,7 @@ from experiments.harness.report.page import Code, Figure, Folded, Page, Section,
 from experiments.harness.report.sentences import headline
 from experiments.harness.run.config import RunConfig
 from experiments.harness.run.schema import Record
+from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, interval, listed, percent, points
 from odenets.errors import InputError
 
@@ -41,7 +42,7 @@ class Collection:
         return sorted(pairs, key=lambda pair: (datasets.index(pair[0].config.dataset), pair[0].config.settings.training))
 
 
-def refuse_unlike(configs: Sequence[RunConfig], keys: Sequence[str], advice: str = "") -> None:
+def refuse_unlike(configs: Sequence[RunConfig | TrainingSettings], keys: Sequence[str], advice: str = "") -> None:
     """InputError where configurations differ in one of the keys; says in which, and how."""
     first = configs[0]
     for config in configs[1:]:

@@ -210,16 +210,28 @@ class Page:
     notices: Sequence[str] = ()
 
     def write(self, path: Path) -> None:
-        """The HTML file, and figures/ and tables/ beside it."""
+        """The HTML file, and figures/ and tables/ beside it; of those of the page of before, what this one has not is removed."""
         path, sections = Path(path), [section for section in self.sections if section]
         parts = [part for section in sections for part in section.flat()]
         pictures = {p.name: save(p.drawing, path.parent / "figures", p.name) for p in parts if isinstance(p, Figure)}
-        for table in (part for part in parts if isinstance(part, Table)):
+        tables = [part for part in parts if isinstance(part, Table)]
+        files = [f"figures/{name}.{form}" for name in pictures for form in ("png", "pdf")]
+        files += [f"tables/{table.name}.{form}" for table in tables for form in ("csv", "tex")]
+        for stale in _files_of(path) - {*files}:
+            Path(path.parent, stale).unlink(missing_ok=True)
+        for table in tables:
             (path.parent / "tables").mkdir(exist_ok=True)
             for suffix, text in (("csv", table.csv()), ("tex", table.latex())):
                 Path(path.parent, "tables", f"{table.name}.{suffix}").write_bytes(text.encode())
-        html = _template().render(page=self, sections=sections, pictures=pictures, numbers=[*pictures])
+        html = _template().render(page=self, sections=sections, pictures=pictures, numbers=[*pictures], files=files)
         path.write_text(html, encoding="utf-8")
+
+
+def _files_of(path: Path) -> set[str]:
+    """The figures and tables that a page names as its own; none where there is no such page."""
+    head = path.read_text(encoding="utf-8")[:20_000] if path.is_file() else ""
+    named = re.search(r'<meta name="files" content="([^"]*)">', head)
+    return set(re.findall(r"(?:figures|tables)/[^/\s]+", named[1])) if named else set()
 
 
 def linked(names: Iterable[str]) -> Markup:

@@ -1,7 +1,7 @@
 """A study: every predictor of stability against robust accuracy, over the nets of one or more runs; its page and its table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from experiments.harness.report.crowd import named_scatter
 from experiments.harness.report.drawing import PALETTE, STYLE
 from experiments.harness.report.environment import departures, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
-from experiments.harness.run.config import RunConfig
+from experiments.harness.run.config import INCIDENTAL, RunConfig
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.mixed import MixedEffect, mixed_effect
 from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations
+from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, file_name, interval, listed, points
 from odenets.errors import InputError
 
@@ -58,6 +59,9 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
         ValueError: The runs cannot be compared, or there are too few schemes.
     """
     refuse_unlike([config for config, _ in runs], SAME)
+    for training in {config.settings.training for config, _ in runs}:
+        alike = [config.settings for config, _ in runs if config.settings.training == training]
+        refuse_unlike(alike, [f.name for f in fields(TrainingSettings) if f.name not in INCIDENTAL])
     found, left_out, missing = [], [], []
     for config, records in runs:
         compared = comparison(config, list(records))
@@ -182,7 +186,7 @@ def table(found: Study) -> Table:
             f"{r.schemes} of {r.total}" if r.schemes < r.total else str(r.schemes),
             f"{r.between.value:+.2f}" if r.between else "",
             _interval(r.between),
-            "" if r.p is None or r.between is None else f"{r.p:.3f}",
+            "" if r.p is None or r.between is None else f"{r.p:.3f}" if r.p >= 0.001 else f"{r.p:.0e}",
             _interval(r.bootstrap),
             _both(r.within),
             *(_both(r.given.get(other)) for other in others),
