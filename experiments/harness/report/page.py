@@ -210,7 +210,7 @@ class Page:
     notices: Sequence[str] = ()
 
     def write(self, path: Path) -> None:
-        """The HTML file, and figures/ and tables/ beside it; what the page of before had there, and this one not, is removed."""
+        """The HTML file, and figures/ and tables/ beside it; what the page of before had there and this one not is removed."""
         path, sections = Path(path), [section for section in self.sections if section]
         parts = [part for section in sections for part in section.flat()]
         pictures = {p.name: save(p.drawing, path.parent / "figures", p.name) for p in parts if isinstance(p, Figure)}
