@@ -17,9 +17,8 @@ from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
 from experiments.harness.report.environment import departures, elsewhere, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
 from experiments.harness.report.sentences import headline
-from experiments.harness.run.config import RunConfig
+from experiments.harness.run.config import RunConfig, TrainingSettings
 from experiments.harness.run.schema import Record
-from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, interval, listed, percent, points
 from odenets.errors import InputError
 

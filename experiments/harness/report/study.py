@@ -17,13 +17,12 @@ from experiments.harness.report.crowd import named_scatter
 from experiments.harness.report.drawing import PALETTE, STYLE
 from experiments.harness.report.environment import departures, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
-from experiments.harness.run.config import INCIDENTAL, RunConfig
+from experiments.harness.run.config import INCIDENTAL, RunConfig, TrainingSettings
 from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.mixed import MixedEffect, mixed_effect
 from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations
-from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, file_name, interval, listed, points
 from odenets.errors import InputError
 
