@@ -71,7 +71,7 @@ def conduct(config: RunConfig, cases_of: CasesOf, args: Namespace) -> int:
         if not run.records:
             raise InputError(f"no case of {out} succeeded: {next(iter(failures.values()))}")
         found = comparison(config, run.records)
-        if found.clear or len(config.seeds) < (look or 0):
+        if report.clear(found) or len(config.seeds) < (look or 0):
             break
     run.write_tables()
     for name, rows in report.further_files(found).items():

@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from records import compared, run, verdict
+from records import compared, config, measured, run, verdict
 from test_steps import sweep
 
 from experiments.harness.report import comparison as report
@@ -32,7 +32,7 @@ def test_where_the_first_scheme_has_no_net_the_next_is_the_reference_and_is_name
     assert [row[1] for row in table.rows if row[7] == "reference"] == ["heun"] * 4
     assert "All comparisons are with heun." in table.caption
     said = sentences.headline(found)
-    assert "rk4 against heun" in said[0] and "alone" not in said[0] and not found.clear
+    assert "rk4 against heun" in said[0] and "alone" not in said[0] and not report.clear(found)
     assert any(f"explicit_euler, seed {seed}" in text for seed in range(3) for text in sentences.caveats(found))
     assert "Difference to heun" in report.COMPARED["accuracy"](found).axes[1].get_title("left")
     assert "Difference to heun" in report.CROWDED["accuracy"](found).axes[1].get_title("left")
@@ -51,6 +51,23 @@ def test_what_shares_no_seed_with_the_reference_is_no_reference():
 def test_a_run_with_one_scheme_left_did_not_end_because_all_was_clear():
     found = of(THREE[:2], lambda scheme, seed: scheme == "heun", looks=(3, 5))
     assert "It ended because one scheme alone has nets." in report._looks(found).parts[0].text
+
+
+def test_a_sweep_is_clear_where_its_own_readings_are():
+    """rk4 is far from explicit Euler, which says nothing of rk4 with finer steps against itself."""
+    records = []
+    for scheme, gap, noise in (("explicit_euler", 0.08, 0.0005), ("rk4", 0.0, 0.004)):
+        for seed in range(6):
+            again = measured(scheme, seed, gap=gap + noise * (-1) ** seed * seed)
+            records += [measured(scheme, seed, gap=gap), replace(again, substeps=2, trained_substeps=1)]
+    made = config(THREE[::2], range(6), experiment="sweep_steps", substeps=(1, 2), reads=("finer",), looks=(5, 8), margin=0.05)
+    found = comparison(made, records)
+    assert all(gap.verdict != "cannot tell yet" for (_, eps), gap in found.gaps.items() if eps == found.middle)
+    said = {name: gap.verdict for name, gap in report.differences(found).items()}
+    assert list(said) == [f"{scheme}, 2 steps (trained with 1) against {scheme}, 1 step" for scheme in made.schemes]
+    assert said.popitem()[1] == "cannot tell yet" and not report.clear(found)
+    rows = report._looks(found).parts[1].rows
+    assert [row[0] for row in rows] == ["5", "5"] and rows[1][1].startswith("rk4, 2 steps")
 
 
 def test_a_scheme_of_a_sweep_of_which_nothing_is_left_is_named():

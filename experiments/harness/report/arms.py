@@ -1,7 +1,7 @@
 """The arms of a comparison: what is compared with what, and the records of each."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -175,36 +175,23 @@ class Comparison:
         strongest = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
         return f"{strongest} at \u03b5 = {radius(epsilon)}"
 
-    def _gaps(self, seeds: Collection[int]) -> dict[tuple[str, float], statistics.Gap]:
+    def first(self, seeds: int) -> "Comparison":
+        """What the run was with its first so many seeds."""
+        taken = self.config.seeds[:seeds]
+        arms = (replace(arm, records=tuple(record for record in arm.records if record.seed in taken)) for arm in self.arms)
+        return replace(self, arms=tuple(arms))
+
+    @cached_property
+    def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
+        """{(arm, radius): its paired difference to the reference}: one family, whose intervals cover together."""
         first, config = self.reference, self.config
-
-        def masks(arm: Arm, eps: float) -> dict[int, np.ndarray]:
-            return {seed: mask for seed, mask in arm.masks(eps).items() if seed in seeds}
-
         pairs = {
-            (arm.name, eps): (masks(arm, eps), masks(first, eps))
+            (arm.name, eps): (arm.masks(eps), first.masks(eps))
             for eps in [0.0, *self.radii]
             for arm in self.arms
             if arm is not first
         }
         return statistics.gaps(pairs, margin=config.margin, looks=config.looks, train=config.resplit)
-
-    @cached_property
-    def gaps(self) -> dict[tuple[str, float], statistics.Gap]:
-        """{(arm, radius): its paired difference to the reference}: one family, whose intervals cover together."""
-        return self._gaps({record.seed for record in self.records})
-
-    @cached_property
-    def sequence(self) -> dict[int, dict[str, statistics.Gap]]:
-        """{seeds at a look: {arm: its difference at the middle radius}}, of the looks that the run has reached."""
-        reached = [look for look in self.config.looks if look <= len(self.config.seeds)]
-        taken = {look: self._gaps(self.config.seeds[:look]) for look in reached}
-        return {look: {name: gap for (name, eps), gap in found.items() if eps == self.middle} for look, found in taken.items()}
-
-    @property
-    def clear(self) -> bool:
-        """Whether every difference at the middle radius has a verdict."""
-        return all(gap.verdict != statistics.OPEN for (_, eps), gap in self.gaps.items() if eps == self.middle)
 
     def gap(self, arm: Arm, epsilon: float) -> statistics.Gap | None:
         """The paired difference of an arm to the reference; None for that itself or where no seed is common."""

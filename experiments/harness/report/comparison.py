@@ -15,9 +15,11 @@ from experiments.harness.report.audits import audit_section
 from experiments.harness.report.environment import departures, elsewhere, made_with
 from experiments.harness.report.measures import fields_section, measures_section
 from experiments.harness.report.page import Code, Figure, Folded, Listed, Page, Section, Table, Terms, Text, linked
+from experiments.harness.report.readings import readings
 from experiments.harness.report.sentences import caveats, headline, summary_table, without_spectrum
 from experiments.harness.run.config import TrainingSettings
 from experiments.harness.run.schema import uncollected
+from experiments.harness.statistics import OPEN, Gap
 from experiments.harness.words import count, interval, listed, norm_symbol, percent, points, radius
 
 CAPTIONS = {
@@ -90,6 +92,19 @@ def further_files(found: Comparison) -> dict[str, list[tuple]]:
     return steps.files(found) if found.rerun else {}
 
 
+def differences(found: Comparison) -> dict[str, Gap]:
+    """{what is compared: its difference at the middle radius}, those that the page has verdicts on; of a sweep its readings."""
+    if found.rerun:
+        known = ((reading, reading.gaps.get(found.middle)) for reading in readings(found))
+        return {f"{r.arm.name} against {r.against.name}": gap for r, gap in known if gap}
+    return {name: gap for (name, eps), gap in found.gaps.items() if eps == found.middle}
+
+
+def clear(found: Comparison) -> bool:
+    """Whether every difference at the middle radius has a verdict."""
+    return all(gap.verdict != OPEN for gap in differences(found).values())
+
+
 def _results(found: Comparison) -> Section:
     whole = summary_table(found)
     if len(found.arms) <= crowd.CROWD:
@@ -105,14 +120,15 @@ def _looks(found: Comparison) -> Section | None:
     if not found.config.looks:
         return None
     rows = [
-        (str(seeds), name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
-        for seeds, gaps in found.sequence.items()
-        for name, gap in gaps.items()
+        (str(look), name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
+        for look in found.config.looks
+        if look <= len(found.config.seeds)
+        for name, gap in differences(found.first(look)).items()
     ]
     reached = len(found.config.seeds)
     ending = (
-        f"It ended because {'every difference had a verdict' if found.gaps else 'one scheme alone has nets'}."
-        if found.clear
+        f"It ended because {'every difference had a verdict' if differences(found) else 'one scheme alone has nets'}."
+        if clear(found)
         else f"It ended at {count(reached, 'seed')} without a verdict for each: "
         + ("that was the most it may take." if reached >= found.config.looks[-1] else "the time was over. --resume goes on.")
     )
