@@ -1,5 +1,7 @@
 """Records and configurations for tests: the one builder of them."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from experiments.harness.report.arms import comparison
@@ -10,6 +12,7 @@ from experiments.harness.run.schema import (
     Measurement,
     Metric,
     Record,
+    Refinement,
     SolverStatistics,
 )
 from experiments.harness.training.epoch import Epoch
@@ -139,3 +142,27 @@ def run(schemes=("explicit_euler", "implicit_euler"), seeds=(0, 1, 2), smoke=Fal
 def compared(*arguments, **settings):
     """`run` as a `Comparison`."""
     return comparison(*run(*arguments, **settings))
+
+
+UNMEASURED = {"cloud": {}, "stability": (), "history": (), "seconds": {}, "audit": None}
+
+
+def sweep(seeds=(0, 1, 2), schemes=("explicit_euler", "rk4"), orders=(1.0, 2.0), lost=0):
+    """Both schemes trained with 1 and 2 steps, those with 1 run with 2 and swapped."""
+    records = []
+    for scheme, order in zip(schemes, orders):
+        for seed in seeds:
+            base = measured(scheme, seed, detached=False)
+            rate = order + 0.01 * seed
+            refined = Refinement((1, 2, 4, 8), tuple(0.1 * n**-rate for n in (1, 2, 4, 8)), 1e-9)
+            other = next(name for name in schemes if name != scheme)
+            worse = measured(scheme, seed, gap=0.05)
+            worse = tuple(replace(m, untrusted=lost) for m in worse.measurements)
+            records += [
+                replace(base, refinement=refined, trained_as=scheme),
+                replace(base, substeps=2, trained_substeps=2, **UNMEASURED),
+                replace(base, substeps=2, **UNMEASURED),
+                replace(base, scheme=other, trained_as=scheme, swapped=True, measurements=worse, **UNMEASURED),
+            ]
+    changes = {"experiment": "sweep_steps", "substeps": (1, 2), "reads": ("finer", "trained", "swap")}
+    return comparison(config(schemes, seeds, **changes), records)

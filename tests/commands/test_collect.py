@@ -1,13 +1,17 @@
 """One page for a set of runs: what stands side by side, what is refused and why, and runs of earlier versions."""
 
+import csv
+import io
 import json
 import re
 from dataclasses import replace
 
 import pytest
-from records import run
+from records import run, sweep
 
 from experiments import collect
+from experiments.harness.report import steps
+from experiments.harness.report.readings import readings
 
 
 def write(folder, training="standard", line=None, **changes):
@@ -38,6 +42,21 @@ def test_runs_stand_side_by_side_each_with_its_own_family(folders, tmp_path, cap
     assert {p.name for p in (tmp_path / "out" / "tables").iterdir()} == {"collected.csv", "collected.tex"}
     rows = (tmp_path / "out" / "tables" / "collected.csv").read_text(encoding="utf-8").splitlines()
     assert [row.split(",")[-1] for row in rows[1:]] == ["pgd", "pgd", "standard", "standard"]
+
+
+def test_a_sweep_stands_there_with_the_differences_of_its_own_page(tmp_path):
+    found = sweep()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "config.json").write_text(json.dumps(found.config.to_json()))
+    lines = [json.dumps(r.to_json()) + "\n" for r in found.records]
+    (tmp_path / "sweep" / "records.jsonl").write_text("".join(lines))
+    assert collect.main([str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]) == 0
+    header, *rows = csv.reader(io.StringIO((tmp_path / "out" / "tables" / "collected.csv").read_text(encoding="utf-8")))
+    collected = {row[header.index("scheme")]: tuple(row[5:8]) for row in rows}
+    own = {(r.arm.name, *steps._cells(found, r)[8:11]) for r in readings(found)}
+    assert len(collected) == 8 and {(name, *cells) for name, cells in collected.items()} <= own
+    page = (tmp_path / "out" / "collected.html").read_text(encoding="utf-8")
+    assert "explicit_euler at finer steps: observed order" in page and "compares with nothing" not in page
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):

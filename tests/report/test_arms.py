@@ -3,8 +3,7 @@
 import random
 from dataclasses import replace
 
-from records import compared, config, measured, run, verdict
-from test_steps import sweep
+from records import compared, config, measured, run, sweep, verdict
 
 from experiments.harness.report import comparison as report
 from experiments.harness.report import sentences, steps
@@ -63,8 +62,8 @@ def test_a_sweep_is_clear_where_its_own_readings_are():
     made = config(THREE[::2], range(6), experiment="sweep_steps", substeps=(1, 2), reads=("finer",), looks=(5, 8), margin=0.05)
     found = comparison(made, records)
     assert all(gap.verdict != "cannot tell yet" for (_, eps), gap in found.gaps.items() if eps == found.middle)
-    said = {name: gap.verdict for name, gap in report.differences(found).items()}
-    assert list(said) == [f"{scheme}, 2 steps (trained with 1) against {scheme}, 1 step" for scheme in made.schemes]
+    said = {f"{name}: {against.name}": gap.verdict for name, (against, gap) in report.differences(found).items()}
+    assert list(said) == [f"{scheme}, 2 steps (trained with 1): {scheme}, 1 step" for scheme in made.schemes]
     assert said.popitem()[1] == "cannot tell yet" and not report.clear(found)
     rows = report._looks(found).parts[1].rows
     assert [row[0] for row in rows] == ["5", "5"] and rows[1][1].startswith("rk4, 2 steps")

@@ -3,38 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from records import config, measured, measurement
+from records import measured, measurement, sweep
 
 from experiments.harness.report import comparison as report
 from experiments.harness.report import readings as found_readings
 from experiments.harness.report import step_figures
 from experiments.harness.report import steps as page
 from experiments.harness.report.arms import comparison
-from experiments.harness.run.schema import Record, Refinement
-
-SCHEMES, SEEDS = ("explicit_euler", "rk4"), (0, 1, 2)
-UNMEASURED = {"cloud": {}, "stability": (), "history": (), "seconds": {}, "audit": None}
-
-
-def sweep(seeds=SEEDS, orders=(1.0, 2.0), lost=0):
-    """Both schemes trained with 1 and 2 steps, those with 1 run with 2 and swapped."""
-    records = []
-    for scheme, order in zip(SCHEMES, orders):
-        for seed in seeds:
-            base = measured(scheme, seed, detached=False)
-            rate = order + 0.01 * seed
-            refined = Refinement((1, 2, 4, 8), tuple(0.1 * n**-rate for n in (1, 2, 4, 8)), 1e-9)
-            other = next(name for name in SCHEMES if name != scheme)
-            worse = measured(scheme, seed, gap=0.05)
-            worse = tuple(replace(m, untrusted=lost) for m in worse.measurements)
-            records += [
-                replace(base, refinement=refined, trained_as=scheme),
-                replace(base, substeps=2, trained_substeps=2, **UNMEASURED),
-                replace(base, substeps=2, **UNMEASURED),
-                replace(base, scheme=other, trained_as=scheme, swapped=True, measurements=worse, **UNMEASURED),
-            ]
-    changes = {"experiment": "sweep_steps", "substeps": (1, 2), "reads": ("finer", "trained", "swap")}
-    return comparison(config(SCHEMES, seeds, **changes), records)
+from experiments.harness.run.schema import Record
 
 
 @pytest.fixture(scope="module")

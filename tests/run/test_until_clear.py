@@ -75,8 +75,8 @@ def test_the_sequence_keeps_what_was_seen(runs, tmp_path):
     run(tmp_path / "run", "--seeds-at-most", "10", "--margin", "0.01")
     config = RunConfig.from_json(json.loads((tmp_path / "run" / "config.json").read_text()))
     found = comparison(config, Run(tmp_path / "run", config.to_json(), resume=True).records)
-    assert report.differences(found.first(10))["heun"] == found.gap(found.arms[1], found.middle)
-    assert report.differences(found.first(5))["heun"].estimate.n == 5
+    assert report.differences(found.first(10))["heun"] == (found.arms[0], found.gap(found.arms[1], found.middle))
+    assert report.differences(found.first(5))["heun"][1].estimate.n == 5
     rows = report._looks(found).parts[1].rows
     assert [row[0] for row in rows] == ["5", "8", "10"]
 

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure as Drawing
 
 import experiments.harness.statistics as statistics
 from experiments.harness.report.arms import Arm, Comparison, comparison
-from experiments.harness.report.comparison import SMOKE
+from experiments.harness.report.comparison import SMOKE, answer, differences
 from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
 from experiments.harness.report.environment import departures, elsewhere, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
-from experiments.harness.report.sentences import headline
 from experiments.harness.run.config import RunConfig, TrainingSettings
 from experiments.harness.run.schema import Record
 from experiments.harness.words import count, interval, listed, percent, points
@@ -87,26 +86,29 @@ def grid(found: Collection) -> Table:
         "seeds",
         "run",
     )
-    rows = []
+    rows, known = [], {id(run): differences(run) for run in found.runs.values()}
     for run, arm in found.arms():
-        clean, robust, gap = run.measured(arm, 0.0), run.accuracy(arm, run.middle), run.gap(arm, run.middle)
+        clean, robust = run.measured(arm, 0.0), run.accuracy(arm, run.middle)
+        _, gap = known[id(run)].get(arm.name, (None, None))
         compared = (
-            (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict) if gap else ("", "", run.standing(arm))
+            (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
+            if gap
+            else ("", "", "reference" if run.rerun else run.standing(arm))
         )
         cells = (percent(robust.value), interval(robust), *compared) if robust else ("",) * 5
         what = f"{run.config.dataset}, {run.config.settings.training}"
         rows.append((what, arm.label, percent(clean.value), *cells, str(len(arm.records)), names[id(run)]))
     note = (
         f"Robust: {listed(dict.fromkeys(run.attack_at(run.middle) for run in found.runs.values()))}. Differences are paired, "
-        "to the first scheme of the same run, and the intervals and verdicts of a run hold together; those of several runs are "
-        "several families. \u2020 failed its audit."
+        "to the first scheme of the same run, in a sweep of steps to the same weights as trained or to the fewest steps; "
+        "intervals and verdicts are those of the run's own page, and hold together there. \u2020 failed its audit."
     )
     return Table("collected", columns, rows, note, keys=2)
 
 
 def sentences(found: Collection) -> list[str]:
     """What each run says, and what keeps the runs apart."""
-    told = [f"{folder}: {headline(run)[bool(run.config.smoke)]}" for folder, run in found.runs.items()]
+    told = [f"{folder}: {answer(run)[bool(run.config.smoke)]}" for folder, run in found.runs.items()]
     told += unlike([run.config for run in found.runs.values()])
     models = list(dict.fromkeys(run.config.model for run in found.runs.values()))
     if len(models) > 1:
@@ -120,8 +122,9 @@ def write_collection(found: Collection, folder: Path) -> None:
     configs = [run.config for run in found.runs.values()]
     drawing = _forest(found)
     caption = (
-        "Paired difference to the first scheme of the same run at the middle radius, with intervals that hold together within "
-        "a run; grey: the margin of equivalence. Filled: more or less robust; hollow: no verdict, or equivalent."
+        "Paired difference at the middle radius, to the first scheme of the run, in a sweep to the same weights as trained "
+        "or to the fewest steps; intervals as on the run's own page. Grey: the margin of equivalence, the widest where they "
+        "differ. Filled: more or less robust; hollow: no verdict, or equivalent."
     )
     figures = (Section("Figure", (Figure("differences", drawing, caption),)),) if drawing else ()
     Page(
@@ -148,7 +151,7 @@ def _sources(found: Collection, folder: Path) -> tuple:
         parts += [
             Text(Markup("<b>{}</b>: {}").format(place, link if page.exists() else "it has no page")),
             Code(run.config.command),
-            Folded("Its answer, seeds and environment", (*map(Text, headline(run)), terms)),
+            Folded("Its answer, seeds and environment", (*map(Text, answer(run)), terms)),
         ]
     return tuple(parts)
 
@@ -156,7 +159,8 @@ def _sources(found: Collection, folder: Path) -> tuple:
 @matplotlib.rc_context(STYLE)
 def _forest(found: Collection) -> Drawing | None:
     """The differences of all runs at their middle radius, a row each; None where there is none, or too many to read."""
-    compared = [(run, arm, gap) for run, arm in found.arms() if (gap := run.gap(arm, run.middle))]
+    known = {id(run): differences(run) for run in found.runs.values()}
+    compared = [(run, arm, known[id(run)][arm.name][1]) for run, arm in found.arms() if arm.name in known[id(run)]]
     if not compared or len(compared) > DRAWN:
         return None
     drawing = Drawing(figsize=(8, 1 + 0.28 * len(compared)))

@@ -92,17 +92,16 @@ def further_files(found: Comparison) -> dict[str, list[tuple]]:
     return steps.files(found) if found.rerun else {}
 
 
-def differences(found: Comparison) -> dict[str, Gap]:
-    """{what is compared: its difference at the middle radius}, those that the page has verdicts on; of a sweep its readings."""
+def differences(found: Comparison) -> dict[str, tuple[Arm, Gap]]:
+    """{arm: (what it is compared with, its difference at the middle radius)}, as the page has them; of a sweep its readings."""
     if found.rerun:
-        known = ((reading, reading.gaps.get(found.middle)) for reading in readings(found))
-        return {f"{r.arm.name} against {r.against.name}": gap for r, gap in known if gap}
-    return {name: gap for (name, eps), gap in found.gaps.items() if eps == found.middle}
+        return {r.arm.name: (r.against, gap) for r in readings(found) if (gap := r.gaps.get(found.middle))}
+    return {name: (found.reference, gap) for (name, eps), gap in found.gaps.items() if eps == found.middle}
 
 
 def clear(found: Comparison) -> bool:
     """Whether every difference at the middle radius has a verdict."""
-    return all(gap.verdict != OPEN for gap in differences(found).values())
+    return all(gap.verdict != OPEN for _, gap in differences(found).values())
 
 
 def _results(found: Comparison) -> Section:
@@ -120,10 +119,16 @@ def _looks(found: Comparison) -> Section | None:
     if not found.config.looks:
         return None
     rows = [
-        (str(look), name, points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
+        (
+            str(look),
+            f"{name} against {against.name}" if found.rerun else name,
+            points(gap.estimate.value),
+            interval(gap.estimate, "+"),
+            gap.verdict,
+        )
         for look in found.config.looks
         if look <= len(found.config.seeds)
-        for name, gap in differences(found.first(look)).items()
+        for name, (against, gap) in differences(found.first(look)).items()
     ]
     reached = len(found.config.seeds)
     ending = (
