@@ -6,7 +6,7 @@ from dataclasses import replace
 from records import compared, config, measured, run, sweep, verdict
 
 from experiments.harness.report import comparison as report
-from experiments.harness.report import sentences, steps
+from experiments.harness.report import figures, sentences, steps
 from experiments.harness.report.arms import comparison
 
 THREE = ("explicit_euler", "heun", "rk4")
@@ -50,6 +50,14 @@ def test_what_shares_no_seed_with_the_reference_is_no_reference():
 def test_a_run_with_one_scheme_left_did_not_end_because_all_was_clear():
     found = of(THREE[:2], lambda scheme, seed: scheme == "heun", looks=(3, 5))
     assert "It ended because one scheme alone has nets." in report._looks(found).parts[0].text
+
+
+def test_nets_that_a_figure_cannot_show_are_counted():
+    made, records = run(THREE)
+    infinite = tuple(replace(m, value=float("inf")) if m.metric == "step_norm" else m for m in records[0].stability)
+    drawn = figures.measure_figure(comparison(made, [replace(records[0], stability=infinite), *records[1:]]))
+    assert drawn.get_supxlabel().endswith("mean over blocks and images (1 net at infinity not shown)")
+    assert figures.measure_figure(comparison(made, records)).get_supxlabel().endswith("mean over blocks and images")
 
 
 def test_a_sweep_is_clear_where_its_own_readings_are():

@@ -15,7 +15,7 @@ import experiments.harness.statistics as statistics
 from experiments.harness.report.arms import Arm, Comparison, net_values
 from experiments.harness.report.drawing import FAINT, SMALL, STYLE, legend, looks, panels
 from experiments.harness.statistics import Estimate
-from experiments.harness.words import norm_symbol, radius
+from experiments.harness.words import count, norm_symbol, radius
 
 MEASURES = {  # metric: what its axis says; in order of preference for the figure of stability against robustness
     "step_norm": r"$\|\partial y_{n+1}/\partial y_n\|_2$, norm of one step's Jacobian",
@@ -176,7 +176,9 @@ def measure_figure(found: Comparison, metric: str | None = None) -> Figure | Non
         ax.set_title(at(eps))
         ax.margins(0.15)
     axes[0].set_ylabel("robust accuracy, %")
-    figure.supxlabel(f"{axis_of(metric)}, mean over blocks and images", fontsize=9)
+    beyond = {net.record.key for arm in found.arms for net in net_values(arm, metric, found.middle) if np.isinf(net.value)}
+    left_out = f" ({count(len(beyond), 'net')} at infinity not shown)" if beyond else ""
+    figure.supxlabel(f"{axis_of(metric)}, mean over blocks and images{left_out}", fontsize=9)
     legend(figure, _key(found.arms, line="", marks="o"))
     return figure
 
