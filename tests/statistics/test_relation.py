@@ -6,7 +6,7 @@ from scipy import stats
 
 from experiments.benchmarks.coverage import claims, study, within
 from experiments.harness.statistics.association import cluster_bootstrap, rank_association
-from experiments.harness.statistics.relation import Nets, held_out_order, relations, within_groups
+from experiments.harness.statistics.relation import Nets, held_out_order, relations, reliability, within_groups
 
 
 def relation_of(strength, schemes=12, seeds=6, **settings):
@@ -36,6 +36,36 @@ def test_few_schemes_are_claimed_only_where_the_adjusted_p_says_so(draw):
     known = {str(i): 3 * y + random.normal(size=6) for i in range(9)}
     for found in relations(known, Nets(y, list(range(6)), [0] * 6, [0] * 6), given={}, expected=dict.fromkeys(known, 1)):
         assert found.verdict != "supported" or found.p <= 0.05, found
+
+
+def noisy(random, schemes, seeds, noise, correlation):
+    """({predictor}, nets): predictor and robustness of schemes correlate so; seeds add noise to robustness."""
+    scheme, seed = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
+    cause, other, common = random.normal(size=schemes), random.normal(size=schemes), random.normal(size=seeds)
+    robust = (correlation * cause + np.sqrt(1 - correlation**2) * other)[scheme] + noise * random.normal(size=len(scheme))
+    return {"x": cause[scheme]}, Nets(3 * common[seed] + robust, list(scheme), [0] * len(scheme), list(seed))
+
+
+def test_reliability_is_cronbachs_alpha_and_its_bound_holds():
+    # Of an ANOVA of schemes by seeds; alpha is the same from the variances of the seeds and of their sum.
+    random, below = np.random.default_rng(0), []
+    for _ in range(200):
+        nets = noisy(random, 30, 4, 1.0, 0.5)[1]
+        found = reliability(nets.robust, nets)
+        items = ((stats.rankdata(nets.robust) - 0.5) / 120).reshape(30, 4)
+        alpha = 4 / 3 * (1 - items.var(0, ddof=1).sum() / items.sum(1).var(ddof=1))
+        assert found.value == pytest.approx(max(alpha, 0), abs=1e-9) and found.low <= found.value
+        below.append(found.low <= 4 / 5)  # what it is of values, before they become ranks
+    assert np.mean(below) >= 0.93
+
+
+def test_what_seeds_hide_is_not_refuted():
+    random, said = np.random.default_rng(1), []
+    for _ in range(40):
+        found = relations(*noisy(random, 30, 1, 2.0, 0.4), given={}, expected={"x": 1})[0]
+        said.append((found.verdict == "refuted", found.between.high < 0.3))
+    by_noise, plainly = np.mean(said, 0)
+    assert by_noise <= 0.05 < plainly  # by the interval alone the noise of one seed would refute what is there
 
 
 def test_a_stratum_moves_all_schemes_and_nothing_else():

@@ -22,8 +22,8 @@ from experiments.harness.run.schema import Record
 from experiments.harness.statistics.association import FEWEST
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.mixed import MixedEffect, mixed_effect
-from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations
-from experiments.harness.words import count, file_name, interval, listed, points
+from experiments.harness.statistics.relation import REFUTED, SUPPORTED, UNKNOWN, WEAK, Nets, Relation, relations, reliability
+from experiments.harness.words import count, file_name, interval, listed, percent, points
 from odenets.errors import InputError
 
 NORM, CLEAN = "lipschitz", "clean accuracy"  # what a relation may only reflect: the size of the Jacobian, and how good a net is
@@ -139,6 +139,11 @@ def sentences(found: Study) -> list[str]:
             )
     if len(set(found.nets.seed)) == 1:
         told.append("One net for each scheme: what is said of a scheme may be so of that net alone.")
+    elif (repeats := reliability(found.nets.robust, found.nets)).n > 1:
+        told.append(
+            f"Of the variance of robust accuracy between schemes {percent(repeats.value)} % would come again with other seeds, "
+            f"{percent(repeats.low)} % at least. What they hide of a correlation, no verdict takes for its absence."
+        )
     if found.left_out:
         failed = len(found.left_out)
         told.append(
@@ -201,7 +206,8 @@ def table(found: Study) -> Table:
         "between schemes. Points a standard deviation: of robust accuracy, by a mixed model with clean accuracy beside the "
         "predictor (normal scores), field and training fixed, schemes and seeds random; its interval is Student's, for each by "
         "itself. Unseen pairs: what the other schemes say of two; half by chance. Supported: only correlations of "
-        f"the sign that stability would give; refuted: none of at least {WEAK} with that sign. No correlation is a cause."
+        f"the sign that stability would give; refuted: none of that sign that would "
+        f"be at least {WEAK} without the noise of the seeds. No correlation is a cause."
     )
     return Table("relation", columns, rows, note)
 

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import fdtri, stdtrit
 from scipy.stats import rankdata
 
 from experiments.harness.statistics.association import EXACT, FEWEST, cluster_bootstrap, group_means, rank_association
@@ -42,6 +42,7 @@ class Relation:
     that holds for all predictors of the study, and p adjusted for them. bootstrap: the same, its interval by cluster bootstrap,
     for itself. within: of the seeds of a scheme. given: {what else differs: the correlation between schemes that it
     leaves}. order: share of pairs of schemes that the other schemes' relation ranks rightly, order_p of chance to do as well.
+    least: a correlation between schemes as it would be measured at least, were it `WEAK` without the noise of the seeds.
     """
 
     predictor: str
@@ -55,15 +56,16 @@ class Relation:
     given: Mapping[str, Estimate | None]
     order: float | None
     order_p: float | None
+    least: float
 
     @property
     def verdict(self) -> str:
         """Supported: the interval between schemes holds correlations of the expected sign only. Refuted: it holds none of that
-        sign that would be worth while (`WEAK`). Otherwise it cannot be told."""
+        sign that would be worth while (`WEAK`), however much of it the seeds may hide. Otherwise it cannot be told."""
         if self.between is None or self.schemes < FEWEST:
             return UNKNOWN
         low, high = sorted((self.expected * self.between.low, self.expected * self.between.high))
-        return SUPPORTED if low > 0 else REFUTED if high < WEAK else UNKNOWN
+        return SUPPORTED if low > 0 else REFUTED if high < self.least else UNKNOWN
 
 
 def relations(
@@ -89,6 +91,7 @@ def relations(
     """
     ranks = {name: _ranked(values, nets.stratum) for name, values in {**predictors, **given}.items()}
     robust = _ranked(nets.robust, nets.stratum)
+    repeats = reliability(nets.robust, nets, level)
     each, adjusted = _family({name: ranks[name] for name in predictors}, robust, nets.scheme, 1 - level)
     total, found = len(set(nets.scheme)), []
     for name in predictors:
@@ -109,9 +112,36 @@ def relations(
                 {other: _partial(x, y, ranks[other][known], schemes, level) for other in given if other != name},
                 order,
                 order_p,
+                # Spearman (1904), American Journal of Psychology 15: noise multiplies a correlation by the roots of both.
+                WEAK * (repeats.low * reliability(predictors[name], nets, level).low) ** 0.5,
             )
         )
     return found
+
+
+def reliability(values: ArrayLike, nets: Nets, level: float = LEVEL) -> Estimate:
+    """Would other seeds order the schemes alike? The share of the variance of schemes' means that is not of their seeds.
+
+    The intraclass correlation of means in a table of schemes by seeds, in ranks within their strata; what a seed gives to all
+    schemes does not count. `low` is a one-sided bound. Of the seeds that every scheme has, n of them; with less than two of
+    them nothing is known: 0, from 0 to 1.
+
+    Source: Shrout & Fleiss (1979), Psychological Bulletin 86, ICC(3, k); Feldt (1965), Psychometrika 30, for the bound.
+    """
+    cells: dict[Hashable, dict[Hashable, list[float]]] = {}
+    for value, scheme, seed in zip(_ranked(values, nets.stratum), nets.scheme, nets.seed):
+        if np.isfinite(value):
+            cells.setdefault(scheme, {}).setdefault(seed, []).append(value)
+    shared = sorted(set.intersection(*map(set, cells.values())), key=str) if cells else []
+    table = np.array([[np.mean(own[seed]) for seed in shared] for own in cells.values()])
+    k, n = len(cells), len(shared)
+    if k < 2 or n < 2:
+        return Estimate(0.0, 0.0, 1.0, n, "seeds", level)
+    table = table - table.mean(0)
+    means = table.mean(1)
+    between, rest = n * float(means @ means) / (k - 1), float(np.square(table - means[:, None]).sum()) / ((k - 1) * (n - 1))
+    share = min(rest / between, 1.0) if between > 0 else 1.0
+    return Estimate(1 - share, max(1 - share * float(fdtri(k - 1, (k - 1) * (n - 1), level)), 0.0), 1.0, n, "seeds", level)
 
 
 def within_groups(
