@@ -59,7 +59,7 @@ def rows(config: CertifyConfig, nets: Nets) -> list[tuple[str, ...]]:
             cells += [percent(proven.value), interval(proven)]
             cells += ["", ""] if tightness is None else [percent(tightness[1]), f"{tightness[0]:.2f}"]
         gap = gaps.get(label)
-        cells += [points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict] if gap else ["", "", "reference"]
+        cells += [points(gap.estimate.value), interval(gap.estimate, "+"), _verdict(gap)] if gap else ["", "", "reference"]
         abstained = np.mean([net.certified.right.untrusted / net.certified.right.total for net in nets_of])
         cells += [
             f"{np.mean([net.certified.kept for net in nets_of]):.2f}" if config.norm == "l2" else "",  # it is one of L2
@@ -115,7 +115,7 @@ def sentences(config: CertifyConfig, nets: Nets) -> list[str]:
         estimate = gap.estimate
         found.append(
             f"{label} against {next(iter(nets))}: {points(estimate.value)} points there, interval {interval(estimate, '+')}: "
-            f"{gap.verdict.replace('robust', 'certified')}."
+            f"{_verdict(gap)}."
         )
     hunts = [net.hunt for seeds in nets.values() for net in seeds.values() if net.hunt]
     if hunts:
@@ -214,6 +214,10 @@ def _training_seconds(seeds: Mapping[int, Findings]) -> str:
 
 def _accuracy(seeds: Mapping[int, Findings], r: float) -> statistics.Estimate:
     return statistics.accuracy({seed: net.certified_at(r) for seed, net in seeds.items()})
+
+
+def _verdict(gap: statistics.Gap) -> str:
+    return gap.verdict.replace("robust", "certified")
 
 
 def _gaps(nets: Nets, r: float) -> dict[str, statistics.Gap]:
