@@ -56,7 +56,10 @@ def test_commands_among_the_results_are_those_of_records():
     assert len(commands) >= 6 and {command.strip() for command in commands} <= recorded
 
 
-def test_links_lead_to_files():
-    for name, page in PAGES.items():
-        for target in re.findall(r"\]\(((?!http)[^)#]+)", page):
-            assert ((ROOT / name).parent / target).exists(), (name, target)
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")]), ids=lambda page: page.name)
+def test_links_lead_to_files_and_paths_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:odenets|stability|experiments|tests|docs)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
