@@ -94,6 +94,17 @@ def test_nets_that_failed_their_audit_are_left_out():
     assert "1 net has no record, as training failed or has not ended: gauss4, seed 3." in told
 
 
+def test_schemes_that_are_the_same_count_once():
+    made, records = run_of("standard")
+    twin = [replace(r, scheme="theta", trained_as=r.trained_as) for r in records if r.scheme == records[0].scheme]
+    others = [r for r in records if r.scheme != "theta"]
+    found = study([(replace(made, schemes=(*made.schemes, "theta")), [*others, *twin])])
+    assert found.alike == {"theta": records[0].scheme} and len(found.nets.robust) == len(others)
+    assert any(f"theta those of {records[0].scheme}" in text for text in sentences(found))
+    other = replace(twin[0], stability=(replace(twin[0].stability[0], value=0.123), *twin[0].stability[1:]))
+    assert not study([(replace(made, schemes=(*made.schemes, "theta")), [*others, other, *twin[1:]])]).alike
+
+
 @pytest.mark.parametrize(("seeds", "said"), [(1, True), (2, False)])
 def test_one_net_a_scheme_is_said_to_be_one(seeds, said):
     assert any(text.startswith("One net for each scheme") for text in sentences(study([run_of("standard", seeds)]))) == said

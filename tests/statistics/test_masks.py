@@ -30,6 +30,13 @@ def test_pairs_use_the_seeds_they_have():
     assert disjoint["a"].estimate.level == pytest.approx(0.975), "Bonferroni, where no seeds are common"
 
 
+def test_an_interval_ends_where_no_difference_of_accuracies_lies():
+    reference = masks(0.5, range(3))
+    found = statistics.gaps({i: (masks(0.1 + 0.02 * i, range(3)), reference) for i in range(40)})
+    ends = np.array([(gap.estimate.low, gap.estimate.high) for gap in found.values()])
+    assert ends.min() == -1 and ends.max() == 1
+
+
 def test_a_look_waits_for_its_seeds():
     reference, other = masks(0.2, range(11), 200), masks(0.9, range(11), 200)
     looks = statistics.schedule(30)

@@ -36,14 +36,16 @@ LISTED = 20  # nets that a sentence names
 @dataclass(frozen=True)
 class Study:
     """What was found. runs: the configurations. nets: those compared. left_out: the names of those that failed their audit.
-    missing: of those that have no record, for their training failed or has not ended. values: {predictor: a number for each
-    net, NaN where it is not known}. mixed: {predictor: at equal clean accuracy}."""
+    missing: of those that have no record, for their training failed or has not ended. alike: {scheme that is left out, for it
+    gave the figures of another one: that one}. values: {predictor: a number for each net, NaN where it is not known}. mixed:
+    {predictor: at equal clean accuracy}."""
 
     runs: tuple[RunConfig, ...]
     attack: str
     nets: Nets
     left_out: tuple[str, ...]
     missing: tuple[str, ...]
+    alike: dict[str, str]
     values: dict[str, np.ndarray]
     relations: tuple[Relation, ...]
     mixed: dict[str, MixedEffect]
@@ -52,7 +54,8 @@ class Study:
 def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
     """Relate predictors and robust accuracy at the middle radius over the nets of runs that differ in training, field or seed.
 
-    Nets that failed their audit are left out: their robustness may be an artefact.
+    Nets that failed their audit are left out: their robustness may be an artefact. Schemes that are one and the same on these
+    fields, such as theta at 1/2 and the trapezoid, count once.
 
     Raises:
         ValueError: The runs cannot be compared, or there are too few schemes.
@@ -82,6 +85,8 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
             f"these runs hold the same net twice ({twice[0]} on {twice[2]}, {twice[3]} training, seed {twice[1]}), which would "
             "count twice; give each run once"
         )
+    twins = _alike([(record, stratum) for record, *_, stratum in found])
+    found = [net for net in found if net[0].scheme not in twins]
     schemes = {record.scheme for record, *_ in found}
     if len(schemes) < FEWEST:
         raise InputError(
@@ -108,8 +113,31 @@ def study(runs: Sequence[tuple[RunConfig, Sequence[Record]]]) -> Study:
     }
     attack = compared.attack_at(compared.middle)
     return Study(
-        tuple(config for config, _ in runs), attack, nets, tuple(left_out), tuple(missing), predictors, tuple(related), mixed
+        tuple(config for config, _ in runs),
+        attack,
+        nets,
+        tuple(left_out),
+        tuple(missing),
+        twins,
+        predictors,
+        tuple(related),
+        mixed,
     )
+
+
+def _alike(nets: Sequence[tuple[Record, tuple]]) -> dict[str, str]:
+    """{scheme: an earlier one, whose nets of the same seeds have the same measurements and dynamics to the last digit}."""
+    figures: dict[str, dict[Any, Any]] = {}
+    for record, stratum in nets:
+        figures.setdefault(record.scheme, {})[stratum, record.seed] = record.measurements, record.stability
+    found: dict[str, str] = {}
+    for scheme, own in figures.items():
+        for other in (name for name in list(figures)[: list(figures).index(scheme)] if name not in found):
+            shared = own.keys() & figures[other].keys()
+            if shared and all(own[net] == figures[other][net] for net in shared):
+                found[scheme] = other
+                break
+    return found
 
 
 def sentences(found: Study) -> list[str]:
@@ -144,6 +172,9 @@ def sentences(found: Study) -> list[str]:
             f"Of the variance of robust accuracy between schemes {percent(repeats.value)} % would come again with other seeds, "
             f"{percent(repeats.low)} % at least. What they hide of a correlation, no verdict takes for its absence."
         )
+    if found.alike:
+        pairs = listed([f"{scheme} those of {other}" for scheme, other in found.alike.items()])
+        told.append(f"The same figures, net for net, gave {pairs}: one scheme each here, counted once.")
     if found.left_out:
         failed = len(found.left_out)
         told.append(

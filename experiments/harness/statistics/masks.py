@@ -1,7 +1,7 @@
 """From masks of right answers, a seed each, to accuracies and a family of paired differences with their verdicts."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -43,7 +43,7 @@ def difference(masks: Masks, reference: Masks, level: float = LEVEL, train: int 
     seeds = [seed for seed in masks if seed in reference]
     if len(seeds) < 2:
         return paired_images(masks[seeds[0]], reference[seeds[0]], level) if seeds else None
-    return interval(_table([masks[s].astype(float) - reference[s] for s in seeds], train), level)
+    return _possible(interval(_table([masks[s].astype(float) - reference[s] for s in seeds], train), level))
 
 
 def gaps(
@@ -81,12 +81,17 @@ def gaps(
     each = _level(tables, level, looks)
     for key, table in tables.items():
         whole = _table(list(table.values()), train)
-        estimate = interval(whole, each)
+        estimate = _possible(interval(whole, each))
         said = OPEN if looks and reached is None else verdict(estimate, margin)
         # With the correction for splits the variance of the seeds does not vanish: a plan by 1/seeds would be wrong.
         needed = seeds_needed(whole, margin, each) if said == OPEN and train is None else None
         found[key] = Gap(estimate, said, needed)
     return {key: found[key] for key in pairs if key in found}
+
+
+def _possible(found: Estimate) -> Estimate:
+    """Of a difference of two accuracies: few seeds and many comparisons may leave all that there is between -1 and 1."""
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))
 
 
 def _level(tables: Mapping[Key, Mapping[int, NDArray]], level: float, looks: tuple[int, ...]) -> float:
