@@ -68,6 +68,18 @@ def test_what_seeds_hide_is_not_refuted():
     assert by_noise <= 0.05 < plainly  # by the interval alone the noise of one seed would refute what is there
 
 
+def test_seeds_hide_as_much_where_a_predictor_is_not_known_for_all_schemes():
+    # Schemes that it is not known for, far from all others, make the order of all schemes repeat: not that of the others.
+    random = np.random.default_rng(0)
+    known, nets = noisy(random, 16, 4, 3.0, 0.3)
+    apart = [(i, j, 30.0 * i * (-1) ** i + random.normal()) for i in range(16, 24) for j in range(4)]
+    scheme, seed, robust = ([*own, *more] for own, more in zip((nets.scheme, nets.seed, nets.robust), zip(*apart)))
+    wider = {"x": np.append(known["x"], [np.nan] * len(apart))}, Nets(np.array(robust), scheme, [0] * len(scheme), seed)
+    alone, among = (relations(*study, given={}, expected={"x": 1})[0] for study in ((known, nets), wider))
+    assert reliability(wider[1].robust, wider[1]).low > 0.8 and among.schemes == 16
+    assert among.least == pytest.approx(alone.least) and among.least < 0.15
+
+
 def test_a_stratum_moves_all_schemes_and_nothing_else():
     """A training that makes every net more robust and every predictor larger is no relation."""
     random = np.random.default_rng(0)

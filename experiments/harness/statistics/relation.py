@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from math import prod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,13 +92,13 @@ def relations(
     """
     ranks = {name: _ranked(values, nets.stratum) for name, values in {**predictors, **given}.items()}
     robust = _ranked(nets.robust, nets.stratum)
-    repeats = reliability(nets.robust, nets, level)
     each, adjusted = _family({name: ranks[name] for name in predictors}, robust, nets.scheme, 1 - level)
     total, found = len(set(nets.scheme)), []
     for name in predictors:
         known = np.isfinite(ranks[name]) & np.isfinite(robust)
         x, y, schemes = ranks[name][known], robust[known], [s for s, k in zip(nets.scheme, known) if k]
         strata, seeds = ([v for v, k in zip(part, known) if k] for part in (nets.stratum, nets.seed))
+        repeats = [reliability(np.where(known, side, np.nan), nets, level).low for side in (predictors[name], nets.robust)]
         order, order_p = held_out_order(group_means(x, schemes), group_means(y, schemes))
         found.append(
             Relation(
@@ -113,7 +114,7 @@ def relations(
                 order,
                 order_p,
                 # Spearman (1904), American Journal of Psychology 15: noise multiplies a correlation by the roots of both.
-                WEAK * (repeats.low * reliability(predictors[name], nets, level).low) ** 0.5,
+                WEAK * prod(repeats) ** 0.5,
             )
         )
     return found
