@@ -169,8 +169,8 @@ def sentences(found: Study) -> list[str]:
         told.append("One net for each scheme: what is said of a scheme may be so of that net alone.")
     elif (repeats := reliability(found.nets.robust, found.nets)).n > 1:
         told.append(
-            f"Of the variance of robust accuracy between schemes {percent(repeats.value)} % would come again with other seeds, "
-            f"{percent(repeats.low)} % at least. What they hide of a correlation, no verdict takes for its absence."
+            f"Of the variance between schemes, in mean ranks of robust accuracy, {percent(repeats.value)} % would come again "
+            f"with other seeds, {percent(repeats.low)} % at least. The rest is noise; what it may hide is not refuted."
         )
     if found.alike:
         pairs = listed([f"{scheme} those of {other}" for scheme, other in found.alike.items()])
