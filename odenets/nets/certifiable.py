@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from odenets.errors import InputError
 from odenets.nets.fields import get_field
@@ -241,7 +242,10 @@ def at_limit(stage: ODEStage, shape: Shape) -> ODEStage:
 def hold(net: nn.Module, vectors: dict[str, Tensor], iterations: int = 3) -> None:
     """Bring every stage that `at_limit` has once brought there back to its limit, by a running estimate of ||K||: for training.
 
-    An estimate from below: what is certified afterwards has to be brought to its limit by `at_limit` (see `prove_limits`).
+    Above the limit K goes to the nearest kernel at the limit, to first order: along the gradient of ||K||, that of the largest
+    singular value alone. Were K multiplied instead, the filters that take no part in it would shrink at each step, and those
+    whose ReLU rests would vanish: in five epochs on MNIST 98 % of them did. Below the limit K is multiplied. An estimate from
+    below: what is certified afterwards has to be brought to its limit by `at_limit` (see `prove_limits`).
 
     Args:
         net: With `ODEStage`s.
@@ -254,20 +258,23 @@ def hold(net: nn.Module, vectors: dict[str, Tensor], iterations: int = 3) -> Non
                 _scale(flow, 1.0, stage.step_size)
                 continue
             assert stage.held_at is not None
-            key, weight = f"{name}.{n}", flow.conv.weight
+            key, weight, limit = f"{name}.{n}", flow.conv.weight, math.sqrt(2 / stage.step_size)
             known = vectors.get(key)
             v = torch.ones(1, *stage.held_at).to(weight) if known is None else known
             v = v + 1e-3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)).to(weight) if known is None else v
-            square = torch.zeros((), device=weight.device)
             for _ in range(30 if known is None else iterations):
-                v = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny)
-                image = F.conv2d(v, weight, padding=1)
-                square, v = image.square().sum(), F.conv_transpose2d(image, weight, padding=1)
-            vectors[key] = v
-            if bool(square > 0):
-                _scale(flow, 2 / square.item() / stage.step_size, stage.step_size)
+                at = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny)
+                image = F.conv2d(at, weight, padding=1)
+                v = F.conv_transpose2d(image, weight, padding=1)
+            vectors[key], norm = v, image.norm()
+            if norm > limit:
+                slope = conv2d_weight(at, weight.shape, image / norm, padding=1)
+                weight.sub_(slope * (norm - limit) / slope.square().sum())
+            elif norm > 0:
+                weight.mul_(limit / norm)
 
 
+@torch.no_grad()
 def prove_limits(net: nn.Module) -> None:
     """`at_limit` for every stage that was once brought there: after a training that `hold` accompanied."""
     for stage in stages(net).values():
