@@ -1,13 +1,17 @@
 """What is compared with what where cases are missing, came in another order, or are read again otherwise than trained."""
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 from records import compared, config, measured, run, sweep, verdict
 
+from experiments.harness.report import certificates, collection, figures, sentences, steps
 from experiments.harness.report import comparison as report
-from experiments.harness.report import figures, sentences, steps
 from experiments.harness.report.arms import comparison
+from experiments.harness.report.readings import TRAINED, readings
+from experiments.harness.run.certified import CertifyConfig, Line, by_pair
 
 THREE = ("explicit_euler", "heun", "rk4")
 
@@ -45,6 +49,30 @@ def test_what_shares_no_seed_with_the_reference_is_no_reference():
     assert "one net left" not in sentences.summary_table(compared(THREE)).caption
     alone = of(THREE[:2], lambda scheme, seed: (seed == 2) == (scheme == "heun"))
     assert sentences.headline(alone)[0].endswith("No other scheme has a seed in common with it.")
+
+
+def test_in_a_sweep_too():
+    found = sweep()
+    found = comparison(found.config, [r for r in found.records if (r.trained_substeps == 2) == (r.seed == 2)])
+    page = Path("run")
+    rows = {row[1]: row[7] for row in collection.grid(collection.Collection({page: found})).rows}
+    cells = [(r.arm.name, steps._cells(found, r)[-2]) for r in readings(found)]
+    told = [row[3:5] + row[12:13] for row in steps.files(found)["steps.csv"][1:] if row[0] == TRAINED and row[5]]
+    for scheme in ("explicit_euler", "rk4"):
+        assert rows[f"{scheme}, 2 steps"] == "no seed in common" and rows[f"{scheme}, 1 step"] == "reference"
+        assert [said for name, said in cells if name == f"{scheme}, 2 steps"] == ["no seed in common"]
+        assert {said for name, said in cells if name == f"{scheme}, 1 step"} == {"reference"}
+        assert (scheme, 2, "no seed in common") in told and (scheme, 1, "reference") in told
+
+
+def test_and_among_certified_nets():
+    folder = Path(__file__).parents[2] / "docs" / "records" / "certified-peers"
+    lines = [Line.from_json(json.loads(line)) for line in (folder / "records.jsonl").read_text("utf-8").splitlines()]
+    nets = by_pair([line for line in lines if line.network in ("mnist, CPL, seed 0", "mnist, splitting, seed 1")])
+    given = json.loads((folder / "config.json").read_text("utf-8"))
+    made = CertifyConfig(**{k: v for k, v in given.items() if k not in ("experiment", "parameters")})
+    header, *rows = certificates.rows(made, nets)
+    assert [row[header.index("verdict")] for row in rows] == ["reference", "no seed in common"]
 
 
 def test_a_run_with_one_scheme_left_did_not_end_because_all_was_clear():

@@ -67,6 +67,12 @@ def test_differences_are_within_a_field():
     assert set(sentences) <= set(findings.headline(compared))
 
 
+def test_a_scheme_without_a_seed_in_common_is_no_reference():
+    apart = [r for r in run() if (r.seed == 2) == (r.scheme == "implicit_euler" and r.field == "residual")]
+    verdicts = [row[7] for row in measures.fields_section(found(apart)).parts[0].rows]
+    assert verdicts[:3] == ["reference", "no seed in common", "reference"] and verdicts[3] == statistics.MORE
+
+
 def test_one_field_needs_no_table():
     assert measures.by_field(found(run()[:6])) == []
 

@@ -36,6 +36,13 @@ def test_a_gain_that_the_detached_gradient_made_up_is_told_apart_from_a_real_one
     assert "in the authors' way" in sentence and "more robust; honestly" in sentence
 
 
+def test_where_resnet_has_no_net_the_others_are_not_compared_with_it():
+    found, names = run(), (IE, f"{IE}(gamma=0.1)")
+    records = [replace(r, scheme=name, trained_as=name) for r in found.records if r.scheme == IE for name in names]
+    (told,) = reproduction.sentences([comparison(replace(found.config, schemes=("explicit_euler", *names)), records)])
+    assert f"IE-ResNet, {names[1]} against IE-ResNet, {IE} in the authors' way" in told
+
+
 def test_the_table_has_a_row_for_each_net_and_what_resnet_has_one_gradient_of_stands_in_both_ways():
     table = reproduction.table([run()])
     header, rows = table.columns, table.rows

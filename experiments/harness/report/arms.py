@@ -94,6 +94,11 @@ def net_values(arm: Arm, metric: str, epsilon: float) -> list[Net]:
     return [Net(r, value, masks[r.seed].mean()) for r, value in known if value is not None and r.seed in masks]
 
 
+def standing(arm: Arm, against: Arm) -> str:
+    """In place of a verdict, where an arm has no difference to what it is compared with."""
+    return "reference" if arm is against else "no seed in common"
+
+
 def mean_of(record: Record, metric: str) -> float | None:
     """Mean of a measure over the blocks (or stages) of a net: inf where one is infinite, None where it is not known."""
     values = record.values(metric)
@@ -120,10 +125,6 @@ class Comparison:
     def others(self) -> tuple[Arm, ...]:
         """The other arms that have a net."""
         return tuple(arm for arm in self.arms if arm.records and arm is not self.reference)
-
-    def standing(self, arm: Arm) -> str:
-        """In place of a verdict, of an arm that has no difference."""
-        return "reference" if arm is self.reference else "no seed in common"
 
     @cached_property
     def records(self) -> tuple[Record, ...]:

@@ -59,7 +59,8 @@ def rows(config: CertifyConfig, nets: Nets) -> list[tuple[str, ...]]:
             cells += [percent(proven.value), interval(proven)]
             cells += ["", ""] if tightness is None else [percent(tightness[1]), f"{tightness[0]:.2f}"]
         gap = gaps.get(label)
-        cells += [points(gap.estimate.value), interval(gap.estimate, "+"), _verdict(gap)] if gap else ["", "", "reference"]
+        standing = "reference" if label == next(iter(nets)) else "no seed in common"
+        cells += [points(gap.estimate.value), interval(gap.estimate, "+"), _verdict(gap)] if gap else ["", "", standing]
         abstained = np.mean([net.certified.right.untrusted / net.certified.right.total for net in nets_of])
         cells += [
             f"{np.mean([net.certified.kept for net in nets_of]):.2f}" if config.norm == "l2" else "",  # it is one of L2

@@ -11,11 +11,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
 import experiments.harness.statistics as statistics
-from experiments.harness.report.arms import Arm, Comparison, comparison
+from experiments.harness.report.arms import Arm, Comparison, comparison, standing
 from experiments.harness.report.comparison import SMOKE, answer, differences
 from experiments.harness.report.drawing import FAINT, PALETTE, SMALL, STYLE
 from experiments.harness.report.environment import departures, elsewhere, made_with, unlike
 from experiments.harness.report.page import Code, Figure, Folded, Page, Section, Table, Terms, Text
+from experiments.harness.report.readings import readings
 from experiments.harness.run.config import RunConfig, TrainingSettings
 from experiments.harness.run.schema import Record
 from experiments.harness.words import count, interval, listed, percent, points
@@ -87,13 +88,14 @@ def grid(found: Collection) -> Table:
         "run",
     )
     rows, known = [], {id(run): differences(run) for run in found.runs.values()}
+    others = {id(run): {r.arm.name: r.against for r in readings(run)} if run.rerun else {} for run in found.runs.values()}
     for run, arm in found.arms():
         clean, robust = run.measured(arm, 0.0), run.accuracy(arm, run.middle)
         _, gap = known[id(run)].get(arm.name, (None, None))
         compared = (
             (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
             if gap
-            else ("", "", "reference" if run.rerun else run.standing(arm))
+            else ("", "", standing(arm, others[id(run)].get(arm.name, run.reference)))
         )
         cells = (percent(robust.value), interval(robust), *compared) if robust else ("",) * 5
         what = f"{run.config.dataset}, {run.config.settings.training}"

@@ -8,7 +8,7 @@ import numpy as np
 
 import experiments.harness.statistics as statistics
 import stability
-from experiments.harness.report.arms import Arm, Comparison, mean_of, net_values
+from experiments.harness.report.arms import Arm, Comparison, mean_of, net_values, standing
 from experiments.harness.report.page import Section, Table, Text
 from experiments.harness.statistics import Estimate, Gap
 from experiments.harness.statistics.association import FEWEST, rank_association
@@ -143,6 +143,7 @@ def fields_section(found: Comparison) -> Section | None:
         "max |R(h\u03bb)|",
         "step norm",
     )
+    firsts = {row.arm.field: row.arm for row in reversed(rows)}
     cells = [
         (
             row.arm.field,
@@ -150,7 +151,7 @@ def fields_section(found: Comparison) -> Section | None:
             percent(row.clean.value),
             percent(row.robust.value),
             interval(row.robust),
-            *(_gap_cells(row.gap) if row.gap else ("", "", "reference")),
+            *(_gap_cells(row.gap) if row.gap else ("", "", standing(row.arm, firsts[row.arm.field]))),
             *("" if row.shown[metric] is None else f"{row.shown[metric]:.3g}" for metric in SHOWN),
         )
         for row in rows

@@ -79,7 +79,8 @@ def sentences(found: Sequence[Comparison]) -> list[str]:
                 for way, words in WAYS.items()
                 if (gap := known.get((arm.name, way, run.middle)))
             ]
-            told.append(f"{_title(run)}, \u03b5 = {radius(run.middle)}: {_net(arm, run)} against ResNet {'; '.join(parts)}.")
+            pair = f"{_net(arm, run)} against {_net(run.reference, run)}"
+            told.append(f"{_title(run)}, \u03b5 = {radius(run.middle)}: {pair} {'; '.join(parts)}.")
     return told
 
 

@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 import experiments.harness.statistics as statistics
 import stability
 from experiments.harness.report import measures
-from experiments.harness.report.arms import Arm, Comparison
+from experiments.harness.report.arms import Arm, Comparison, standing
 from experiments.harness.report.page import Table
 from experiments.harness.run.schema import CHEAP
 from experiments.harness.words import count, interval, listed, norm_symbol, percent, points
@@ -36,7 +36,7 @@ def summary_table(found: Comparison) -> Table:
             arm.label,
             percent(mean.value),
             interval(mean),
-            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", found.standing(arm))),
+            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", standing(arm, found.reference))),
             percent(_untrusted(arm, eps)),
         )
         for eps in [0.0, *found.radii]
