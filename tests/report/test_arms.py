@@ -7,11 +7,13 @@ from pathlib import Path
 
 from records import compared, config, measured, run, sweep, verdict
 
+from experiments.harness import statistics
 from experiments.harness.report import certificates, collection, figures, sentences, steps
 from experiments.harness.report import comparison as report
 from experiments.harness.report.arms import comparison
 from experiments.harness.report.readings import TRAINED, readings
 from experiments.harness.run.certified import CertifyConfig, Line, by_pair
+from experiments.harness.statistics import Estimate
 
 THREE = ("explicit_euler", "heun", "rk4")
 
@@ -132,3 +134,17 @@ def test_many_schemes_are_more_robust_and_one_is():
     names = ("explicit_euler", "heun", "midpoint", "rk4", "ssprk33", "ralston2", "kutta3", "implicit_euler", "trapezoid")
     told = sentences.headline(compared(names, seeds=tuple(range(12))))[0]
     assert "8 of 8 schemes are less robust than explicit_euler" in told
+
+
+def test_how_many_seeds_would_tell_is_said_of_those_that_they_would_tell():
+    found, open_ = compared(), Estimate(0.01, -0.03, 0.05, 3, "seeds and images", 0.95)
+
+    def said(*needed):
+        gaps = {str(i): (found.arms[1], statistics.Gap(open_, statistics.OPEN, seeds)) for i, seeds in enumerate(needed)}
+        return [text.split(": ")[0] for text in sentences._further(found, gaps)]
+
+    assert said() == []
+    assert said(7, 12) == ["By the variances seen here, about 12 seeds in all would tell in four runs of five."]
+    assert said(None, None) == ["By the variances seen here no number of seeds would tell"]
+    (some,) = said(7, None, 12)
+    assert "about 12 seeds in all would tell for 2 of 3" in some and "for the others there are too few test images" in some

@@ -135,6 +135,11 @@ def _further(found: Comparison, gaps: Mapping[str, tuple[Arm, statistics.Gap]]) 
         yield "Further seeds narrow the intervals, but not beyond what all splits of the same images share."
     elif len(needed) == len(unclear):
         yield (f"By the variances seen here, about {max(needed)} seeds in all would tell in four runs of five.")
+    elif needed:
+        yield (
+            f"By the variances seen here, about {max(needed)} seeds in all would tell for {len(needed)} of {len(unclear)} in "
+            "four runs of five; for the others there are too few test images for this margin."
+        )
     else:
         yield "By the variances seen here no number of seeds would tell: there are too few test images for this margin."
 
