@@ -99,6 +99,8 @@ def relations(
         x, y, schemes = ranks[name][known], robust[known], [s for s, k in zip(nets.scheme, known) if k]
         strata, seeds = ([v for v, k in zip(part, known) if k] for part in (nets.stratum, nets.seed))
         repeats = [reliability(np.where(known, side, np.nan), nets, level).low for side in (predictors[name], nets.robust)]
+        within = within_groups(x, y, list(zip(schemes, strata)), schemes, seeds, level)
+        against = min(expected.get(name, -1) * within.value, 0.0) if within else 0.0
         order, order_p = held_out_order(group_means(x, schemes), group_means(y, schemes))
         found.append(
             Relation(
@@ -109,12 +111,13 @@ def relations(
                 _claimed(rank_association(x, y, schemes, 1 - each) if len(x) else None, adjusted[name], 1 - level),
                 cluster_bootstrap(x, y, schemes, level) if len(x) else None,
                 adjusted[name],
-                within_groups(x, y, list(zip(schemes, strata)), schemes, seeds, level),
+                within,
                 {other: _partial(x, y, ranks[other][known], schemes, level) for other in given if other != name},
                 order,
                 order_p,
-                # Spearman (1904), American Journal of Psychology 15: noise multiplies a correlation by the roots of both.
-                WEAK * prod(repeats) ** 0.5,
+                # Spearman (1904), American Journal of Psychology 15: noise multiplies a correlation by the roots of both, and
+                # adds its own by the roots of the rest, where a seed moves both sides of a net.
+                WEAK * prod(repeats) ** 0.5 + against * prod(1 - share for share in repeats) ** 0.5,
             )
         )
     return found
