@@ -244,8 +244,9 @@ def hold(net: nn.Module, vectors: dict[str, Tensor], iterations: int = 3) -> Non
 
     Above the limit K goes to the nearest kernel at the limit, to first order: along the gradient of ||K||, that of the largest
     singular value alone. Were K multiplied instead, the filters that take no part in it would shrink at each step, and those
-    whose ReLU rests would vanish: in five epochs on MNIST 98 % of them did. Below the limit K is multiplied. An estimate from
-    below: what is certified afterwards has to be brought to its limit by `at_limit` (see `prove_limits`).
+    whose ReLU rests would vanish: in five epochs on MNIST 97 to 99 % of the weights did, in three kernels of four. Below the
+    limit K is multiplied. An estimate from below: what is certified afterwards has to be brought to its limit by `at_limit`
+    (see `prove_limits`).
 
     Args:
         net: With `ODEStage`s.
@@ -274,7 +275,6 @@ def hold(net: nn.Module, vectors: dict[str, Tensor], iterations: int = 3) -> Non
                 weight.mul_(limit / norm)
 
 
-@torch.no_grad()
 def prove_limits(net: nn.Module) -> None:
     """`at_limit` for every stage that was once brought there: after a training that `hold` accompanied."""
     for stage in stages(net).values():

@@ -28,11 +28,10 @@ APART = 1e-6  # of a centre of inversion from the eigenvalues, as a gap between 
 
 def crossings(A: np.ndarray, s: float, position: float, disc: bool) -> np.ndarray:
     """The t >= 0 where s is a singular value of z I - A: z = position + it, or position e^{it}; and a few t more."""
-    n = len(A)
-    eye = np.eye(n)
+    eye = np.eye(len(A))
     if disc:
         B, s = A / position, s / position
-        z = _pencil(np.block([[B, s * eye], [0 * eye, eye]]), np.block([[eye, 0 * eye], [s * eye, B.T]]), B, s)
+        z = _on_circle(B, s)
         z = z[np.isfinite(z) & (z.imag >= 0)]
         return np.angle(z[abs(abs(z) - 1) <= NEAR * (1 + np.linalg.norm(B))])
     B = A - position * eye
@@ -40,12 +39,17 @@ def crossings(A: np.ndarray, s: float, position: float, disc: bool) -> np.ndarra
     return z.imag[(abs(z.real) <= NEAR * np.linalg.norm(B)) & (z.imag >= 0)]
 
 
-def _pencil(P: np.ndarray, Q: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
-    """The z with det(P - z Q) = 0, by inversion about a point c of the circle: 1 / (z - c) are eigenvalues of a matrix, in a
-    tenth of the time that the pencil takes. P - c Q is singular where s is a singular value of c I - B, and by a permutation
-    a symmetric matrix whose eigenvalues are s plus and minus those: their gap says whether c may serve."""
+def _on_circle(B: np.ndarray, s: float) -> np.ndarray:
+    """The z with det(P - z Q) = 0, among them those of the unit circle where s is a singular value of z I - B.
+
+    By inversion about a point c of the circle: 1 / (z - c) are eigenvalues of a matrix, in a tenth of the time that the pencil
+    takes. P - c Q is singular where s is a singular value of c I - B, and by a permutation a symmetric matrix whose eigenvalues
+    are s plus and minus those: their gap says whether c may serve.
+    """
+    eye = np.eye(len(B))
+    P, Q = np.block([[B, s * eye], [0 * eye, eye]]), np.block([[eye, 0 * eye], [s * eye, B.T]])
     for c in (-1.0, 1.0, 1j):
-        if abs(svdvals(B - c * np.eye(len(B))) - s).min() > APART * (1 + np.linalg.norm(B)):
+        if abs(svdvals(B - c * eye) - s).min() > APART * (1 + np.linalg.norm(B)):
             inverted = eigvals(solve(P - c * Q, Q))
             return c + 1 / inverted[inverted != 0]
     return eigvals(P, Q)

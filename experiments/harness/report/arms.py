@@ -94,9 +94,9 @@ def net_values(arm: Arm, metric: str, epsilon: float) -> list[Net]:
     return [Net(r, value, masks[r.seed].mean()) for r, value in known if value is not None and r.seed in masks]
 
 
-def standing(arm: Arm, against: Arm) -> str:
-    """In place of a verdict, where an arm has no difference to what it is compared with."""
-    return "reference" if arm is against else "no seed in common"
+def standing(itself: bool) -> str:
+    """In place of a verdict, of what has no difference to what it is compared with; itself: for that is itself."""
+    return "reference" if itself else "no seed in common"
 
 
 def mean_of(record: Record, metric: str) -> float | None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import experiments.harness.statistics as statistics
 from experiments.harness.command import show_table
+from experiments.harness.report.arms import standing
 from experiments.harness.report.drawing import INK, PALETTE, STYLE
 from experiments.harness.report.environment import departures, made_with
 from experiments.harness.report.page import Code, Figure, Page, Section, Table, Terms
@@ -59,8 +60,8 @@ def rows(config: CertifyConfig, nets: Nets) -> list[tuple[str, ...]]:
             cells += [percent(proven.value), interval(proven)]
             cells += ["", ""] if tightness is None else [percent(tightness[1]), f"{tightness[0]:.2f}"]
         gap = gaps.get(label)
-        standing = "reference" if label == next(iter(nets)) else "no seed in common"
-        cells += [points(gap.estimate.value), interval(gap.estimate, "+"), _verdict(gap)] if gap else ["", "", standing]
+        own = standing(label == next(iter(nets)))
+        cells += [points(gap.estimate.value), interval(gap.estimate, "+"), _verdict(gap)] if gap else ["", "", own]
         abstained = np.mean([net.certified.right.untrusted / net.certified.right.total for net in nets_of])
         cells += [
             f"{np.mean([net.certified.kept for net in nets_of]):.2f}" if config.norm == "l2" else "",  # it is one of L2

@@ -95,7 +95,7 @@ def grid(found: Collection) -> Table:
         compared = (
             (points(gap.estimate.value), interval(gap.estimate, "+"), gap.verdict)
             if gap
-            else ("", "", standing(arm, others[id(run)].get(arm.name, run.reference)))
+            else ("", "", standing(arm is others[id(run)].get(arm.name, run.reference)))
         )
         cells = (percent(robust.value), interval(robust), *compared) if robust else ("",) * 5
         what = f"{run.config.dataset}, {run.config.settings.training}"

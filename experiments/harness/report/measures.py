@@ -151,7 +151,7 @@ def fields_section(found: Comparison) -> Section | None:
             percent(row.clean.value),
             percent(row.robust.value),
             interval(row.robust),
-            *(_gap_cells(row.gap) if row.gap else ("", "", standing(row.arm, firsts[row.arm.field]))),
+            *(_gap_cells(row.gap) if row.gap else ("", "", standing(row.arm is firsts[row.arm.field]))),
             *("" if row.shown[metric] is None else f"{row.shown[metric]:.3g}" for metric in SHOWN),
         )
         for row in rows

@@ -36,7 +36,7 @@ def summary_table(found: Comparison) -> Table:
             arm.label,
             percent(mean.value),
             interval(mean),
-            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", standing(arm, found.reference))),
+            *(compared(gap, eps) if (gap := found.gap(arm, eps)) else ("", "", "", standing(arm is found.reference))),
             percent(_untrusted(arm, eps)),
         )
         for eps in [0.0, *found.radii]

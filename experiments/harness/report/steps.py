@@ -62,7 +62,7 @@ def _cells(found: Comparison, reading: Reading) -> tuple[str, ...]:
         cells += [percent(mean.value), interval(mean)] if mean else ["", ""]
         cells += [points(gap.estimate.value), interval(gap.estimate, "+")] if gap else ["", ""]
     gap = reading.gaps.get(found.middle)
-    verdict = gap.verdict if gap else standing(arm, reading.against)
+    verdict = gap.verdict if gap else standing(arm is reading.against)
     dagger = arm.label.replace(arm.name, "")
     trained, run = _walk(arm.trained_with or arm.scheme, arm.trained_substeps), _walk(arm.scheme, arm.substeps)
     return f"{trained}{dagger}", run, *cells, verdict, percent(reading.untrusted)
@@ -172,7 +172,7 @@ def files(found: Comparison) -> dict[str, list[tuple]]:
         for eps in (0.0, found.middle):
             mean, gap = found.accuracy(arm, eps), reading.gaps.get(eps)
             if mean:
-                difference = (*_numbers(gap.estimate), gap.verdict) if gap else ("", "", "", standing(arm, reading.against))
+                difference = (*_numbers(gap.estimate), gap.verdict) if gap else ("", "", "", standing(arm is reading.against))
                 walk = (arm.trained_with or arm.scheme, arm.trained_substeps, arm.scheme, arm.substeps)
                 rows.append((reading.question, *walk, eps, *_numbers(mean), *difference, len(arm.records), reading.untrusted))
     rates: list[tuple] = [("scheme", "trained_substeps", "seed", "substeps", "error", "uncertain", "observed_order")]

@@ -131,12 +131,15 @@ def _alike(nets: Sequence[tuple[Record, tuple]]) -> dict[str, str]:
     for record, stratum in nets:
         figures.setdefault(record.scheme, {})[stratum, record.seed] = record.measurements, record.stability
     found: dict[str, str] = {}
+    kept: dict[str, dict[Any, Any]] = {}
     for scheme, own in figures.items():
-        for other in (name for name in list(figures)[: list(figures).index(scheme)] if name not in found):
-            shared = own.keys() & figures[other].keys()
-            if shared and all(own[net] == figures[other][net] for net in shared):
+        for other, known in kept.items():
+            shared = own.keys() & known.keys()
+            if shared and all(own[net] == known[net] for net in shared):
                 found[scheme] = other
                 break
+        else:
+            kept[scheme] = own
     return found
 
 
@@ -237,8 +240,8 @@ def table(found: Study) -> Table:
         "between schemes. Points a standard deviation: of robust accuracy, by a mixed model with clean accuracy beside the "
         "predictor (normal scores), field and training fixed, schemes and seeds random; its interval is Student's, for each by "
         "itself. Unseen pairs: what the other schemes say of two; half by chance. Supported: only correlations of "
-        f"the sign that stability would give; refuted: none of that sign that would "
-        f"be at least {WEAK} without the noise of the seeds. No correlation is a cause."
+        "the sign that stability would give; refuted: none of that sign that would be "
+        f"at least {WEAK} without the noise of the seeds. No correlation is a cause."
     )
     return Table("relation", columns, rows, note)
 
