@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib import image
 from records import compared, config, measured
 
 import odenets
@@ -104,3 +105,9 @@ def test_a_figure_that_is_laid_out_is_drawn_once_for_each_format(tmp_path, monke
     monkeypatch.setattr(type(figure), "draw", lambda self, renderer: drawn.append(renderer) or draw(self, renderer))
     drawing.save(figure, tmp_path, "training")
     assert len(drawn) == 1 + 3, "for the layout, and as PNG, PDF and SVG"
+
+
+def test_no_text_of_a_figure_ends_outside_of_it(tmp_path):
+    drawing.save(figures.accuracy_figure(compared(("explicit_euler", "implicit_euler"))), tmp_path, "accuracy")
+    pixels = image.imread(tmp_path / "accuracy.png")[..., :3]
+    assert all((edge == 1).all() for edge in (pixels[:, -4:], pixels[:, :4], pixels[:4], pixels[-4:])), "the margin is white"

@@ -28,6 +28,7 @@ SMALL = 8  # points: no smaller text in a figure
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.hinting": "none",  # or a text is wider at one resolution than at another, and ends outside of the box made for it
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.labelcolor": INK,
