@@ -18,6 +18,7 @@ from rich.table import Table
 import odenets
 import stability
 from odenets.errors import InputError, Unsolved
+from odenets.solve.precision import float32_products
 
 EXAMPLES = "examples:"
 # The sections of --help that scripts share; each option stands in one of them.
@@ -93,6 +94,8 @@ class Main(Protocol):
 def run_cli(main: Main) -> Main:
     """Wrap a script's main(argv=None): errors that are expected become one sentence on stderr and exit code 2.
 
+    What it computes in float32 is float32: no TF32, which GPUs take for convolutions by default.
+
     Expected are those of `odenets.errors`, which are written to be read, and what the system says of files and processes. Any
     other exception, a ValueError too, is a fault of the program and keeps its traceback.
     """
@@ -100,7 +103,8 @@ def run_cli(main: Main) -> Main:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            with float32_products("ieee"):
+                return main(argv)
         except (InputError, Unsolved, OSError) as error:
             told = str(error)
             if isinstance(error, OSError) and error.filename and error.strerror:

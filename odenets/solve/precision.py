@@ -1,11 +1,12 @@
 """The precision of solves: equations are solved, and errors controlled, in float32 or more, whatever is around them.
 
 In bfloat16 a residual is rounded to 0.4 % of the state: it may vanish far from the root, or never fall below a tolerance of
-1e-3 though the root is near. Either way its norm says nothing, so no solve computes in it.
+1e-3 though the root is near. Either way its norm says nothing, so no solve computes in it. Nor in TF32, whose 10 bits a GPU
+takes for the convolutions of float32 unless it is told otherwise, nor in what `torch.set_float32_matmul_precision` allows.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,17 +18,62 @@ from odenets.errors import InputError
 LOW = (torch.float16, torch.bfloat16)
 
 
-def without_autocast(tensor: Tensor) -> AbstractContextManager:
-    """A context in which autocast leaves operations on the device of `tensor` alone."""
+def unrounded(tensor: Tensor) -> AbstractContextManager:
+    """A context in which operations on tensors like this one are as precise as their dtype: no autocast, no TF32.
+
+    Where torch.compile traces, what it allows of TF32 stands: it cannot trace the switch.
+    """
     kind = tensor.device.type
-    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if active else nullcontext()
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    exact = torch.autocast(kind, enabled=False) if autocast else nullcontext()
+    if torch.compiler.is_compiling() or not _rounds_float32(tensor):
+        return exact
+    return _both(exact, float32_products("ieee"))
+
+
+@contextmanager
+def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """A context in which products and convolutions of float32, forward and backward, are computed in "ieee" or "tf32".
+
+    Says so in both of torch's languages, of which it refuses to read the elder where the other says something else.
+    """
+    cudnn: Any = torch.backends.cudnn  # whose attributes mypy does not know
+    matmul = _matmul_precision()
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    try:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        cudnn.allow_tf32 = precision == "tf32"
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = precision
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        cudnn.allow_tf32 = before[0] == "tf32"
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
+def _rounds_float32(tensor: Tensor) -> bool:
+    cudnn: Any = torch.backends.cudnn
+    convolutions = tensor.device.type == "cuda" and cudnn.conv.fp32_precision == "tf32"
+    return tensor.dtype == torch.float32 and (convolutions or _matmul_precision() != "highest")
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set in torch's new language, for one backend
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
 def solving(y: Tensor, what: object) -> AbstractContextManager:
     """The context in which `what` may solve equations for states like y; InputError in a dtype that holds no residual."""
     check_precision(y, what)
-    return without_autocast(y)
+    return unrounded(y)
 
 
 def check_precision(y: Tensor, what: object) -> None:
@@ -71,7 +117,7 @@ def _precise(field: Any, n: int, scheme: Any) -> Callable[..., Any]:
 
     def f(t: Any, y: Tensor) -> Tensor:
         try:
-            with without_autocast(y):  # a backward pass may evaluate it in another context than the step did
+            with unrounded(y):  # a backward pass may evaluate it in another context than the step did
                 slope = functional_call(field, raised, (t, y)) if raised else field(t, y)
         except RuntimeError as error:
             if "type" not in str(error):  # torch names dtypes that do not go together in many ways

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from odenets.solve.attached import Lowered, attached_at_levels, attached_to_dual
 from odenets.solve.krylov import gmres
 from odenets.solve.log import Adjoint, Record
-from odenets.solve.precision import without_autocast
+from odenets.solve.precision import unrounded
 from odenets.solve.products import jacobian_products
 from odenets.solve.rows import as_rows
 from odenets.solve.solution import Solution
@@ -177,7 +177,7 @@ class _Equation:
             return on_rows(narrowed(rows))
 
         given: dict[str, Any] = {"start": None if start is None else as_rows(start), "narrowed": narrowed and for_rows}
-        with without_autocast(b):  # a backward pass may run within a context that the forward solve had left
+        with unrounded(b):  # a backward pass may run within a context that the forward solve had left
             solution = gmres(on_rows(product), as_rows(b), self.tol, self.max_iterations, stop=self.stop, **given)
         if self.record is not None:
             self.record.append(solution._replace(value=None))

@@ -82,7 +82,7 @@ BAD = [
     (["--schemes", "explicit", "--schedule", "step"], "unknown --schedule 'step'; choose from one-cycle, cosine, multistep"),
     (["--schemes", "explicit", "--select", "first"], "unknown --select 'first'; choose from best, last"),
     (["--schemes", "explicit", "--augment", "all"], "unknown --augment 'all'; choose from none, standard"),
-    (["--schemes", "explicit", "--precision", "half"], "unknown --precision 'half'; choose from float32, bfloat16"),
+    (["--schemes", "explicit", "--precision", "half"], "unknown --precision 'half'; choose from float32, tf32, bfloat16"),
     (["--schemes", "explicit", "--free-replays", "0"], "--free-replays must be finite and at least 1, got 0"),
     (["--schemes", "explicit", "--trades-beta", "nan"], "--trades-beta must be finite and at least 0, got nan"),
     (["--schemes", "explicit", "--train-epsilon", "-1"], "--train-epsilon must be finite and at least 0, got -1"),

@@ -8,6 +8,7 @@ from torch import nn
 
 import odenets
 from odenets.solve.nonlinear import Broyden
+from odenets.solve.precision import float32_products
 from stability.masking.subject import cold_judge
 
 SOLVING = [name for name in odenets.list_schemes() if odenets.get_scheme(name).evaluations is None]
@@ -210,3 +211,40 @@ def test_a_bare_step_under_autocast_solves_in_float32(name):
 def test_a_solver_refuses_half_precision():
     with pytest.raises(odenets.InputError, match="Broyden cannot solve in torch.bfloat16"):
         Broyden()(lambda z: z - 1, torch.zeros(2, 3, dtype=torch.bfloat16))
+
+
+def _rounding():
+    """What products of float32 may be rounded to, in all of torch's languages."""
+    legacy = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    return legacy, [part.fp32_precision for part in parts]
+
+
+@pytest.fixture(params=["highest", "high", "medium"])
+def allowed(request):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", SOLVING)
+def test_a_solve_takes_no_part_in_what_products_may_be_rounded_to(name, allowed):
+    seen, stage, before = [], _stage(name), _rounding()
+    stage.fields[0].register_forward_hook(lambda *args: seen.append(torch.get_float32_matmul_precision()))
+    value = stage(_states().requires_grad_())
+    assert set(seen) == {"highest"} and stage.stats.converged.all()
+    assert _rounding() == before
+    value.sum().backward()
+    assert _rounding() == before
+
+
+@pytest.mark.parametrize("wanted", ["ieee", "tf32"])
+def test_products_of_float32_are_as_they_were_after_an_error_too(wanted, allowed):
+    before = _rounding()
+    with pytest.raises(KeyError), float32_products(wanted), float32_products("ieee"), float32_products(wanted):
+        legacy, parts = _rounding()
+        assert legacy == (("highest", False, False) if wanted == "ieee" else ("high", True, True))
+        assert set(parts) <= {wanted, "none"} and parts[0] == wanted
+        raise KeyError
+    assert _rounding() == before

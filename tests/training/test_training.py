@@ -222,6 +222,19 @@ def test_bfloat16_trains_and_leaves_the_solves_in_float32(scheme, digits):
     assert net(digits.train.images).dtype == torch.float32
 
 
+@pytest.mark.parametrize("scheme, solved_in", [("explicit", "high"), ("implicit(tol=1e-3)", "highest")])
+def test_tf32_is_for_training_alone_and_not_for_its_solves(scheme, solved_in, digits):
+    net = network(scheme)
+    field = next(iter(odenets.stages(net).values())).fields[0]
+    for layer, expected in ((field.layers[-1], solved_in), (net, "high")):
+        seen = {True: set(), False: set()}
+        hook = layer.register_forward_hook(lambda *args: seen[net.training].add(torch.get_float32_matmul_precision()))
+        training.train(net, digits, replace(FAST, epochs=1, precision="tf32"), 0)
+        hook.remove()
+        assert seen == {True: {expected}, False: {"highest"}}
+    assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cudnn.allow_tf32
+
+
 def test_bfloat16_around_a_solve_costs_the_gradient_little(digits):
     # Gradient flows: one root, found by every machine. Solved in bfloat16 too, this gradient is off by 5 to 6 % instead of 2.
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from experiments.harness.run.log import TensorBoard
 from experiments.harness.run.machine import keep_memory
 from experiments.harness.training.epoch import Epoch, Say
 from experiments.harness.words import duration
+from odenets.solve.precision import float32_products
 from stability.types import Progress as Report
 
 # One thread for each process: small convolutions gain nothing from more. glibc's allocator would otherwise return each
@@ -237,9 +238,13 @@ class Processes:
 
 
 def attempt(work: Work, task: Any, report: Report, say: Say) -> Outcome:
-    """What a task found, and its `Failure` or None: text, since not every exception survives the way between processes."""
+    """What a task found, and its `Failure` or None: text, since not every exception survives the way between processes.
+
+    float32 is float32 here too, as in `run_cli`: a worker is another process.
+    """
     try:
-        return work(task, report, say), None
+        with float32_products("ieee"):
+            return work(task, report, say), None
     except OSError:  # a full disk is no matter of one task
         raise
     except Exception as error:  # of any kind: the others go on, and nothing of this one is lost

@@ -22,7 +22,7 @@ from experiments.harness.training.data import Data, Split
 from experiments.harness.training.epoch import Epoch, Say
 from experiments.harness.training.gradient import exact_backward, gradient_cosine, is_approximate
 from experiments.harness.training.optim import make_optimizer, make_schedule
-from experiments.harness.training.precision import low_precision
+from experiments.harness.training.precision import low_precision, products
 from experiments.harness.training.settings import TrainingSettings
 from experiments.harness.words import count, duration
 from odenets.errors import Divergence
@@ -58,8 +58,8 @@ def train(
     """Train `net` in place and leave it in eval mode, with the weights of its best (or last) epoch.
 
     The best epoch classifies most held-out training images rightly, after a short PGD where training is adversarial; of equals
-    it is the later one. Everything is in float32 but, with precision "bfloat16", the passes of training itself; the equations
-    of implicit steps are in float32 there too.
+    it is the later one. Everything is in float32 but, with precision "bfloat16" or "tf32", the passes of training itself; the
+    equations of implicit steps are in float32 there too.
 
     Args:
         net: Network of ODE stages, on its device.
@@ -124,8 +124,9 @@ def _train(
             x, y = data.train.images[parts[book["batch"]]], data.train.labels[parts[book["batch"]]]
             x = augment(x, data.name, generators["augment"], settings.augment)
             for _ in range(rounds):
-                loss = _loss(net, forward, x, y, settings, generators["noise"], book)
-                _descend(net, x, loss, live, book)
+                with products(settings.precision):
+                    loss = _loss(net, forward, x, y, settings, generators["noise"], book)
+                    _descend(net, x, loss, live, book)
             book["batch"] += 1
             progress(book["epoch"] * batches + book["batch"], passes * batches)
             book["seconds"] = time.monotonic() - started

@@ -1,14 +1,23 @@
-"""bfloat16 in training: passes under autocast, within which an `odenets.ODEStage` keeps its states and solves in float32."""
+"""What training computes in; an `odenets.ODEStage` keeps its states, and solves, in float32 whatever it is."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = ("float32", "bfloat16")
+from odenets.solve.precision import float32_products
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def low_precision(net: nn.Module, precision: str) -> nn.Module:
     """The network as a loss sees it: x -> logits in float32, the passes through it under autocast with "bfloat16"."""
-    return net if precision == "float32" else _Autocast(net)
+    return _Autocast(net) if precision == "bfloat16" else net
+
+
+def products(precision: str) -> AbstractContextManager:
+    """The context of a step of training, forward and backward: with "tf32" a GPU rounds what it multiplies to 10 bits."""
+    return float32_products("tf32") if precision == "tf32" else nullcontext()
 
 
 class _Autocast(nn.Module):
