@@ -222,16 +222,13 @@ def test_bfloat16_trains_and_leaves_the_solves_in_float32(scheme, digits):
     assert net(digits.train.images).dtype == torch.float32
 
 
-@pytest.mark.parametrize("scheme, solved_in", [("explicit", "high"), ("implicit(tol=1e-3)", "highest")])
-def test_tf32_is_for_training_alone_and_not_for_its_solves(scheme, solved_in, digits):
-    net = network(scheme)
-    field = next(iter(odenets.stages(net).values())).fields[0]
-    for layer, expected in ((field.layers[-1], solved_in), (net, "high")):
-        seen = {True: set(), False: set()}
-        hook = layer.register_forward_hook(lambda *args: seen[net.training].add(torch.get_float32_matmul_precision()))
-        training.train(net, digits, replace(FAST, epochs=1, precision="tf32"), 0)
-        hook.remove()
-        assert seen == {True: {expected}, False: {"highest"}}
+@pytest.mark.parametrize("inner, within", [(False, "high"), (True, "highest")], ids=["net", "solve"])
+def test_tf32_is_for_training_alone_and_not_for_its_solves(inner, within, digits):
+    net, seen = network("implicit(tol=1e-3)"), {True: set(), False: set()}
+    layer = next(iter(odenets.stages(net).values())).fields[0].layers[-1] if inner else net
+    layer.register_forward_hook(lambda *args: seen[net.training].add(torch.get_float32_matmul_precision()))
+    training.train(net, digits, replace(FAST, epochs=1, precision="tf32"), 0)
+    assert seen == {True: {within}, False: {"highest"}}
     assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cudnn.allow_tf32
 
 
