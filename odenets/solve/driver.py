@@ -238,7 +238,7 @@ def _best(visited: list[Tensor], place: Any, news: str) -> Tensor:
         return torch.stack(visited)[place, torch.arange(len(place), device=place.device)]
     before, z = visited
     if mapping():
-        return torch.where((place > 0)[:, None], z, before)
+        return torch.where(upload(place > 0, z)[:, None], z, before)
     kept = upload((place == 0).nonzero()[:, 0], z)
     return z.index_copy(0, kept, before.index_select(0, kept))
 

@@ -211,7 +211,9 @@ def gmres(
         x, r = _closest(apply, start, r)
     value, spent = None, float(products)
     while products < max_iterations and system.unsolved:
-        krylov = Krylov(apply, r, memory, again=again, in_place=not recording())
+        # Where it is differentiated: vectors that are rounding have derivatives that overflow, though their weight is zero.
+        kind: dict[str, Any] = {"proceed": hold, "in_place": False} if recording() else {}
+        krylov = Krylov(apply, r, memory, again=again, **kind)
         system.begin(krylov.length, every == 1)
         look = every
         while krylov.m < memory and products < max_iterations and system.unsolved:

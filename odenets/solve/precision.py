@@ -24,7 +24,7 @@ def unrounded(tensor: Tensor) -> AbstractContextManager:
     Where torch.compile traces, what it allows of TF32 stands: it cannot trace the switch.
     """
     kind = tensor.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = _autocasts(kind)
     exact = torch.autocast(kind, enabled=False) if autocast else nullcontext()
     if torch.compiler.is_compiling() or not _rounds_float32(tensor):
         return exact
@@ -55,6 +55,11 @@ def float32_products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul)
         cudnn.allow_tf32 = before[0] == "tf32"
         cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
+def _autocasts(kind: str) -> bool:
+    # torch.compile of torch 2.11 cannot trace the first question, and knows no device without autocast.
+    return (torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
 
 
 def _rounds_float32(tensor: Tensor) -> bool:
@@ -101,7 +106,7 @@ def precise(scheme: Any, y: Tensor, fields: Sequence[nn.Module] | nn.ModuleList)
         (the state, callables f(t, y), the dtype of the result).
     """
     kind = y.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = _autocasts(kind)
     if y.dtype not in LOW and not autocast:
         return y, fields, y.dtype
     state = y.float() if y.dtype in LOW else y
