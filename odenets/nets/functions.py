@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,11 +42,12 @@ def as_function(field: Field, n: int, running: list[bool] | None, guard: Guard, 
             )
         return slope.movedim(1, -1) if channels_last else slope
 
-    vars(f)["autonomous"] = getattr(field, "autonomous", False)
+    named: Any = f  # functions may have attributes, of which mypy knows none
+    named.autonomous = getattr(field, "autonomous", False)
     if hasattr(field, "as_skew") and not channels_last:
-        vars(f)["as_skew"] = field.as_skew
+        named.as_skew = field.as_skew
     if hasattr(field, "parts"):
-        vars(f)["parts"] = tuple(as_function(part, n, running, guard, channels_last) for part in field.parts)
+        named.parts = tuple(as_function(part, n, running, guard, channels_last) for part in field.parts)
     return f
 
 

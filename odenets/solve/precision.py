@@ -132,9 +132,10 @@ def _precise(field: Any, n: int, scheme: Any) -> Callable[..., Any]:
             raise InputError(_sentence(n, scheme, f"returns {slope.dtype} for {y.dtype} states"))
         return slope
 
-    vars(f)["autonomous"] = getattr(field, "autonomous", False)
+    named: Any = f
+    named.autonomous = getattr(field, "autonomous", False)
     if hasattr(field, "parts"):
-        vars(f)["parts"] = tuple(_precise(part, n, scheme) for part in field.parts)
+        named.parts = tuple(_precise(part, n, scheme) for part in field.parts)
     return f
 
 
