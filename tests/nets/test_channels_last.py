@@ -9,7 +9,7 @@ from odenets.nets.fields import basic_layers
 from odenets.nets.resnet import ODEResNet
 
 pytestmark = pytest.mark.skipif(
-    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14), reason="PyTorch 2.11 crashes in a backward pass here"
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14), reason="PyTorch 2.11 crashes in backward passes"
 )
 SOLVING = "implicit(tol=1e-9,max_iterations=200)"
 
