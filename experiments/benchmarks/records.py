@@ -5,7 +5,8 @@
 
 Rewrites the CSV files that a folder holds and prints, as Markdown, the nets of all folders given together: means over seeds in
 per cent, 95 % intervals over seeds and images, after a stroke those along the detached gradient; differences to the first
-scheme, one family for the table; environment, command and seeds of each folder. With --index it writes nothing but what a
+scheme, one family for the table; environment, command and seeds of each folder. Of more than six schemes each has a row, with
+its seeds, and a difference whose interval holds by itself. With --index it writes nothing but what a
 page says of all records beside it, between the lines <!-- records --> and <!-- end of records -->. Seconds.
 """
 
@@ -29,6 +30,7 @@ from experiments.harness.run.schema import WORST, Record
 from experiments.harness.words import interval, listed, percent, points, radius
 from odenets.errors import InputError
 
+WIDE = 6  # columns that a page has room for
 START, END = "<!-- records -->", "<!-- end of records -->"
 
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = {m.total for record in records for m in record.measurements}
     if len(sizes) != 1:
         raise InputError(f"these runs are of different test images: {listed(sorted(sizes))} of them")
-    for row in markdown(records):
+    for row in (tall if len(_schemes(records)) > WIDE else markdown)(records):
         tell(console, f"| {' | '.join(row)} |")
     return 0
 
@@ -133,6 +135,23 @@ def markdown(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
         cells = [gaps.get((arm.name, eps)) for arm in arms]
         said = (f"{points(g.estimate.value)} {interval(g.estimate, '+')}: {g.verdict}" if g else "" for g in cells)
         yield (f"difference {where}, points", *said)
+
+
+def tall(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
+    """The rows of a table of Markdown, a scheme each, the most robust at the largest radius first."""
+    arms = [_arm(scheme, [r for r in records if r.scheme == scheme]) for scheme in _schemes(records)]
+    first, *radii = sorted({m.epsilon for r in records for m in r.measurements})
+    yield ("scheme", "no attack", *(f"at {radius(eps)}" for eps in radii), "its seeds", f"less {arms[0].name}")
+    yield ("---", "---:", *("---:" for _ in radii), "---", "---")
+    for arm in sorted(arms, key=lambda arm: -np.mean([*_by_seed(arm, radii[-1])])):
+        shares = [percent(float(np.mean([*_by_seed(arm, eps)]))) for eps in (first, *radii)]
+        gap = None if arm is arms[0] else statistics.difference(arm.masks(radii[-1]), arms[0].masks(radii[-1]))
+        seeds = ", ".join(percent(share) for share in _by_seed(arm, radii[-1]))
+        yield (arm.name, *shares, seeds, f"{points(gap.value)} {interval(gap, '+')}" if gap else "")
+
+
+def _by_seed(arm: Arm, eps: float) -> Iterator[float]:
+    return (float(mask.mean()) for _, mask in sorted(arm.masks(eps).items()))
 
 
 def _arm(scheme: str, records: Sequence[Record]) -> Arm:

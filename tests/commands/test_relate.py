@@ -56,6 +56,16 @@ def test_a_predictor_that_is_there_is_supported_and_the_answer_names_its_size():
         assert not row[5] or row[3], "no p-value without an effect"
 
 
+def test_what_clean_accuracy_leaves_of_a_supported_predictor_is_said():
+    found, told = study([run_of("standard")]), []
+    (own,) = [r for r in found.relations if r.verdict == "supported"][:1]
+    for low, high in ((-0.5, 0.4), (-0.9, -0.2)):
+        left = replace(own.between, value=(low + high) / 2, low=low, high=high)
+        told.append(" ".join(sentences(replace(found, relations=(replace(own, given={"clean accuracy": left}),)))))
+    assert "At equal clean accuracy -0.05 [-0.50, +0.40] of" in told[0] and "is not shown" in told[0]
+    assert "At equal clean accuracy -" not in told[1]
+
+
 def test_what_is_known_for_half_of_the_schemes_is_compared_there():
     made, records = run_of("standard")
     known = [replace(r, stability=(*r.stability, Metric(0, 0, "kreiss", 1.0 + r.seed))) for r in records[16:20]]
