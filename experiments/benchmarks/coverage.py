@@ -1,6 +1,6 @@
 """What the intervals and verdicts of a comparison are worth: simulated with the variances seen in docs/records.
 
-    python experiments/benchmarks/coverage.py [--only crossed,split,family,stopping,power,relation] [--draws 1000]
+    python experiments/benchmarks/coverage.py [--only crossed,split,family,tables,stopping,power,relation] [--draws 1000]
     python experiments/benchmarks/coverage.py --figure docs/images/power.png
 
 Markdown tables for docs/statistics.md, or its figure: the table of power as curves. About 15 minutes on one core, the figure
@@ -21,6 +21,7 @@ from experiments.harness.command import Parser, parse_choice, parse_one, run_cli
 from experiments.harness.report.drawing import FAINT, MARKERS, PALETTE, STYLE
 from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import schedule
+from experiments.harness.statistics.masks import gaps
 from experiments.harness.statistics.relation import Nets, relations, within_groups
 from experiments.harness.statistics.two_way import by_split, interval, proportion, two_way
 from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MARGIN, MORE, OPEN, verdict
@@ -131,6 +132,23 @@ def family(
                 false += 1
                 break
     return false / draws
+
+
+def tables(schemes: int, seeds: int, draws: int, images: int = 300, seed: int = 0) -> tuple[float, float]:
+    """(share of tables of alike schemes in which a difference to the first is found, middle half-width in points).
+
+    Nets see images rightly as in a `World` with the variances of digits at radius 0.1; intervals are those of a report.
+    """
+    random, false, halves = np.random.default_rng(seed), 0, []
+    for _ in range(draws):
+        shared = 0.05 * random.standard_normal((seeds, 1)) + 1.25 * random.standard_normal(images)
+        own = 0.14 * random.standard_normal((schemes, seeds, 1)) + 0.25 * random.standard_normal((schemes, 1, images))
+        cells = 0.75 * random.standard_normal((schemes, seeds, images), dtype=np.float32)
+        masks = [dict(enumerate(table)) for table in 0.2 + shared + own + cells > 0]
+        found = [gap.estimate for gap in gaps({scheme: (masks[scheme], masks[0]) for scheme in range(1, schemes)}).values()]
+        false += any(not one.low <= 0 <= one.high for one in found)
+        halves.append(50 * np.median([one.high - one.low for one in found]))
+    return false / draws, float(np.mean(halves))
 
 
 def stopping(
@@ -315,6 +333,14 @@ def _tables(draws: int) -> dict[str, Callable[[], tuple[str, Sequence[str], Iter
             (
                 (n, r, *(family(n, r, seeds, draws) for seeds in SEEDS), family(n, r, 0, draws // 2, looks=schedule(30)))
                 for n, r in ((1, 0.0), (4, 0.8), (12, 0.5))
+            ),
+        ),
+        "tables": lambda: (
+            "Tables of schemes that are alike, by seeds: share in which one differs from the first / half an interval, points",
+            ("schemes", *(f"{seeds} seeds" for seeds in (2, 3, 5, 8))),
+            (
+                (n, *("{:.3f} / {:.1f}".format(*tables(n, seeds, max(1, 4 * draws // (n + 6)))) for seeds in (2, 3, 5, 8)))
+                for n in (2, 3, 9, 10, 34)
             ),
         ),
         "stopping": lambda: (

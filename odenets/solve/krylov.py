@@ -59,6 +59,11 @@ def _norm(w: Rows) -> Tensor:
     return torch.where(zero, 0, row_norm(torch.where(zero[:, None], 1, w)))
 
 
+def _or_one(v: Tensor) -> Tensor:
+    """What can be divided by: where it is zero one, whose derivatives do not overflow."""
+    return torch.where(v > 0, v.clamp_min(torch.finfo(v.dtype).tiny), 1)
+
+
 def divide(krylov: "Krylov", w: Rows, rest: Tensor, c: Coefficients) -> tuple[Rows, Tensor, Tensor]:
     """The next vector is w over its norm, whatever that is; after the last one, rounding or zero."""
     return w, rest.clamp_min(torch.finfo(rest.dtype).tiny ** 0.5), rest  # below that a norm is not known
@@ -105,8 +110,8 @@ class Krylov:
         self.apply, self.limit, self.unit, self.proceed, self.again = apply, limit, unit, proceed, again
         self.n, self.products = start.shape[1], 0
         self.columns: list[tuple[Tensor, ...]] = []  # of H, in pieces
-        self.length = row_norm(start)
-        first = start / self.length.clamp_min(torch.finfo(self.length.dtype).tiny)[:, None]
+        self.length = _norm(start)
+        first = start / _or_one(self.length)[:, None]
         self.V = start.new_empty(len(start), limit + 1, self.n) if in_place else first[:, None]
         if in_place:
             self.V[:, 0] = first
@@ -200,7 +205,7 @@ def gmres(
     """
     every = every or look_every(b.device)
     # Each row in its own units, so that the result is linear in b even where the squares of its entries would underflow.
-    unit = largest(b.detach()).clamp_min(torch.finfo(b.dtype).tiny)
+    unit = _or_one(largest(b.detach()))
     x, r, products = torch.zeros_like(b), b / unit, 0
     # Classical Gram-Schmidt loses orthogonality as eps times the square of the reduction: where that may be too much, look.
     again = torch.finfo(b.dtype).eps > 1e-2 * tol**2 and (every > 1 or 0.1)
@@ -276,6 +281,7 @@ class _LeastSquares:
             given = [self.beta] if self.target is not None or self.scale is None else [self.beta, self.scale]
             parts, widths = [*(part[:, None] for part in given), *parts], [*(1 for _ in given), *widths]
         host = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).cpu()
+        self.eps = torch.finfo(host.dtype).eps
         host = host.to(torch.complex128 if host.is_complex() else torch.float64)
         found = list(host.split(widths, 1))
         if self.conjugate is None:
@@ -302,17 +308,23 @@ class _LeastSquares:
             self.active = (self.scale != 0) & ~self._solved()
         self.beta, self.length, self.before = beta, torch.ones_like(self.residual), self.iterations
         self.conjugate = self.length[:, None]
+        self.closed = torch.zeros_like(self.active)  # rows whose space is invariant: what it adds is zero
 
     def _extend(self, column: Tensor) -> None:
         self.columns.append(column)
         column = column.detach()
-        # Where both are zero the residual stays as it is.
-        rest = column[:, -1].abs().clamp_min(torch.finfo(column.dtype).tiny)
-        entry = (self.conjugate * column[:, :-1]).sum(1) / rest
+        last, product = column[:, -1].abs(), (self.conjugate * column[:, :-1]).sum(1)
+        # An invariant space holds the solution, unless the operator is singular there: then the residual stays as it is.
+        closes = last == 0
+        rounding = 10 * self.eps * torch.linalg.vector_norm(self.conjugate, dim=1) * torch.linalg.vector_norm(column, dim=1)
+        idle = self.closed | (closes & (product.abs() <= rounding))
+        rest = torch.maximum(last, 1e-150 * product.abs()).clamp_min(torch.finfo(last.dtype).tiny)  # its inverse can be squared
+        entry = torch.where(idle, 0, product / rest)
         self.conjugate = torch.cat([self.conjugate, -entry[:, None]], 1)
         self.length = torch.hypot(self.length, entry.abs())
         self.residual = torch.where(self.active, self.beta.detach() / self.length, self.residual)
-        self.iterations = self.iterations + self.active
+        self.iterations = self.iterations + self.active.logical_and(~idle)
+        self.closed = self.closed | closes
         self.active = self.active > self._solved()  # and not
 
     def _solved(self) -> Tensor:
@@ -355,7 +367,8 @@ class _LeastSquares:
         self.rows = torch.arange(len(self.active)) if self.rows is None else self.rows
         places = self.rows[gone]
         self.ended.append((places, *(v[gone] for v in self._figures())))
-        for name in ("rows", "scale", "target", "residual", "iterations", "before", "active", "beta", "length", "conjugate"):
+        own = "rows", "scale", "target", "residual", "iterations", "before", "active", "closed", "beta", "length", "conjugate"
+        for name in own:
             setattr(self, name, getattr(self, name)[keep])
         self.columns = [column[keep] for column in self.columns]
         return keep, gone, places

@@ -54,7 +54,10 @@ class Anderson(Solver):
             r = iterate.r
             dz, dr = (torch.stack(vectors, 1) for vectors in zip(*differences))
             # Columns scaled to norm 1, then a ridge at rounding level: dr loses rank as the iteration converges.
-            size = torch.linalg.vector_norm(dr, dim=2, keepdim=True).clamp_min(torch.finfo(dr.dtype).tiny)
+            measured = dr
+            if recording():  # a norm has no second derivative at 0, where a sample rests
+                measured = torch.where((dr == 0).all(2, keepdim=True), 1, dr)
+            size = torch.linalg.vector_norm(measured, dim=2, keepdim=True).clamp_min(torch.finfo(dr.dtype).tiny)
             dz, dr = dz / size, dr / size
             gram = dr.conj() @ dr.mT + 10 * torch.finfo(dr.dtype).eps * torch.eye(dr.shape[1], dtype=dr.dtype, device=dr.device)
             weights = torch.linalg.solve_ex(gram, dr.conj() @ r[:, :, None])[0]
@@ -133,7 +136,10 @@ def _room(like: Tensor, old: tuple[Tensor, ...], size: int) -> Tensor:
 
 
 def _square(v: Rows) -> Tensor:
-    return row_dot(v, v) if recording() else row_norm(v)[:, None] ** 2  # a norm is cheaper, but has no derivative at 0
+    if not recording():
+        return row_norm(v)[:, None] ** 2  # a norm is cheaper, but has no derivative at 0
+    square = row_dot(v, v)
+    return torch.where(square == 0, 1, square)  # of a sample that rests, whose steps are zero
 
 
 def _bounded_inverse(gain: Tensor) -> Tensor:

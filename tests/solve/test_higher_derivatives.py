@@ -7,9 +7,11 @@ closed form on a linear field. A scheme whose first derivative is right and whos
 import pytest
 import torch
 from solved import tight
+from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import odenets
+from odenets.solve.krylov import gmres
 
 NAMES = odenets.list_schemes()
 SOLVING = [name for name in NAMES if odenets.get_scheme(name).implicit]
@@ -254,3 +256,70 @@ def test_what_cannot_be_differentiated_says_so(device):
         torch.autograd.grad((gradient * u).sum(), leaf, create_graph=True)
     with pytest.raises(ValueError, match="vmap hides"):
         vmap(odenets.ODEStage([Field().to(device)], "adaptive"))(x[:, None])
+
+
+class _Tanh(nn.Module):
+    """tanh(A y): a row of zeros rests; with `dead`, relu(y) in place of y, so that a row of negative numbers has J = 0."""
+
+    def __init__(self, width, dead=False):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(width, width, generator=generator, dtype=torch.float64) / (2 * width**0.5))
+        self.dead = dead
+
+    def forward(self, t, y):
+        return torch.tanh((torch.relu(y) if self.dead else y) @ self.weight)
+
+
+RESTING = ["rosenbrock_euler", "ros2", "exponential_euler", "sdirk2", "bdf2", "implicit_midpoint", "implicit"]
+RESTING += [f"implicit(solver={solver})" for solver in ("newton", "semismooth", "anderson")]
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["equilibrium", "no Jacobian"])
+@pytest.mark.parametrize("spec", RESTING)
+def test_a_sample_that_rests_has_derivatives_among_others_that_do_not(spec, dead, generator):
+    x = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    x[2] = -x[2].abs() if dead else 0
+    stage = odenets.ODEStage([_Tanh(6, dead)], spec)
+    for gradient in ("exact", "unrolled"):
+        odenets.set_gradient(stage, gradient)
+        whole = torch.autograd.functional.hessian(lambda x: stage(x).square().sum(), x)
+        alone = torch.autograd.functional.hessian(lambda x: stage(x).square().sum(), x[:1])
+        assert whole.isfinite().all()
+        _close(whole[0, :, 0], alone[0, :, 0], 1e-2)
+
+
+@pytest.mark.parametrize("spec", ["implicit(tol=1e-3,backward_stop=batch)", "rosenbrock_euler(backward_stop=batch)"])
+def test_rows_that_stop_together_where_one_is_done_before(spec, generator):
+    x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+    x[3] = -x[3].abs()
+    stage = odenets.ODEStage([_Tanh(6, dead=True)], spec)
+    x.requires_grad_()
+    plain = torch.autograd.grad(stage(x).square().sum(), x)[0]
+    _close(torch.autograd.grad(stage(x).square().sum(), x, create_graph=True)[0], plain, 1e-2)
+    _close(torch.func.grad(lambda x: stage(x).square().sum())(x.detach()), plain, 1e-2)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_singular_operator_has_no_solution_by_rounding(every, recorded):
+    shift = torch.diag(torch.ones(2, dtype=torch.float64), 1)
+    b = torch.tensor([[0.0, 0.0, 1.2], [1.0, 0.5, 0.0]], dtype=torch.float64, requires_grad=recorded)
+    found = gmres(lambda v: v @ shift.T, b, 1e-8, 10, every=every)
+    assert not found.converged.any() and found.value.isfinite().all()  # the Krylov space of b holds none
+
+
+@pytest.mark.parametrize("memory", [3, 30])
+def test_a_row_that_is_solved_before_a_restart(memory):
+    generator = torch.Generator().manual_seed(0)
+    A = torch.eye(8, dtype=torch.float64) + torch.randn(2, 8, 8, generator=generator, dtype=torch.float64) / 5
+    A[1] = torch.eye(8)
+    b = torch.randn(2, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def solve(b):
+        return gmres(lambda v: torch.einsum("bij,bj->bi", A, v), b, 1e-10, 90, memory=memory).value
+
+    first = torch.autograd.grad(solve(b).pow(3).sum(), b, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), b)[0]
+    assert first.isfinite().all() and second.isfinite().all()
+    _close(second[1], 6 * b.detach()[1], 1e-6)

@@ -31,8 +31,8 @@ def test_pairs_use_the_seeds_they_have():
 
 
 def test_an_interval_ends_where_no_difference_of_accuracies_lies():
-    reference = masks(0.5, range(3))
-    found = statistics.gaps({i: (masks(0.1 + 0.02 * i, range(3)), reference) for i in range(40)})
+    reference = masks(0.5, range(2))
+    found = statistics.gaps({i: (masks(0.1 + 0.1 * i, range(2)), reference) for i in range(8)})
     ends = np.array([(gap.estimate.low, gap.estimate.high) for gap in found.values()])
     assert ends.min() == -1 and ends.max() == 1
 

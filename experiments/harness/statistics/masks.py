@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from experiments.harness.statistics.estimates import LEVEL, Estimate, paired_images, wilson
 from experiments.harness.statistics.families import pointwise_level
+from experiments.harness.statistics.moderation import FEWEST, Between, between_seeds
 from experiments.harness.statistics.two_way import TwoWay, by_split, interval, proportion, two_way
 from experiments.harness.statistics.verdicts import MARGIN, OPEN, seeds_needed, verdict
 
@@ -79,8 +80,9 @@ def gaps(
     if reached is not None:
         tables = {key: dict(list(table.items())[:reached]) for key, table in tables.items()}
     each = _level(tables, level, looks)
+    known = {} if looks else _between({key: pairs[key] for key in tables})
     for key, table in tables.items():
-        whole = _table(list(table.values()), train)
+        whole = _table(list(table.values()), train, known.get(key))
         estimate = _possible(interval(whole, each))
         said = OPEN if looks and reached is None else verdict(estimate, margin)
         # With the correction for splits the variance of the seeds does not vanish: a plan by 1/seeds would be wrong.
@@ -103,7 +105,22 @@ def _level(tables: Mapping[Key, Mapping[int, NDArray]], level: float, looks: tup
     return pointwise_level(means, level, looks)
 
 
-def _table(rows: list[NDArray], train: int | None) -> TwoWay:
+def _between(pairs: Mapping[Key, tuple[Masks, Masks]]) -> dict[Key, Between]:
+    """What many comparisons with one reference, on the same seeds, say of the variance between seeds of each."""
+    groups: dict[Hashable, list[Key]] = {}
+    for key, (masks, other) in pairs.items():
+        if masks.keys() == other.keys():
+            groups.setdefault(frozenset((seed, mask.tobytes()) for seed, mask in other.items()), []).append(key)
+    found: dict[Key, Between] = {}
+    for keys in groups.values():
+        if len(keys) + 1 >= FEWEST:
+            seeds = [*pairs[keys[0]][1]]
+            every = [pairs[keys[0]][1], *(pairs[key][0] for key in keys)]
+            found |= zip(keys, between_seeds(np.array([[masks[seed].mean() for seed in seeds] for masks in every])))
+    return found
+
+
+def _table(rows: list[NDArray], train: int | None, between: Between | None = None) -> TwoWay:
     if train is None:
-        return two_way(np.stack(rows))
-    return by_split([row.mean() for row in rows], [row.var() for row in rows], train, len(rows[0]))
+        return two_way(np.stack(rows), between)
+    return by_split([row.mean() for row in rows], [row.var() for row in rows], train, len(rows[0]), between)

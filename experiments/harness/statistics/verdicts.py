@@ -2,7 +2,7 @@
 
 from math import sqrt
 
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
 from experiments.harness.statistics.estimates import LEVEL, Estimate
 from experiments.harness.statistics.two_way import TwoWay
@@ -52,10 +52,11 @@ def chance(found: TwoWay, seeds: int, margin: float = MARGIN, level: float = LEV
     if seeds < 2:
         raise InputError(f"an interval over seeds and images needs two seeds at least, got {seeds}")
     own, images = found.seeds * found.n / seeds, found.images
-    variance = max(own + images, 1 / (found.cells + 2) ** 2 / seeds)
     spread = own**2 / (seeds - 1) + images**2 / max(found.cells - 1, 1)
-    error, degrees = sqrt(variance), (own + images) ** 2 / spread if spread else seeds - 1
-    half = float(stdtrit(degrees, (1 + level) / 2)) * error
+    degrees = (own + images) ** 2 / spread if spread else seeds - 1
+    then = TwoWay(found.mean, own, images, degrees, seeds, found.cells, seeds - 1)
+    error = sqrt(then.variance)
+    half = then.errors(level) * error
 
     def below(bound: float) -> float:
         return float(ndtr((bound - found.mean) / error))
