@@ -140,7 +140,10 @@ def markdown(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
 def tall(records: Sequence[Record]) -> Iterator[tuple[str, ...]]:
     """The rows of a table of Markdown, a scheme each, the most robust at the largest radius first."""
     arms = [_arm(scheme, [r for r in records if r.scheme == scheme]) for scheme in _schemes(records)]
-    first, *radii = sorted({m.epsilon for r in records for m in r.measurements})
+    every = sorted({m.epsilon for r in records for m in r.measurements})
+    first, *radii = [eps for eps in every if all(arm.masks(eps) for arm in arms)]
+    if not radii:
+        raise InputError("the schemes have no radius in common")
     yield ("scheme", "no attack", *(f"at {radius(eps)}" for eps in radii), "its seeds", f"less {arms[0].name}")
     yield ("---", "---:", *("---:" for _ in radii), "---", "---")
     for arm in sorted(arms, key=lambda arm: -np.mean([*_by_seed(arm, radii[-1])])):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odenets.errors import InputError, Unsolved
 from odenets.solve.device import look_every, next_look, upload
-from odenets.solve.precision import check_precision
+from odenets.solve.precision import solving
 from odenets.solve.rows import as_rows, row_norm
 from odenets.solve.scaling import power_of_two, relative, safe_to_square
 from odenets.solve.solution import Solution, check_settings
@@ -91,8 +91,18 @@ class Solver(ABC):
             ValueError: The residual at `guess` is not finite or has another shape.
             RuntimeError: `on_failure` is "raise" and a sample did not converge.
         """
-        check_precision(guess, type(self).__name__)
-        floor = floor + self.atol
+        with solving(guess, type(self).__name__):
+            return self._found(residual, guess, samples, scale, floor + self.atol)
+
+    def _found(
+        self,
+        residual: Callable[..., State],
+        guess: State,
+        samples: Sequence[Tensor],
+        scale: Tensor | None,
+        floor: Tensor | float,
+    ) -> Solution:
+        """As `__call__`."""
         if self.fixed:
             return self._fixed(residual, guess, samples, scale, floor)
         found = self._solve(residual, guess, samples, scale, floor, False)

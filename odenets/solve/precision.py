@@ -5,6 +5,7 @@ In bfloat16 a residual is rounded to 0.4 % of the state: it may vanish far from 
 takes for the convolutions of float32 unless it is told otherwise, nor in what `torch.set_float32_matmul_precision` allows.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -21,14 +22,13 @@ LOW = (torch.float16, torch.bfloat16)
 def unrounded(tensor: Tensor) -> AbstractContextManager:
     """A context in which operations on tensors like this one are as precise as their dtype: no autocast, no TF32.
 
-    Where torch.compile traces, what it allows of TF32 stands: it cannot trace the switch.
+    Where torch.compile traces, what it allows of TF32 stands: it cannot trace the switch. Threads may solve side by side.
     """
     kind = tensor.device.type
-    autocast = _autocasts(kind)
-    exact = torch.autocast(kind, enabled=False) if autocast else nullcontext()
-    if torch.compiler.is_compiling() or not _rounds_float32(tensor):
+    exact = torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
+    if torch.compiler.is_compiling() or tensor.dtype != torch.float32 or not (_solving or _rounds(kind)):
         return exact
-    return _both(exact, float32_products("ieee"))
+    return _both(exact, _exact())
 
 
 @contextmanager
@@ -38,41 +38,91 @@ def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iter
 
 
 @contextmanager
+def _exact() -> Iterator[None]:
+    """Of several at once the first to enter switches, and the last to leave switches back."""
+    with _lock:
+        if not _solving:
+            _before.append(_tell("ieee"))
+        _solving.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _solving.pop()
+            if not _solving:
+                _tell_again(_before.pop())
+
+
+@contextmanager
 def float32_products(precision: str) -> Iterator[None]:
     """A context in which products and convolutions of float32, forward and backward, are computed in "ieee" or "tf32".
 
-    Says so in both of torch's languages, of which it refuses to read the elder where the other says something else.
+    For one thread. What follows torch's overall switch by default follows it no longer afterwards: whoever changes his mind
+    then tells `torch.backends.cudnn.conv`, not `torch.backends`.
     """
-    cudnn: Any = torch.backends.cudnn  # whose attributes mypy does not know
-    matmul = _matmul_precision()
-    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    before = _tell(precision)
     try:
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        cudnn.allow_tf32 = precision == "tf32"
-        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = precision
         yield
     finally:
+        _tell_again(before)
+
+
+_lock = threading.Lock()
+_solving: list[None] = []  # one for each `_exact` that is entered
+_before: list[Any] = []  # what holds where there is none
+
+
+def _parts(kind: str) -> list[Any]:
+    """What multiplies on a device; convolutions first."""
+    backends: Any = torch.backends  # whose attributes mypy does not know
+    if kind == "cuda":
+        return [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
+    return [backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul]
+
+
+def _rounds(kind: str) -> bool:
+    return any(part.fp32_precision not in ("none", "ieee") for part in _parts(kind))
+
+
+def _tell(precision: str) -> tuple[str, list[str]]:
+    """Have products computed so; returns what held before.
+
+    torch has two languages for it, and refuses to answer in the elder where the other was told something else.
+    """
+    parts, elder = [*_parts("cuda"), *_parts("cpu")], _matmul_precision()
+    before = [part.fp32_precision for part in parts]
+    _tell_elder("high" if precision == "tf32" else "highest", precision)
+    for part in parts[:3] if precision == "tf32" else parts:
+        if part.fp32_precision not in (precision, "none"):
+            part.fp32_precision = precision
+    return elder, before
+
+
+def _tell_again(found: tuple[str, list[str]]) -> None:
+    elder, before = found
+    _tell_elder(elder, before[0])
+    for part, own in zip([*_parts("cuda"), *_parts("cpu")], before):
+        if part.fp32_precision != own:
+            part.fp32_precision = own
+
+
+def _tell_elder(matmul: str, convolutions: str) -> None:
+    if _matmul_precision() != matmul:
         torch.set_float32_matmul_precision(matmul)
-        cudnn.allow_tf32 = before[0] == "tf32"
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
-
-
-def _autocasts(kind: str) -> bool:
-    # torch.compile of torch 2.11 cannot trace the first question, and knows no device without autocast.
-    return (torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
-
-
-def _rounds_float32(tensor: Tensor) -> bool:
-    cudnn: Any = torch.backends.cudnn
-    convolutions = tensor.device.type == "cuda" and cudnn.conv.fp32_precision == "tf32"
-    return tensor.dtype == torch.float32 and (convolutions or _matmul_precision() != "highest")
+    if (_parts("cuda")[0].fp32_precision == "tf32") != (convolutions == "tf32"):
+        torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
 
 
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # set in torch's new language, for one backend
-        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+        return "high" if _parts("cuda")[2].fp32_precision == "tf32" else "highest"
+
+
+def _autocasts(kind: str) -> bool:
+    # torch.compile of torch 2.11 cannot trace the first question, and knows no device without autocast.
+    return (torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
 
 
 def solving(y: Tensor, what: object) -> AbstractContextManager:

@@ -133,7 +133,7 @@ def tolerance(case: Case, limit: float = 0.02) -> Check:
     passed, robustness = moved <= most and max(moves.values()) <= limit, ""
     if "tol" in parameters:
         left = (own["clean"].argmax(1) == case.y) & case.left_by_own()
-        judged = ~torch.isin(case.white_box.broken_by, torch.tensor([MISCLASSIFIED, 0]))
+        judged = ~torch.isin(case.white_box.broken_by, case.white_box.broken_by.new_tensor([MISCLASSIFIED, 0]))
         robust, tight_robust, luck = int(left.sum()), int(judged.sum()), 0
         difference = robust - tight_robust
         figures |= {"robust_own": robust / count, "robust_tight": tight_robust / count}

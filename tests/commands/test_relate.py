@@ -62,8 +62,8 @@ def test_what_clean_accuracy_leaves_of_a_supported_predictor_is_said():
     for low, high in ((-0.5, 0.4), (-0.9, -0.2)):
         left = replace(own.between, value=(low + high) / 2, low=low, high=high)
         told.append(" ".join(sentences(replace(found, relations=(replace(own, given={"clean accuracy": left}),)))))
-    assert "At equal clean accuracy -0.05 [-0.50, +0.40] of" in told[0] and "is not shown" in told[0]
-    assert "At equal clean accuracy -" not in told[1]
+    assert "At equal clean accuracy the correlation of log norm is -0.05 [-0.50, +0.40]" in told[0] and "is not shown" in told[0]
+    assert "At equal clean accuracy the" not in told[1]
 
 
 def test_what_is_known_for_half_of_the_schemes_is_compared_there():

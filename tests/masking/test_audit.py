@@ -26,6 +26,14 @@ def test_an_explicit_network_and_what_does_not_apply_to_it():
     assert len(str(result).splitlines()) == len(CHECKS) and all(check.reason for check in result.checks)
 
 
+def test_every_check_on_an_accelerator(device):
+    net = untrained("implicit_euler(tol=0.01)", "gradient_flow").to(device)
+    x, y = (part.to(device) for part in sample(8))
+    result = stability.audit(net, x, y, THREAT, many_steps=21, queries=20)
+    assert {check.name for check in result.checks} == set(CHECKS)
+    assert all(check.passed is not None for check in result.checks if check.name in ("tolerance", "solver", "exact_gradient"))
+
+
 def test_finite_differences_in_float32_where_no_copy_can_be_had(monkeypatch):
     monkeypatch.setattr(gradient_checks, "_in_double", lambda net, x: (net, x))
     only = {"checks": ["finite_differences"]}

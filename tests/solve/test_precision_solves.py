@@ -1,6 +1,7 @@
 """Solves under autocast and in half precision. Oracle: the float32 or float64 solve of the same network."""
 
 from copy import deepcopy
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import odenets
 from odenets.solve.nonlinear import Broyden
-from odenets.solve.precision import float32_products
+from odenets.solve.precision import float32_products, unrounded
 from stability.masking.subject import cold_judge
 
 SOLVING = [name for name in odenets.list_schemes() if odenets.get_scheme(name).evaluations is None]
@@ -245,6 +246,41 @@ def test_products_of_float32_are_as_they_were_after_an_error_too(wanted, allowed
     with pytest.raises(KeyError), float32_products(wanted), float32_products("ieee"), float32_products(wanted):
         legacy, parts = _rounding()
         assert legacy == (("highest", False, False) if wanted == "ieee" else ("high", True, True))
-        assert set(parts) <= {wanted, "none"} and parts[0] == wanted
+        assert set(parts) <= {wanted, "none"} and (wanted == "ieee" or parts[0] == wanted)
         raise KeyError
     assert _rounding() == before
+
+
+@pytest.mark.parametrize("part", ["conv", "matmul"])
+def test_a_solve_leaves_oneDNN_as_it_was_and_does_without(part):
+    backend, seen, stage = getattr(torch.backends.mkldnn, part), [], _stage("implicit_euler")
+    stage.fields[0].register_forward_hook(lambda *args: seen.append(backend.fp32_precision))
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        stage(_states())
+        Broyden(tol=1e-6)(lambda z: (seen.append(backend.fp32_precision), z - 1)[1], _states())
+        assert set(seen) <= {"ieee", "none"} and backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
+
+
+def test_threads_that_solve_side_by_side():
+    torch.set_float32_matmul_precision("high")
+    inside, left, seen = Event(), Event(), []
+
+    def late():
+        with unrounded(torch.ones(1)):
+            inside.set()
+            left.wait(10)
+            seen.append(torch.get_float32_matmul_precision())
+
+    try:
+        with unrounded(torch.ones(1)):
+            thread = Thread(target=late)
+            thread.start()
+            inside.wait(10)
+        left.set()
+        thread.join()
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -172,8 +172,8 @@ def sentences(found: Study) -> list[str]:
         left = r.given.get(CLEAN)
         if r.verdict == SUPPORTED and left and min(r.expected * left.low, r.expected * left.high) <= 0:
             told.append(
-                f"At equal clean accuracy {left.value:+.2f} {_interval(left)} of {_name(r.predictor)} is left: that it "
-                "says more than clean accuracy does is not shown."
+                f"At equal clean accuracy the correlation of {_name(r.predictor)} is {left.value:+.2f} {_interval(left)}: that "
+                "it says more than clean accuracy does is not shown."
             )
     if len(set(found.nets.seed)) == 1:
         told.append("One net for each scheme: what is said of a scheme may be so of that net alone.")
