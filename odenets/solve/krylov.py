@@ -234,7 +234,10 @@ def gmres(
                 krylov.select(keep, apply)
         x = x + system.combined(krylov)
         if krylov.m == memory and products < max_iterations and system.unsolved:
-            r = (upload(system.left().to(b.dtype), b)[:, None] @ krylov.basis(krylov.m + 1))[:, 0]
+            if recording():  # what is known of the residual on the host has no derivative
+                r, products = torch.where(upload(system.active, b)[:, None], b / unit - apply(x), 0), products + 1
+            else:
+                r = (upload(system.left().to(b.dtype), b)[:, None] @ krylov.basis(krylov.m + 1))[:, 0]
     if value is not None:
         value[system.rows] = x
         x = value
