@@ -41,16 +41,16 @@ def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iter
 def _exact() -> Iterator[None]:
     """Of several at once the first to enter switches, and the last to leave switches back."""
     with _lock:
-        if not _solving:
+        _solving.append(None)  # before the switch is touched, for others look at it without the lock
+        if len(_solving) == 1:
             _before.append(_tell("ieee"))
-        _solving.append(None)
     try:
         yield
     finally:
         with _lock:
-            _solving.pop()
-            if not _solving:
+            if len(_solving) == 1:
                 _tell_again(_before.pop())
+            _solving.pop()
 
 
 @contextmanager

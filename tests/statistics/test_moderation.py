@@ -22,12 +22,11 @@ def test_the_prior_is_found_again(others, scale):
 
 
 def test_variances_that_are_alike_are_nearly_known():
-    found = between_seeds(means(seeds=3))
+    found = between_seeds(means())
     variances, degrees = np.array([(own.variance, own.degrees) for own in found]).T
-    assert len(found) == 33 and (degrees > 4).all()
-    assert variances.min() >= means(seeds=3)[0].var(ddof=1) / 4  # the reference keeps its own
-    direct = (means(seeds=3)[1:] - means(seeds=3)[0]).var(axis=1, ddof=1)
-    assert np.log(variances).std() < 0.5 * np.log(direct).std(), "lucky seeds count for less"
+    assert len(found) == 33 and (degrees > 8).all()
+    direct = (means()[1:] - means()[0]).var(axis=1, ddof=1)
+    assert (variances >= direct).all() and np.log(variances).std() < 0.7 * np.log(direct).std(), "lucky seeds count for less"
 
 
 def test_a_scheme_that_scatters_keeps_what_its_seeds_say():
@@ -55,18 +54,18 @@ def test_seeds_that_make_no_difference_have_no_variance():
 
 def test_a_table_of_many_schemes_has_narrower_intervals_than_each_for_itself():
     random, found = np.random.default_rng(0), {}
-    tables = [{seed: random.random(200) < 0.5 + 0.05 * random.normal() for seed in range(3)} for _ in range(30)]
+    tables = [{seed: random.random(200) < 0.5 + 0.05 * random.normal() for seed in range(5)} for _ in range(30)]
     for count in (FEWEST - 1, FEWEST, 30):
         gaps = statistics.gaps({i: (tables[i], tables[0]) for i in range(1, count)})
         found[count] = np.median([gap.estimate.high - gap.estimate.low for gap in gaps.values()])
-    assert found[30] < 0.6 * found[FEWEST - 1] and found[FEWEST] < 0.8 * found[FEWEST - 1]
+    assert found[30] < found[FEWEST - 1] and found[FEWEST] < 0.95 * found[FEWEST - 1], found
 
 
 def test_schemes_without_some_seed_are_read_by_themselves():
     random = np.random.default_rng(0)
-    tables = [{seed: random.random(200) < 0.5 + 0.05 * random.normal() for seed in range(4)} for _ in range(12)]
+    tables = [{seed: random.random(200) < 0.5 + 0.05 * random.normal() for seed in range(6)} for _ in range(12)]
     whole = {i: (tables[i], tables[0]) for i in range(1, 12)}
-    part = {**whole, 1: ({seed: tables[1][seed] for seed in range(3)}, tables[0])}
+    part = {**whole, 1: ({seed: tables[1][seed] for seed in range(5)}, tables[0])}
     (alone,) = (statistics.difference(*part[1], level=statistics.gaps(part)[1].estimate.level),)
     assert statistics.gaps(part)[1].estimate == alone
     assert statistics.gaps(part)[2].estimate.high == pytest.approx(statistics.gaps(whole)[2].estimate.high, abs=0.05)
@@ -75,3 +74,14 @@ def test_schemes_without_some_seed_are_read_by_themselves():
 @pytest.mark.parametrize("x", [0.1, 1.0, 7.0, 300.0])
 def test_the_inverse_of_trigamma(x):
     assert _inverse_trigamma(float(polygamma(1, x))) == pytest.approx(x)
+
+
+def test_few_seeds_and_a_reference_that_never_moves_are_read_by_themselves():
+    random = np.random.default_rng(0)
+    for seeds, rate in ((4, 0.5), (6, 0.0)):
+        tables = [
+            {s: random.random(100) < (rate or 0.3 * bool(i)) + 0.05 * random.normal() for s in range(seeds)} for i in range(12)
+        ]
+        reference = tables[0] if rate else {s: np.zeros(100, bool) for s in range(seeds)}
+        for gap, own in zip(statistics.gaps({i: (tables[i], reference) for i in range(1, 12)}).values(), tables[1:]):
+            assert gap.estimate == statistics.difference(own, reference, level=gap.estimate.level)

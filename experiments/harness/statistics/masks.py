@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from experiments.harness.statistics.estimates import LEVEL, Estimate, paired_images, wilson
 from experiments.harness.statistics.families import pointwise_level
-from experiments.harness.statistics.moderation import FEWEST, Between, between_seeds
+from experiments.harness.statistics.moderation import FEWEST, SEEDS, Between, between_seeds
 from experiments.harness.statistics.two_way import TwoWay, by_split, interval, proportion, two_way
 from experiments.harness.statistics.verdicts import MARGIN, OPEN, seeds_needed, verdict
 
@@ -113,10 +113,12 @@ def _between(pairs: Mapping[Key, tuple[Masks, Masks]]) -> dict[Key, Between]:
             groups.setdefault(frozenset((seed, mask.tobytes()) for seed, mask in other.items()), []).append(key)
     found: dict[Key, Between] = {}
     for keys in groups.values():
-        if len(keys) + 1 >= FEWEST:
-            seeds = [*pairs[keys[0]][1]]
-            every = [pairs[keys[0]][1], *(pairs[key][0] for key in keys)]
-            found |= zip(keys, between_seeds(np.array([[masks[seed].mean() for seed in seeds] for masks in every])))
+        reference = pairs[keys[0]][1]
+        every = [reference, *(pairs[key][0] for key in keys)]
+        values = np.array([[masks[seed].mean() for seed in reference] for masks in every])
+        # A reference that is the same whatever the seed may be that of several radii, at which nothing is left.
+        if len(every) >= FEWEST and len(reference) >= SEEDS and np.ptp(values[0]):
+            found |= zip(keys, between_seeds(values))
     return found
 
 

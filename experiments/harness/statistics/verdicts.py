@@ -52,9 +52,10 @@ def chance(found: TwoWay, seeds: int, margin: float = MARGIN, level: float = LEV
     if seeds < 2:
         raise InputError(f"an interval over seeds and images needs two seeds at least, got {seeds}")
     own, images = found.seeds * found.n / seeds, found.images
-    spread = own**2 / (seeds - 1) + images**2 / max(found.cells - 1, 1)
-    degrees = (own + images) ** 2 / spread if spread else seeds - 1
-    then = TwoWay(found.mean, own, images, degrees, seeds, found.cells, seeds - 1)
+    known = found.known + seeds - found.n
+    spread = own**2 / known + images**2 / max(found.cells - 1, 1)
+    degrees = (own + images) ** 2 / spread if spread else known
+    then = TwoWay(found.mean, own, images, degrees, seeds, found.cells, known)
     error = sqrt(then.variance)
     half = then.errors(level) * error
 
@@ -67,11 +68,11 @@ def chance(found: TwoWay, seeds: int, margin: float = MARGIN, level: float = LEV
 
 
 def seeds_needed(found: TwoWay, margin: float = MARGIN, level: float = LEVEL, power: float = POWER) -> int | None:
-    """How many seeds in all give a verdict with probability `power`; None where not even `MOST_SEEDS` do.
+    """How many seeds in all, more than there are, give a verdict with probability `power`; None: not even `MOST_SEEDS` do.
 
     A plan, not a promise: mean and variances are those of a few seeds. None says that the images are too few.
     """
     if not 0 < power < 1:
         raise InputError(f"a power lies between 0 and 1, got {power}")
-    enough = (seeds for seeds in range(max(found.n, 2), MOST_SEEDS + 1) if chance(found, seeds, margin, level) >= power)
+    enough = (seeds for seeds in range(found.n + 1, MOST_SEEDS + 1) if chance(found, seeds, margin, level) >= power)
     return next(enough, None)
