@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,7 +271,7 @@ def test_what_will_be_done_is_said_before_it_is(monkeypatch):
 
 def test_a_file_is_told_of_what_a_terminal_sees_as_bars(monkeypatch, tmp_path):
     now, out = [0.0], io.StringIO()
-    monkeypatch.setattr(places, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(places, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     for terminal in (False, True):
         out.truncate(0)
         with runner.progress_bars(Console(file=out, width=150, force_terminal=terminal)) as progress:
