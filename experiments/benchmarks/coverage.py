@@ -1,6 +1,6 @@
 """What the intervals and verdicts of a comparison are worth: simulated with the variances seen in docs/records.
 
-    python experiments/benchmarks/coverage.py [--only crossed,split,family,tables,stopping,power,relation] [--draws 1000]
+    python experiments/benchmarks/coverage.py [--only crossed,split,family,...] [--draws 1000]
     python experiments/benchmarks/coverage.py --figure docs/images/power.png
 
 Markdown tables for docs/statistics.md, or its figure: the table of power as curves. About 15 minutes on one core, the figure
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.special import ndtr, stdtr, stdtrit
 
+from experiments.benchmarks.coverage_relation import claims, within
 from experiments.harness.command import Parser, parse_choice, parse_one, run_cli, split_top_level
 from experiments.harness.report.drawing import FAINT, MARKERS, PALETTE, STYLE
 from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import schedule
 from experiments.harness.statistics.masks import gaps
-from experiments.harness.statistics.relation import Nets, relations, within_groups
+from experiments.harness.statistics.moderation import between_seeds
 from experiments.harness.statistics.two_way import by_split, interval, proportion, two_way
 from experiments.harness.statistics.verdicts import EQUIVALENT, LESS, MARGIN, MORE, OPEN, verdict
 
@@ -51,12 +52,13 @@ class World:
         parts = (self.seed, self.own_seed, self.image, self.own_image, self.rest)
         return float(ndtr(self.rates[scheme] / np.sqrt(np.square(parts).sum())))
 
-    def draw(self, random: np.random.Generator, seeds: int, images: int = IMAGES) -> NDArray:
-        """(2, seeds, images) of right and wrong."""
+    def draw(self, random: np.random.Generator, seeds: int, images: int = IMAGES, schemes: int = 2) -> NDArray:
+        """(schemes, seeds, images) of right and wrong; beyond two they have the rates of those in turn."""
         shared = self.seed * random.standard_normal((seeds, 1)) + self.image * random.standard_normal(images)
-        own = self.own_seed * random.standard_normal((2, seeds, 1)) + self.own_image * random.standard_normal((2, 1, images))
-        cells = self.rest * random.standard_normal((2, seeds, images), dtype=np.float32)
-        return np.array(self.rates)[:, None, None] + shared + own + cells > 0
+        own = self.own_seed * random.standard_normal((schemes, seeds, 1))
+        own = own + self.own_image * random.standard_normal((schemes, 1, images))
+        cells = self.rest * random.standard_normal((schemes, seeds, images), dtype=np.float32)
+        return np.resize(self.rates, schemes)[:, None, None] + shared + own + cells > 0
 
 
 # Components of the difference in docs/records (standard deviation of a seed in points, of an image, of a cell): digits at 0.1
@@ -137,18 +139,31 @@ def family(
 def tables(schemes: int, seeds: int, draws: int, images: int = 300, seed: int = 0) -> tuple[float, float]:
     """(share of tables of alike schemes in which a difference to the first is found, middle half-width in points).
 
-    Nets see images rightly as in a `World` with the variances of digits at radius 0.1; intervals are those of a report.
+    The variances are those of digits at radius 0.1, the intervals those of a report.
     """
     random, false, halves = np.random.default_rng(seed), 0, []
+    alike = World("alike", (0.2, 0.2), 0.14, 0.25)
     for _ in range(draws):
-        shared = 0.05 * random.standard_normal((seeds, 1)) + 1.25 * random.standard_normal(images)
-        own = 0.14 * random.standard_normal((schemes, seeds, 1)) + 0.25 * random.standard_normal((schemes, 1, images))
-        cells = 0.75 * random.standard_normal((schemes, seeds, images), dtype=np.float32)
-        masks = [dict(enumerate(table)) for table in 0.2 + shared + own + cells > 0]
+        masks = [dict(enumerate(table)) for table in alike.draw(random, seeds, images, schemes)]
         found = [gap.estimate for gap in gaps({scheme: (masks[scheme], masks[0]) for scheme in range(1, schemes)}).values()]
         false += any(not one.low <= 0 <= one.high for one in found)
         halves.append(50 * np.median([one.high - one.low for one in found]))
     return false / draws, float(np.mean(halves))
+
+
+def moderated(schemes: int, seeds: int, draws: int, unlike: float = 1, apart: float = 0, seed: int = 0) -> float:
+    """Share of tables of schemes without differences in which one is found by variances told by one another, images aside.
+
+    unlike: deviation of half of the schemes, that of the others being 1. apart: of an effect of the seed that they alone have.
+    """
+    random, false, other = np.random.default_rng(seed), 0, np.arange(schemes) >= schemes // 2
+    for _ in range(draws):
+        values = np.where(other, unlike, 1.0)[:, None] * random.standard_normal((schemes, seeds))
+        values += apart * other[:, None] * random.standard_normal(seeds)
+        known = between_seeds(values)
+        half = [stdtrit(one.degrees, 1 - 0.025 / (schemes - 1)) * (one.variance / seeds) ** 0.5 for one in known]
+        false += bool((np.abs((values[1:] - values[0]).mean(1)) > half).any())
+    return false / draws
 
 
 def stopping(
@@ -258,50 +273,6 @@ def power_figure(draws: int) -> Figure:
     return figure
 
 
-def study(
-    random: np.random.Generator, schemes: int, seeds: int, predictors: int, strength: float
-) -> tuple[dict[str, NDArray], Nets]:
-    """({predictor: values}, nets) where the predictors follow, in noise, what robustness follows by `strength`."""
-    scheme, seed = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
-    cause, other = random.standard_normal((2, schemes))
-    robust = (strength * cause + np.sqrt(1 - strength**2) * other)[scheme] + 0.5 * random.standard_normal(len(scheme))
-    known = {
-        f"predictor {i}": -(0.8 * cause + 0.6 * random.standard_normal(schemes))[scheme]
-        + 0.3 * random.standard_normal(len(scheme))
-        for i in range(predictors)
-    }
-    return known, Nets(robust, list(scheme), [0] * len(scheme), list(seed))
-
-
-def claims(schemes: int, strength: float, draws: int, predictors: int = 8, seeds: int = 5, seed: int = 0) -> NDArray:
-    """(share of studies with a predictor supported, mean share of predictors supported)."""
-    random, found = np.random.default_rng(seed), []
-    for _ in range(draws):
-        known, nets = study(random, schemes, seeds, predictors, strength)
-        said = [relation.verdict == "supported" for relation in relations(known, nets, given={}, expected={})]
-        found.append((float(any(said)), float(np.mean(said))))
-    return np.mean(found, 0)
-
-
-def within(schemes: int, seeds: int, correlation: float, shared: float, draws: int, seed: int = 0) -> float:
-    """Coverage of the correlation within schemes, where `shared` of the variance of nets is that of their seed."""
-    random, found = np.random.default_rng(seed), []
-    scheme, own = np.repeat(np.arange(schemes), seeds), np.tile(np.arange(seeds), schemes)
-
-    def pair(size: int) -> tuple[NDArray, NDArray]:
-        x, y = random.standard_normal((2, size))
-        return x, correlation * x + np.sqrt(1 - correlation**2) * y
-
-    for _ in range(draws):
-        (common_x, common_y), (x, y) = pair(seeds), pair(len(scheme))
-        x, y = (np.sqrt(shared) * c[own] + np.sqrt(1 - shared) * v for c, v in ((common_x, x), (common_y, y)))
-        estimate = within_groups(x, y, list(scheme), list(scheme), list(own))
-        assert estimate is not None  # every scheme has its seeds
-        found.append((estimate.value, estimate.low, estimate.high))
-    value, low, high = np.array(found).T
-    return float(((low <= value.mean()) & (value.mean() <= high)).mean())
-
-
 def _show(console: Console, title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     console.print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}", markup=False, highlight=False)
     for row in rows:
@@ -341,6 +312,19 @@ def _tables(draws: int) -> dict[str, Callable[[], tuple[str, Sequence[str], Iter
             (
                 (n, *("{:.3f} / {:.1f}".format(*tables(n, seeds, max(1, 4 * draws // (n + 6)))) for seeds in (2, 3, 5, 8)))
                 for n in (2, 3, 9, 10, 34)
+            ),
+        ),
+        "moderated": lambda: (
+            "Variances told by one another, tables without a difference in which one is found (Bonferroni), images aside",
+            ("schemes", "half of them", "5 seeds", "8 seeds"),
+            (
+                (
+                    n,
+                    f"deviation {unlike}, effect of the seed {apart}",
+                    *(moderated(n, s, 2 * draws, unlike, apart) for s in (5, 8)),
+                )
+                for n in (10, 34)
+                for unlike, apart in ((1, 0), (5, 0), (1, 6))
             ),
         ),
         "stopping": lambda: (

@@ -91,37 +91,29 @@ class Solver(ABC):
             ValueError: The residual at `guess` is not finite or has another shape.
             RuntimeError: `on_failure` is "raise" and a sample did not converge.
         """
+        floor = floor + self.atol
         with solving(guess, type(self).__name__):
-            return self._found(residual, guess, samples, scale, floor + self.atol)
+            if self.fixed:
+                return self._fixed(residual, guess, samples, scale, floor)
+            found = self._solve(residual, guess, samples, scale, floor, False)
+            if isinstance(found, Solution):
+                return found
+            # The whole equation in units of its first residual, r(u z) / u: its squares would leave the range of the dtype.
+            unit = power_of_two(found)
+            if not everywhere(torch.isfinite(row_norm(found.detach() / unit))):
+                raise InputError(
+                    "the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input"
+                )
+            u, flat = unit.view(-1, *[1] * (guess.dim() - 1)), unit[:, 0]
 
-    def _found(
-        self,
-        residual: Callable[..., State],
-        guess: State,
-        samples: Sequence[Tensor],
-        scale: Tensor | None,
-        floor: Tensor | float,
-    ) -> Solution:
-        """As `__call__`."""
-        if self.fixed:
-            return self._fixed(residual, guess, samples, scale, floor)
-        found = self._solve(residual, guess, samples, scale, floor, False)
-        if isinstance(found, Solution):
-            return found
-        # The whole equation in units of its first residual, r(u z) / u: its squares would leave the range of the dtype.
-        unit = power_of_two(found)
-        if not everywhere(torch.isfinite(row_norm(found.detach() / unit))):
-            raise InputError("the field is not finite at the start of an implicit step: NaN or Inf in the weights or the input")
-        u, flat = unit.view(-1, *[1] * (guess.dim() - 1)), unit[:, 0]
+            def in_units(z: State, unit: Tensor, *samples: Tensor) -> State:
+                u = unit.view(-1, *[1] * (z.dim() - 1))
+                return residual(u * z, *samples) / u
 
-        def in_units(z: State, unit: Tensor, *samples: Tensor) -> State:
-            u = unit.view(-1, *[1] * (z.dim() - 1))
-            return residual(u * z, *samples) / u
-
-        scale = None if scale is None else scale / flat
-        found = self._solve(in_units, guess / u, (flat, *samples), scale, floor / flat, True)
-        norm = found.norm * flat.to(found.norm.device)
-        return found._replace(value=found.value * u, scale=found.scale * flat, norm=norm)
+            scale = None if scale is None else scale / flat
+            found = self._solve(in_units, guess / u, (flat, *samples), scale, floor / flat, True)
+            norm = found.norm * flat.to(found.norm.device)
+            return found._replace(value=found.value * u, scale=found.scale * flat, norm=norm)
 
     def _solve(
         self,

@@ -28,24 +28,19 @@ def unrounded(tensor: Tensor) -> AbstractContextManager:
     exact = torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
     if torch.compiler.is_compiling() or tensor.dtype != torch.float32 or not (_solving or _rounds(kind)):
         return exact
-    return _both(exact, _exact())
+    return _exact(exact)
 
 
 @contextmanager
-def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iterator[None]:
-    with first, second:
-        yield
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Of several at once the first to enter switches, and the last to leave switches back."""
+def _exact(within: AbstractContextManager) -> Iterator[None]:
+    """`within` without TF32. Of several at once the first to enter switches, and the last to leave switches back."""
     with _lock:
         _solving.append(None)  # before the switch is touched, for others look at it without the lock
         if len(_solving) == 1:
             _before.append(_tell("ieee"))
     try:
-        yield
+        with within:
+            yield
     finally:
         with _lock:
             if len(_solving) == 1:

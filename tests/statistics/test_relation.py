@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.benchmarks.coverage import claims, study, within
+from experiments.benchmarks.coverage_relation import claims, study, within
 from experiments.harness.statistics.association import cluster_bootstrap, rank_association
 from experiments.harness.statistics.relation import Nets, held_out_order, relations, reliability, within_groups
 

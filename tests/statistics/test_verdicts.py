@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.benchmarks.coverage import WORLDS, World, family, stopping, t_sequence, tables, verdicts
+from experiments.benchmarks.coverage import WORLDS, World, family, moderated, stopping, t_sequence, tables, verdicts
 from experiments.harness.statistics.estimates import Estimate
 from experiments.harness.statistics.families import pointwise_level
 from experiments.harness.statistics.looks import schedule
@@ -106,6 +106,14 @@ def test_the_confidence_sequence_by_its_likelihood_ratio():
 @pytest.mark.parametrize("seeds", [5, 10, 30])
 def test_false_verdicts_of_a_family(comparisons, correlation, seeds):
     assert family(comparisons, correlation, seeds, 600) <= 0.05 + 0.018  # two standard errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schemes", [10, 34])
+@pytest.mark.parametrize(("unlike", "apart", "most"), [(1, 0, 0.05), (5, 0, 0.071), (1, 6, 0.05)])
+def test_false_findings_by_variances_told_by_one_another(schemes, unlike, apart, most):
+    """5 %, but 7 where half of the schemes scatter five times as much, as docs/statistics.md says; two standard errors."""
+    assert moderated(schemes, 5, 2000, unlike, apart) <= most + 0.0115
 
 
 @pytest.mark.slow
